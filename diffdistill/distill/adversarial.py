@@ -1,0 +1,90 @@
+"""An optional adversarial term beside score distillation, as in DMD2.
+
+The discriminator is a small head on features of the fake score (its bottleneck), so it costs one network only
+a few layers more. Losses are the non-saturating ones (arXiv 1406.2661, section 3) written with softplus:
+
+    generator       softplus(-D(fake))                       DMD2 adds it to the student's loss times 3e-3
+    discriminator   softplus(D(fake)) + softplus(-D(real))   and to the fake score's loss times 1e-2
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def generator_loss(logits_fake: Tensor) -> Tensor:
+    """-log of the probability given to generated samples being real, mean over all logits (any shape).
+
+    >>> round(generator_loss(torch.zeros(4, 1)).item(), 4)
+    0.6931
+    """
+    return functional.softplus(-logits_fake).mean()
+
+
+def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
+    """Cross-entropy of telling real from generated, mean over all logits of each (any shapes).
+
+    >>> round(discriminator_loss(torch.zeros(4, 1), torch.zeros(4, 1)).item(), 4)
+    1.3863
+    """
+    return functional.softplus(logits_fake).mean() + functional.softplus(-logits_real).mean()
+
+
+def approximate_r1(
+    discriminator: Callable[[Tensor], Tensor], real: Tensor, noise: Tensor, std: float = 0.01
+) -> Tensor:
+    """mean (D(x) - D(x + std n))^2: a gradient penalty without a second derivative.
+
+    To first order std^2 |dD/dx|^2 (R1, arXiv 1801.04406). Attention kernels without a second derivative can
+    be used. Source: Adversarial Post-Training, arXiv 2501.08316.
+
+    Args:
+        discriminator: samples of shape (B, ...) to logits.
+        real: real samples of shape (B, ...).
+        noise: standard normal, of the same shape.
+        std: finite step, in units of the samples.
+    """
+    return (discriminator(real) - discriminator(real + std * noise)).square().mean()
+
+
+class DiscriminatorHead(nn.Module):
+    """Features of a score model to logits.
+
+        (B, C, H, W) -> 3x3 conv -> norm, SiLU -> 3x3 conv, stride 2 -> norm, SiLU
+                     -> 1x1 conv -> (B, 1, h, w) -> mean -> (B, 1)
+
+    Group normalisation takes at least four channels to a group, so a 1 x 1 map is not normalised to nothing.
+
+    Args:
+        channels: C of the features.
+        hidden: width of the head, a multiple of 4.
+        patches: give the map of logits (B, 1, ceil(H / 2), ceil(W / 2)), one a patch;
+            without it their mean (B, 1).
+
+    Raises:
+        ValueError: hidden is not a positive multiple of 4.
+    """
+
+    def __init__(self, channels: int, hidden: int = 128, patches: bool = False) -> None:
+        super().__init__()
+        if hidden < 4 or hidden % 4:
+            raise ValueError(f"hidden is {hidden}; it must be a positive multiple of 4")
+        groups = math.gcd(32, hidden // 4)
+        self.patches = patches
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, hidden, 3, padding=1),
+            nn.GroupNorm(groups, hidden),
+            nn.SiLU(),
+            nn.Conv2d(hidden, hidden, 3, stride=2, padding=1),
+            nn.GroupNorm(groups, hidden),
+            nn.SiLU(),
+            nn.Conv2d(hidden, 1, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, 1), or (B, 1, h, w) with `patches`, of features (B, C, H, W)."""
+        logits: Tensor = self.layers(features)
+        return logits if self.patches else torch.mean(logits, dim=(2, 3))

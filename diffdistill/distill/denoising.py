@@ -1,0 +1,77 @@
+"""Denoising score matching: training a fake score on generated samples, or a teacher on data.
+
+The network sees x_t = alpha x0 + sigma eps. Whatever it predicts is converted, and squared error is taken in
+one space with one weight. With e = x0_hat - x0 at fixed x_t, all of them are weights on e^2:
+
+    name           loss                        weight on (x0_hat - x0)^2          used by
+    eps            (eps_hat - eps)^2           (alpha / sigma)^2                  DDPM, eps-trained networks
+    alpha2_eps     alpha^2 (eps_hat - eps)^2   (alpha^2 / sigma)^2                SwiftBrush's fake score
+    x0             (x0_hat - x0)^2             1
+    v              (v_hat - v)^2               (alpha^2 + sigma^2)^2 / sigma^2    v-trained networks
+    flow           (flow_hat - flow)^2         (alpha + sigma)^2 / sigma^2        flow matching
+    snr_plus_one   (SNR + 1) (x0_hat - x0)^2   (alpha^2 + sigma^2) / sigma^2      DMD2's fake, sigma_data = 1
+
+with v = alpha eps - sigma x0, flow = eps - x0, SNR = alpha^2 / sigma^2.
+Where alpha^2 + sigma^2 = 1 the last equals v.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from diffdistill.diffusion import Prediction, broadcast
+
+from .tables import look_up
+
+# (prediction, x0, eps, alpha, sigma) -> weighted squared error of each element
+DenoisingError = Callable[[Prediction, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _v_error(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    return (prediction.v - (alpha * eps - sigma * x0)).square()
+
+
+def _snr_plus_one(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    # from v, whose error is (alpha^2 + sigma^2) / sigma times that of x0: no division by sigma
+    return _v_error(prediction, x0, eps, alpha, sigma) / (alpha.square() + sigma.square())
+
+
+DENOISING_WEIGHTS: dict[str, DenoisingError] = {
+    "eps": lambda p, x0, eps, alpha, sigma: (p.eps - eps).square(),
+    "alpha2_eps": lambda p, x0, eps, alpha, sigma: (alpha * (p.eps - eps)).square(),
+    "x0": lambda p, x0, eps, alpha, sigma: (p.x0 - x0).square(),
+    "v": _v_error,
+    "flow": lambda p, x0, eps, alpha, sigma: (p.flow - (eps - x0)).square(),
+    "snr_plus_one": _snr_plus_one,
+}
+
+
+def denoising_loss(
+    denoiser: Any, x0: Tensor, t: Tensor, eps: Tensor, cond: Any, weight: str | DenoisingError = "eps"
+) -> Tensor:
+    """Denoising score matching loss, the mean over all elements.
+
+    Args:
+        denoiser: a `Denoiser`; the gradient goes into its network.
+        x0: clean samples of shape (B, ...), used as constants: a generator's graph is cut here.
+        t: times of shape (B,), in the schedule's own units.
+        eps: standard normal noise of the shape of x0.
+        cond: condition of the batch; see `drop_condition` for training the unconditional score as well.
+        weight: a name in the table of this module, or a function like those in it.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: an unknown weight, or shapes that differ.
+    """
+    error = look_up(DENOISING_WEIGHTS, weight, "denoising weight")
+    if eps.shape != x0.shape:
+        raise ValueError(f"noise has shape {tuple(eps.shape)}, x0 {tuple(x0.shape)}; they must be equal")
+    x0 = x0.detach()
+    schedule = denoiser.schedule
+    prediction = denoiser(schedule.add_noise(x0, eps, t), t, cond)
+    alpha = broadcast(schedule.alpha(t), x0).to(x0.dtype)
+    sigma = broadcast(schedule.sigma(t), x0).to(x0.dtype)
+    return error(prediction, x0, eps, alpha, sigma).mean()

@@ -1,0 +1,89 @@
+"""A few numbers in seconds, from features in hand: distances, their real-against-real floor, diversity."""
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.evaluation.distances import frechet_distance, kernel_distance
+
+
+def quick_numbers(features_generated: Tensor, features_reference: Tensor) -> dict[str, Any]:
+    """Kernel and Frechet distance of generated images from real ones.
+
+    Args:
+        features_generated: Tensor of shape (n, d).
+        features_reference: Tensor of shape (n_reference, d).
+
+    Returns:
+        `kd` (unbiased, comparable across n), `kd_se` (its standard error), `fd` (biased upwards: compare only
+        at equal `n` and `n_reference`), `n` and `n_reference`.
+
+    Raises:
+        ValueError: wrong shapes, fewer than 3 rows, or values that are not finite.
+    """
+    kd, kd_se = kernel_distance(features_generated, features_reference)
+    return {
+        "kd": kd,
+        "kd_se": kd_se,
+        "fd": frechet_distance(features_generated, features_reference),
+        "n": len(features_generated),
+        "n_reference": len(features_reference),
+    }
+
+
+def real_floor(features: Tensor, seed: int = 0, n: int | None = None) -> dict[str, Any]:
+    """The same numbers for real images against other real images: what a perfect generator would score.
+
+    Args:
+        features: Tensor of shape (N, d), of real images.
+        seed: of the random split into two disjoint parts.
+        n: size of the part that plays the generated images, the rest being the reference. By default both
+            parts are N // 2. To set a floor beside an `fd`, make both sizes those of that `fd`.
+
+    Returns:
+        As `quick_numbers`, and `seed`.
+
+    Raises:
+        ValueError: a part with fewer than 3 rows, or what `quick_numbers` raises for.
+    """
+    total = len(features)
+    size, rest = (total // 2, total // 2) if n is None else (n, total - n)
+    if min(size, rest) < 3:
+        raise ValueError(f"both parts should have at least 3 rows, got {size} and {rest} out of {total}")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(features.device)
+    return {**quick_numbers(features[order[:size]], features[order[size : size + rest]]), "seed": seed}
+
+
+def diversity(features: Tensor, groups: Iterable[Hashable] | Tensor) -> float:
+    """Mean Euclidean distance between the features of two images of one group, averaged over the groups.
+
+    With the prompt as the group this is the diversity within a caption; a generator that has collapsed
+    to one image a prompt scores 0.
+
+    Args:
+        features: Tensor of shape (n, d).
+        groups: n labels, such as prompts, or a Tensor of n integers. Groups of one image are left out.
+
+    Raises:
+        ValueError: another number of labels than rows, no group of two, or values that are not finite.
+
+    >>> diversity(torch.tensor([[0.0], [3.0], [5.0], [5.0]]), ["cat", "cat", "dog", "dog"])
+    1.5
+    """
+    labels = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+    if features.ndim != 2 or len(labels) != len(features):
+        raise ValueError(
+            f"features should have shape (n, d) and one label a row, got {tuple(features.shape)} "
+            f"and {len(labels)} labels"
+        )
+    if not bool(features.isfinite().all()):
+        raise ValueError("features hold values that are not finite")
+    members: dict[Hashable, list[int]] = {}
+    for row, label in enumerate(labels):
+        members.setdefault(label, []).append(row)
+    means = [torch.pdist(features[rows].double()).mean() for rows in members.values() if len(rows) > 1]
+    if not means:
+        raise ValueError("no group has two images, so there is no distance within one")
+    return float(torch.stack(means).mean())

@@ -1,0 +1,71 @@
+"""Quick numbers, the real-against-real floor and diversity, against their definitions."""
+
+import doctest
+
+import pytest
+import torch
+
+from diffdistill.evaluation import quick
+from diffdistill.evaluation.distances import frechet_distance, kernel_distance
+from diffdistill.evaluation.quick import diversity, quick_numbers, real_floor
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_quick_numbers_hold_both_distances() -> None:
+    x, y = normal(20, 6, seed=0), normal(30, 6, seed=1) + 0.5
+    kd, kd_se = kernel_distance(x, y)
+    assert quick_numbers(x, y) == {
+        "kd": kd,
+        "kd_se": kd_se,
+        "fd": frechet_distance(x, y),
+        "n": 20,
+        "n_reference": 30,
+    }
+
+
+def test_floor_splits_into_disjoint_random_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.arange(11.0)[:, None].repeat(1, 2)
+    seen = []
+    monkeypatch.setattr(
+        quick, "quick_numbers", lambda x, y: seen.append((x[:, 0].tolist(), y[:, 0].tolist())) or {}
+    )
+    real_floor(rows)
+    real_floor(rows, seed=1)
+    real_floor(rows, n=3)
+    real_floor(rows)
+    assert [(len(x), len(y)) for x, y in seen] == [(5, 5), (5, 5), (3, 8), (5, 5)]
+    assert all(len({*x, *y}) == len(x) + len(y) for x, y in seen)
+    assert seen[0] == seen[3] != seen[1]
+    with pytest.raises(ValueError, match="got 2 and 9 out of 11"):
+        real_floor(rows, n=2)
+
+
+def test_floor_of_the_kernel_distance_is_about_zero() -> None:
+    floors = [real_floor(normal(60, 5, seed=0), seed=seed) for seed in range(40)]
+    kd = torch.tensor([floor["kd"] for floor in floors])
+    assert abs(kd.mean()) < floors[0]["kd_se"] / 2
+    assert floors[7]["seed"] == 7 and floors[7]["n"] == floors[7]["n_reference"] == 30
+    assert min(floor["fd"] for floor in floors) > 0  # the bias that the floor is there to show
+
+
+def test_diversity_is_the_mean_over_groups_of_the_mean_over_pairs() -> None:
+    x = normal(6, 4, seed=0)
+    groups = ["a", "b", "a", "lonely", "a", "b"]
+    a = ((x[0] - x[2]).norm() + (x[0] - x[4]).norm() + (x[2] - x[4]).norm()) / 3
+    expected = float((a + (x[1] - x[5]).norm()) / 2)
+    assert diversity(x, groups) == pytest.approx(expected, rel=1e-6)
+    assert diversity(x, torch.tensor([0, 1, 0, 2, 0, 1])) == diversity(x, groups)
+    assert diversity(x[:1].repeat(4, 1), ["a", "a", "b", "b"]) == 0
+    with pytest.raises(ValueError, match="no group has two images"):
+        diversity(x, range(6))
+    with pytest.raises(ValueError, match="5 labels"):
+        diversity(x, range(5))
+
+
+def test_docstring_examples() -> None:
+    result = doctest.testmod(quick)
+    assert result.attempted
+    assert not result.failed
