@@ -137,10 +137,10 @@ def judge(
     eps: Tensor,
     cond: Any,
     null: Any,
-    guidance_scale: float,
+    guidance_scale: float | Tensor,
     *,
     fake: Any = None,
-    fake_guidance_scale: float = 1.0,
+    fake_guidance_scale: float | Tensor = 1.0,
     later_t: Tensor | None = None,
 ) -> Judgement:
     """Run the passes that a residual reads. Nothing here has a graph.
@@ -158,7 +158,7 @@ def judge(
         cond: condition of the batch.
         null: the empty (or negative) condition; may be None where both guidance scales are 1 and the row is
             not CSD.
-        guidance_scale: s in e_0 + s (e_c - e_0); 1 is unguided.
+        guidance_scale: s in e_0 + s (e_c - e_0); 1 is unguided. A tensor of shape (B,) is one a sample.
         fake: score model of the generator's samples, for VSD.
         fake_guidance_scale: s of the fake score.
         later_t: t + dt of shape (B,), for ASD (`Schedule.later`). Where it equals t the pass is spared.
@@ -172,7 +172,8 @@ def judge(
     with torch.no_grad():
         x0 = x0.detach()
         x_t = teacher.schedule.add_noise(x0, eps, t)
-        if "null" in row.needs or ("guided" in row.needs and guidance_scale != 1.0):
+        unguided = not isinstance(guidance_scale, Tensor) and guidance_scale == 1
+        if "null" in row.needs or ("guided" in row.needs and not unguided):
             made["cond"], made["null"] = cond_and_null(teacher, x_t, t, cond, null)
             made["guided"] = combine(made["null"], made["cond"], guidance_scale)
         elif row.needs & {"cond", "guided"}:

@@ -24,10 +24,10 @@ def score_distillation_loss(
     eps: Tensor,
     cond: Any,
     null: Any,
-    guidance_scale: float,
+    guidance_scale: float | Tensor,
     *,
     fake: Any = None,
-    fake_guidance_scale: float = 1.0,
+    fake_guidance_scale: float | Tensor = 1.0,
     later_t: Tensor | None = None,
     reduction: str = "mean",
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffdistill.diffusion import FlowSchedule, VPSchedule
+from diffdistill.diffusion import FlowSchedule, PredictionType, VPSchedule
 from diffdistill.diffusion.gaussian import GaussianTeacher
 from diffdistill.distill import DENOISING_WEIGHTS, denoising_loss
 
@@ -25,7 +25,7 @@ def batch(schedule: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["vp", "flow"])
-def test_every_weight_is_a_weight_on_the_error_of_x0(schedule: Any, kind: str) -> None:
+def test_every_weight_is_a_weight_on_the_error_of_x0(schedule: Any, kind: PredictionType) -> None:
     x0, t, eps = batch(schedule)
     model = GaussianTeacher(schedule, 0.3, 0.6, kind)
     alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import FlowSchedule, VPSchedule
+from diffdistill.diffusion import FlowSchedule, PredictionType, VPSchedule
 from diffdistill.diffusion.gaussian import GaussianTeacher
 from diffdistill.distill import RESIDUALS, WEIGHTS, Judgement, judge, score_distillation_loss
 from diffdistill.distill.weights import DMD_FLOOR, PRD_DELTA, teacher_error
@@ -20,7 +20,7 @@ SCHEDULES = [
 
 
 def judged(
-    schedule: Any, kind: str, residual: str = "vsd", u: Tensor | None = None, std: float = 0.4
+    schedule: Any, kind: PredictionType, residual: str = "vsd", u: Tensor | None = None, std: float = 0.4
 ) -> Judgement:
     generator = torch.Generator().manual_seed(1)
     x0, eps = (torch.randn(4, 3, 2, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -34,7 +34,7 @@ def judged(
 @pytest.mark.parametrize("kind", ["eps", "v"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["vp", "flow"])
 @pytest.mark.parametrize("residual", ["sds", "vsd"])
-def test_weights_are_factors_on_one_residual(schedule: Any, kind: str, residual: str) -> None:
+def test_weights_are_factors_on_one_residual(schedule: Any, kind: PredictionType, residual: str) -> None:
     judgement = judged(schedule, kind, residual)
     row = RESIDUALS[residual]
     noise, clean = row.assemble(judgement), row.assemble_x0(judgement)
@@ -68,7 +68,7 @@ def test_normalising_is_a_sample_s_own() -> None:
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("kind", ["v", "flow", "x0"])
-def test_gradients_are_finite_at_pure_noise(weight: str, kind: str) -> None:
+def test_gradients_are_finite_at_pure_noise(weight: str, kind: PredictionType) -> None:
     """The flow schedule ends at alpha = 0 exactly, where alpha divides nothing that a weight needs."""
     judgement = judged(FlowSchedule(), kind, u=torch.ones(4, dtype=torch.float64))
     assert bool((judgement.alpha == 0).all())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import FlowSchedule, VPSchedule
+from diffdistill.diffusion import FlowSchedule, PredictionType, VPSchedule
 from diffdistill.diffusion.gaussian import GaussianTeacher
 from diffdistill.distill import judge, score_distillation_loss, surrogate_loss
 
@@ -31,7 +31,7 @@ MEAN = {"cond": 1.5, "null": -0.5, "fake": 0.2}
 class TwoGaussians:
     """A teacher whose conditional and unconditional distributions differ in mean and in deviation."""
 
-    def __init__(self, schedule: Any, kind: str) -> None:
+    def __init__(self, schedule: Any, kind: PredictionType) -> None:
         self.schedule = schedule
         self.parts = {
             name: GaussianTeacher(schedule, MEAN[name], STD[name], kind) for name in ("cond", "null")
@@ -84,24 +84,24 @@ def close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("kind", ["eps", "v"])
 @pytest.mark.parametrize("schedule", [s for _, s in SCHEDULES], ids=[n for n, _ in SCHEDULES])
 class TestClosedForms:
-    def test_sds(self, schedule: Any, kind: str) -> None:
+    def test_sds(self, schedule: Any, kind: PredictionType) -> None:
         b = batch(schedule)
         cond, null = (closed_form(schedule, b, name, b["t"], b["eps"]) for name in ("cond", "null"))
         close(gradient("sds", TwoGaussians(schedule, kind), b), null + SCALE * (cond - null) - b["eps"])
 
-    def test_csd(self, schedule: Any, kind: str) -> None:
+    def test_csd(self, schedule: Any, kind: PredictionType) -> None:
         b = batch(schedule)
         cond, null = (closed_form(schedule, b, name, b["t"], b["eps"]) for name in ("cond", "null"))
         close(gradient("csd", TwoGaussians(schedule, kind), b), cond - null)
 
-    def test_vsd(self, schedule: Any, kind: str) -> None:
+    def test_vsd(self, schedule: Any, kind: PredictionType) -> None:
         b = batch(schedule)
         cond, null, fake = (closed_form(schedule, b, name, b["t"], b["eps"]) for name in MEAN)
         fake_score = GaussianTeacher(schedule, MEAN["fake"], STD["fake"], kind)
         grad = gradient("vsd", TwoGaussians(schedule, kind), b, fake=fake_score)
         close(grad, null + SCALE * (cond - null) - fake)
 
-    def test_asd(self, schedule: Any, kind: str) -> None:
+    def test_asd(self, schedule: Any, kind: PredictionType) -> None:
         b = batch(schedule)
         later_t = schedule.later(b["t"], torch.full_like(b["t"], 0.7, dtype=torch.float64), 0.1, 0.02)
         assert bool((later_t >= b["t"]).all()) and bool((later_t > b["t"]).any())
@@ -110,7 +110,7 @@ class TestClosedForms:
         grad = gradient("asd", TwoGaussians(schedule, kind), b, later_t=later_t)
         close(grad, null + SCALE * (cond - null) - later)
 
-    def test_mean_over_the_noise(self, schedule: Any, kind: str) -> None:
+    def test_mean_over_the_noise(self, schedule: Any, kind: PredictionType) -> None:
         """E[residual] in terms of g(t, v) = alpha sigma / (alpha^2 v^2 + sigma^2)."""
         b = batch(schedule)
         later_t = schedule.later(b["t"], torch.full_like(b["t"], 0.7, dtype=torch.float64), 0.1, 0.02)
@@ -127,9 +127,10 @@ class TestClosedForms:
             ("csd", push("cond", b["t"]) - push("null", b["t"]), {}),
             ("asd", expected_sds - push("cond", later_t), {"later_t": later_t}),
         ]:
-            close(sum(gradient(name, teacher, signed, **options) for signed in both_signs) / 2, expected)
+            both = torch.stack([gradient(name, teacher, signed, **options) for signed in both_signs])
+            close(both.mean(0), expected)
 
-    def test_asd_without_a_shift_is_csd(self, schedule: Any, kind: str) -> None:
+    def test_asd_without_a_shift_is_csd(self, schedule: Any, kind: PredictionType) -> None:
         b = batch(schedule)
         teacher = TwoGaussians(schedule, kind)
         still = schedule.later(b["t"], torch.full_like(b["t"], 0.7, dtype=torch.float64), 0.0, 0.02)
@@ -137,13 +138,13 @@ class TestClosedForms:
         assert sum(len(x_t) for x_t, _, _ in teacher.seen) == 2 * len(b["x0"])  # none at t + dt
         close(asd, (SCALE - 1) * gradient("csd", teacher, b))
 
-    def test_vsd_with_the_score_of_the_sample_is_sds(self, schedule: Any, kind: str) -> None:
+    def test_vsd_with_the_score_of_the_sample_is_sds(self, schedule: Any, kind: PredictionType) -> None:
         b = batch(schedule)
         teacher = TwoGaussians(schedule, kind)
         sample = GaussianTeacher(schedule, b["x0"], 0.0, kind)
         close(gradient("vsd", teacher, b, fake=sample), gradient("sds", teacher, b))
 
-    def test_vsd_vanishes_where_the_fake_is_the_teacher(self, schedule: Any, kind: str) -> None:
+    def test_vsd_vanishes_where_the_fake_is_the_teacher(self, schedule: Any, kind: PredictionType) -> None:
         b = batch(schedule)
         teacher = TwoGaussians(schedule, kind)
         both_guided = gradient("vsd", teacher, b, fake=teacher, fake_guidance_scale=SCALE)
@@ -226,6 +227,16 @@ def test_no_gradient_enters_the_teacher_and_one_reaches_the_generator() -> None:
     loss.backward()
     assert mean.grad is None and shift.grad is not None
     assert not any(value.requires_grad or value.dim() for value in logs.values())
+
+
+def test_a_guidance_scale_for_each_sample() -> None:
+    schedule = SCHEDULES[1][1]
+    b = batch(schedule)
+    teacher = TwoGaussians(schedule, "flow")
+    scales = torch.tensor([0.0, 1.0, 2.0, 7.5, 20.0], dtype=torch.float64)
+    together = gradient("sds", teacher, b, guidance_scale=scales)
+    for row, scale in enumerate(scales.tolist()):
+        close(together[row], gradient("sds", teacher, b, guidance_scale=scale)[row])
 
 
 def test_errors_say_what_is_missing() -> None:

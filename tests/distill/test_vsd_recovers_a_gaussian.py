@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffdistill.diffusion import FlowSchedule, VPSchedule
+from diffdistill.diffusion import FlowSchedule, Schedule, VPSchedule
 from diffdistill.diffusion.gaussian import GaussianTeacher
 from diffdistill.distill import SampleRandom, score_distillation_loss
 
@@ -15,7 +15,7 @@ STD = torch.tensor([0.5, 1.5], dtype=torch.float64)
 
 
 def distil(
-    schedule: object, residual: str, weight: str, steps: int = 300
+    schedule: Schedule, residual: str, weight: str, steps: int = 300
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Train x0 = m + s z; the fake score is the exact one of N(m, s^2), which a perfect fit would give."""
     teacher = GaussianTeacher(schedule, MEAN, STD, "v")
@@ -26,7 +26,7 @@ def distil(
     for step in range(steps):
         random = SampleRandom(0, range(64 * step, 64 * step + 64))
         x0 = m + s * random.normal("z", (2,), torch.float64)
-        t = schedule.timestep(random.uniform("t"), 0.02, 0.98)  # type: ignore[attr-defined]
+        t = schedule.timestep(random.uniform("t"), 0.02, 0.98)
         fake = GaussianTeacher(schedule, m.detach(), s.detach(), "v")
         eps = random.normal("eps", (2,), torch.float64)
         loss, _ = score_distillation_loss(residual, weight, teacher, x0, t, eps, None, None, 1.0, fake=fake)
@@ -38,7 +38,7 @@ def distil(
 
 
 @pytest.mark.parametrize(("schedule", "weight"), [(VP, "sigma2"), (VP, "dmd"), (FlowSchedule(), "sigma2")])
-def test_vsd_finds_mean_and_deviation(schedule: object, weight: str) -> None:
+def test_vsd_finds_mean_and_deviation(schedule: Schedule, weight: str) -> None:
     m, s = distil(schedule, "vsd", weight)
     torch.testing.assert_close(m, MEAN, rtol=0, atol=0.05)
     torch.testing.assert_close(s, STD, rtol=0, atol=0.05)

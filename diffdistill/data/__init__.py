@@ -1,0 +1,1 @@
+"""Image sets, prompt lists and embedding caches."""

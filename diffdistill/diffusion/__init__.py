@@ -1,0 +1,36 @@
+"""The diffusion process: schedules, kinds of prediction, denoisers, guidance and samplers. Needs torch only."""
+
+from .denoiser import Denoiser, Network, ScoreModel
+from .gaussian import GaussianTeacher
+from .guidance import cond_and_null, guided
+from .prediction import (
+    PREDICTION_TYPES,
+    Prediction,
+    PredictionType,
+    combine,
+    from_diffusers_prediction_type,
+)
+from .samplers import ddim, dpm_solver_pp_2m, euler, timesteps
+from .schedule import FlowSchedule, Schedule, VPSchedule, broadcast
+
+__all__ = [
+    "PREDICTION_TYPES",
+    "Denoiser",
+    "FlowSchedule",
+    "GaussianTeacher",
+    "Network",
+    "Prediction",
+    "PredictionType",
+    "Schedule",
+    "ScoreModel",
+    "VPSchedule",
+    "broadcast",
+    "combine",
+    "cond_and_null",
+    "ddim",
+    "dpm_solver_pp_2m",
+    "euler",
+    "from_diffusers_prediction_type",
+    "guided",
+    "timesteps",
+]

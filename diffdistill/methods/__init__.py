@@ -1,0 +1,6 @@
+"""Recipes: which networks, which losses, who is updated when. One file a method."""
+
+from .autoencoder import Autoencoder
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+
+__all__ = ["Autoencoder", "Batch", "Loss", "Method", "OptimizerSettings", "Phase", "unwrap"]

@@ -1,0 +1,171 @@
+"""The small latent autoencoder of the embedded default, a stock diffusers AutoencoderKL.
+
+    picture (3, 64, 64) --encoder--> mean, log-variance (C, 8, 8) --sample--> z --decoder--> picture
+
+Notable:
+- trained on random half-size crops: the network is convolutional, so a crop teaches as much per picture as the
+  whole at a quarter of the cost;
+- the loss is absolute error on pixels and on their horizontal and vertical differences (flat graphics live by their
+  edges), with a slight pull of the posterior towards N(0, 1);
+- the posterior starts nearly noise-free, or the decoder first has to learn to ignore the encoder;
+- at export, the latents' mean and scale are folded into the 1x1 convolutions on either side of the latent, so that
+  latents have mean 0 per channel and variance 1 over all, and `scaling_factor` is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.data.emoji import load_emoji
+from diffdistill.distill.randomness import SampleRandom
+
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+
+
+def edge_error(x: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute difference of the two pictures' horizontal and vertical differences; (B, C, H, W) each."""
+    d = x - y
+    return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
+
+
+class ReconstructionNetwork(nn.Module):
+    """Encoder, posterior sample and decoder as one forward pass, so that a data-parallel wrapper sees one call."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, 3, H, W) in [-1, 1]; noise: (B, C, h, w). Returns the reconstruction and KL per latent value."""
+        posterior = self.vae.encode(x).latent_dist  # type: ignore[operator]
+        z = posterior.mean + posterior.std * noise
+        kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float())
+        return self.vae.decode(z).sample, kl.mean()  # type: ignore[operator]
+
+
+class Autoencoder(Method):
+    """Train an AutoencoderKL on an emoji set.
+
+    Args:
+        data: folder of the image set.
+        latent_channels: channels of the latent.
+        block_out_channels: widths, full resolution first; each entry after the first halves the resolution.
+        crop: side of the training crops in pixels; 64 is the whole picture.
+        learning_rate: peak of AdamW's.
+        edge_weight: weight of the error on neighbouring pixels' differences.
+        kl_weight: weight of the mean KL divergence per latent value.
+        permute_colours: share of samples whose colour channels are permuted, so that colours are not tied to things.
+        init_from: an AutoencoderKL folder to start from.
+    """
+
+    averaged = "autoencoder"
+
+    def __init__(
+        self,
+        data: str = "assets/emoji",
+        latent_channels: int = 8,
+        block_out_channels: tuple[int, ...] = (24, 48, 96, 128),
+        crop: int = 32,
+        learning_rate: float = 1.5e-3,
+        edge_weight: float = 1.0,
+        kl_weight: float = 1e-4,
+        permute_colours: float = 0.2,
+        init_from: str | None = None,
+    ) -> None:
+        from diffusers import AutoencoderKL
+
+        self.images = load_emoji(data).images
+        self.crop, self.edge_weight, self.kl_weight = crop, edge_weight, kl_weight
+        self.permute_colours = permute_colours
+        if init_from is not None:
+            vae = AutoencoderKL.from_pretrained(init_from, use_safetensors=True)
+        else:
+            levels = len(block_out_channels)
+            vae = AutoencoderKL(
+                latent_channels=latent_channels,
+                block_out_channels=tuple(block_out_channels),
+                down_block_types=("DownEncoderBlock2D",) * levels,
+                up_block_types=("UpDecoderBlock2D",) * levels,
+                layers_per_block=1,
+                norm_num_groups=8,
+                mid_block_add_attention=False,
+                sample_size=self.images.shape[-1],
+                scaling_factor=1.0,
+            )
+            with torch.no_grad():
+                vae.quant_conv.bias[latent_channels:] = -6.0
+                vae.quant_conv.weight[latent_channels:] *= 0.1
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_channels = vae.config.latent_channels
+        self.networks = {"autoencoder": ReconstructionNetwork(vae).to(memory_format=torch.channels_last)}
+        self.optimizers = {"autoencoder": OptimizerSettings(learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)}
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: Any) -> None:
+        self.device = torch.device(device)
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        span = self.images.shape[-1] - self.crop + 1
+        tops, lefts = random.integers("top", span).tolist(), random.integers("left", span).tolist()
+        flips = random.bernoulli("flip", 0.5).tolist()
+        permuted = random.bernoulli("permute", self.permute_colours).tolist()
+        rotations = random.integers("rotation", 3).tolist()
+        crops = []
+        for i, record in enumerate(records):
+            x = self.images[record, :, tops[i] : tops[i] + self.crop, lefts[i] : lefts[i] + self.crop]
+            x = x.flip(-1) if flips[i] else x
+            crops.append(x.roll(rotations[i], 0) if permuted[i] else x)
+        images = torch.stack(crops).to(self.device, torch.float32) / 127.5 - 1.0
+        return {"images": images.contiguous(memory_format=torch.channels_last)}
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase("autoencoder", "autoencoder", self._loss)]
+
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        x = batch["images"]
+        side = x.shape[-1] // self.factor
+        y, kl = self.networks["autoencoder"](x, random.normal("posterior", (self.latent_channels, side, side)))
+        y = y.float()
+        pixel, edge = (y - x).abs().mean(), edge_error(y, x)
+        loss = pixel + self.edge_weight * edge + self.kl_weight * kl
+        psnr = -10.0 * ((y - x).detach() / 2).square().mean().log10()
+        return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": kl.detach(), "psnr_db": psnr}
+
+    def preview(self) -> Tensor:
+        """Originals above their reconstructions, 16 pictures."""
+        x = self.images[:: len(self.images) // 16][:16].to(self.device, torch.float32) / 127.5 - 1.0
+        vae = unwrap(self.networks["autoencoder"]).vae
+        y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float()
+        return torch.stack([x, y], 1).flatten(0, 1).clamp(-1, 1) / 2 + 0.5
+
+    def export(self, folder: Path) -> None:
+        vae = unwrap(self.networks["autoencoder"]).vae
+        fold_latent_statistics(vae, self.images)
+        vae.save_pretrained(folder)
+
+
+@torch.no_grad()
+def fold_latent_statistics(vae: Any, images: Tensor) -> None:
+    """Edit the 1x1 convolutions around the latent so that latents of `images` (uint8) have mean 0 and variance 1."""
+    device = next(vae.parameters()).device
+    latents = torch.cat(
+        [vae.encode(chunk.to(device).float() / 127.5 - 1.0).latent_dist.mode() for chunk in images.split(64)]
+    ).double()
+    mean = latents.mean((0, 2, 3))
+    std = (latents - mean[:, None, None]).square().mean().sqrt()
+    channels = len(mean)
+    encode, decode = vae.quant_conv, vae.post_quant_conv
+    # decode first: W (std z' + mean) + b
+    decode.bias += (decode.weight[:, :, 0, 0].double() @ mean).to(decode.bias.dtype)
+    decode.weight *= std.to(decode.weight.dtype)
+    encode.bias[:channels] = ((encode.bias[:channels].double() - mean) / std).to(encode.bias.dtype)
+    encode.weight[:channels] /= std.to(encode.weight.dtype)
+    encode.bias[channels:] -= 2.0 * std.log().to(encode.bias.dtype)  # log-variance of the scaled latent

@@ -1,0 +1,83 @@
+"""What the training loop asks of a recipe, and all that it knows of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffdistill.distill.randomness import SampleRandom
+
+Batch = dict[str, Any]
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW for one network."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One update of one network.
+
+    `loss(batch, random, carry)` returns the loss and scalars for the log. `carry` is a dict that lives for one
+    micro-batch of one step: what an earlier phase made (a generated sample, say) and a later one uses.
+    """
+
+    name: str
+    trains: str
+    loss: Callable[[Batch, SampleRandom, dict[str, Any]], Loss]
+
+
+class Method(ABC):
+    """A recipe: its networks, their optimisers, the phases of a step, what it samples and what it exports.
+
+    The loop wraps what is in `networks` for the device and for several processes and writes the wrapped modules
+    back, so a method must call its networks through this dict and keep no other reference to one it trains.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, OptimizerSettings]
+    averaged: str  # key of the network of which an exponential moving average is kept
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of records (images, prompts); sample i of a run is record permutation[i mod len]."""
+
+    @abstractmethod
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        """The records as tensors on the method's device."""
+
+    @abstractmethod
+    def phases(self, step: int) -> list[Phase]:
+        """Updates of one step, in order."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write the product (a stock diffusers pipeline) with the networks' current weights into a new folder."""
+
+    def preview(self) -> Tensor | None:
+        """Pictures for the validation grid, (N, 3, H, W) in [0, 1], always from the same noise and prompts."""
+        return None
+
+    def to(self, device: Any) -> None:
+        """Move what is not in `networks` (a frozen teacher, caches) to the device."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        raise NotImplementedError(f"{type(self).__name__} has no gradient checkpointing")
+
+
+def unwrap(module: nn.Module) -> Any:
+    """The module itself, without a data-parallel wrapper."""
+    inner = getattr(module, "module", module)
+    return inner if isinstance(inner, nn.Module) else module

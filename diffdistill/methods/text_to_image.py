@@ -1,0 +1,226 @@
+"""The small text-to-image teacher of the embedded default: latent diffusion on captioned pictures.
+
+A stock Stable-Diffusion-class pipeline comes out: UNet2DConditionModel on the latents of an AutoencoderKL, a
+CLIPTextModel over captions (trained together with the UNet), DDIMScheduler with trailing spacing.
+
+Notable:
+- velocity prediction on a cosine schedule whose last step is (nearly) pure noise;
+- captions vary: the style word or an article comes and goes, and recoloured copies carry their colour's word
+  (`data.colour`), so colours are learnt apart from things;
+- latents are computed once, before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.data.colour import HUES, dominant_hue, shift_hue, with_colour
+from diffdistill.data.emoji import load_emoji
+from diffdistill.diffusion import Denoiser, VPSchedule, ddim, guided
+from diffdistill.distill import SampleRandom, denoising_loss
+from diffdistill.models.attention import set_attention
+from diffdistill.models.network import TextConditionedUNet
+from diffdistill.models.tokenizer import train_clip_tokenizer
+
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+}
+PREVIEW = (
+    "red apple", "blue apple", "dog face", "grinning face", "rocket", "hamburger", "rose", "octopus",
+    "green heart", "purple car", "sailboat", "cat face", "clock face six oclock", "police officer", "pizza", "crab",
+)  # fmt: skip
+
+
+class TextToImage(Method):
+    """Train a text-conditional latent diffusion model on an emoji set.
+
+    Args:
+        autoencoder: folder of the AutoencoderKL.
+        data: folder of the image set.
+        block_out_channels: widths of the UNet, finest first.
+        cross_attention: for each level, whether it attends to the text.
+        layers_per_block: residual blocks a level.
+        text_width: width of the text encoder.
+        text_layers: its depth.
+        learning_rate: peak of AdamW's.
+        drop_text: share of samples trained with the empty prompt, for guidance.
+        drop_style: share of captions without the style word.
+        recolour: share of samples, among those with one dominant hue, shown in another colour with its word.
+        init_from: a pipeline folder to start from.
+    """
+
+    averaged = "model"
+
+    def __init__(
+        self,
+        autoencoder: str = "assets/teacher/vae",
+        data: str = "assets/emoji",
+        block_out_channels: tuple[int, ...] = (128, 192),
+        cross_attention: tuple[bool, ...] = (False, True),
+        layers_per_block: int = 1,
+        text_width: int = 128,
+        text_layers: int = 2,
+        learning_rate: float = 1e-3,
+        drop_text: float = 0.1,
+        drop_style: float = 0.15,
+        recolour: float = 0.15,
+        init_from: str | None = None,
+    ) -> None:
+        from diffusers import AutoencoderKL
+
+        self.vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True).requires_grad_(False).eval()
+        self.drop_text, self.drop_style, self.recolour = drop_text, drop_style, recolour
+        self.set = load_emoji(data)
+        words = [*self.set.captions, *(" ".join(HUES) for _ in range(50)), *("a an" for _ in range(50))]
+        if init_from is not None:
+            unet, text_encoder, self.tokenizer = _load(init_from)
+        else:
+            self.tokenizer = train_clip_tokenizer(words)
+            unet = _unet(self.vae, self.set.images.shape[-1], block_out_channels, cross_attention, layers_per_block,
+                         text_width)  # fmt: skip
+            text_encoder = _text_encoder(self.tokenizer, text_width, text_layers)
+        set_attention(unet, "auto", "cuda" if torch.cuda.is_available() else "cpu")
+        model = TextConditionedUNet(unet.to(memory_format=torch.channels_last), text_encoder)
+        self.networks = {"model": model}
+        self.optimizers = {"model": OptimizerSettings(learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)}
+        self.schedule = VPSchedule.from_config(SCHEDULER)
+        self.denoiser = Denoiser(lambda x, t, c: self.networks["model"](x, t, c), self.schedule, "v")
+        self.device = torch.device("cpu")
+        self._cache_latents()
+
+    def __len__(self) -> int:
+        return len(self.set)
+
+    def to(self, device: Any) -> None:
+        self.device = torch.device(device)
+        self.vae.to(device)
+
+    @torch.no_grad()
+    def _cache_latents(self) -> None:
+        """Latents of every picture, and of its recoloured copies."""
+        self.latents = self._encode(self.set.images)
+        self.recoloured: dict[int, list[tuple[str, Tensor]]] = {}
+        hues = dominant_hue(self.set.images)
+        for colour, target in HUES.items():
+            rows = [i for i, hue in enumerate(hues) if hue is not None]
+            turned = torch.cat([shift_hue(self.set.images[i : i + 1], target - (hues[i] or 0.0)) for i in rows])
+            for i, latent in zip(rows, self._encode(turned), strict=True):
+                self.recoloured.setdefault(i, []).append((colour, latent))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        chunks = images.split(64)
+        return torch.cat([self.vae.encode(c.float() / 127.5 - 1.0).latent_dist.mode() for c in chunks])
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        recolour = random.bernoulli("recolour", self.recolour).tolist()
+        which = random.integers("colour", len(HUES)).tolist()
+        no_style = random.bernoulli("drop_style", self.drop_style).tolist()
+        article = random.bernoulli("article", 0.15).tolist()
+        no_text = random.bernoulli("drop_text", self.drop_text).tolist()
+        captions, latents = [], []
+        for k, i in enumerate(records):
+            name, latent = self.set.names[i], self.latents[i]
+            if recolour[k] and i in self.recoloured:
+                colour, latent = self.recoloured[i][which[k]]
+                name = with_colour(name, colour)
+            if article[k]:
+                name = ("an " if name[0] in "aeiou" else "a ") + name
+            caption = name if no_style[k] else f"{name}, {self.set.styles[i]}"
+            captions.append("" if no_text[k] else caption)
+            latents.append(latent)
+        x0 = torch.stack(latents).to(self.device).contiguous(memory_format=torch.channels_last)
+        return {"x0": x0, "ids": self.tokenize(captions)}
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)["input_ids"]
+        return torch.tensor(ids, device=self.device)
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase("teacher", "model", self._loss)]
+
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        x0 = batch["x0"]
+        t = self.schedule.timestep(random.uniform("time"), 0.0, 1.0)
+        eps = random.normal("noise", x0.shape[1:]).contiguous(memory_format=torch.channels_last)
+        return denoising_loss(self.denoiser, x0, t, eps, batch["ids"], "v"), {}
+
+    def preview(self) -> Tensor:
+        """16 prompts in both styles, 25 DDIM steps at guidance 2, noise the same every time."""
+        prompts = [f"{name}, {style}" for name in PREVIEW for style in ("noto", "twemoji")]
+        cond, null = self.tokenize(prompts), self.tokenize([""])
+        denoiser = Denoiser(unwrap(self.networks["model"]), self.schedule, "v")
+        noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.latents.shape[1:])
+        x0 = ddim(lambda x, t: guided(denoiser, x, t, cond, null.expand_as(cond), 2.0), noise, self.schedule, 25)
+        return self.vae.decode(x0).sample.float().clamp(-1, 1) / 2 + 0.5
+
+    def export(self, folder: Path) -> None:
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        model = unwrap(self.networks["model"])
+        StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=model.unet,
+            scheduler=DDIMScheduler(**SCHEDULER),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder)
+
+
+def _unet(
+    vae: Any, pixels: int, widths: Sequence[int], cross_attention: Sequence[bool], layers: int, text_width: int
+) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=pixels // 2 ** (len(vae.config.block_out_channels) - 1),
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in cross_attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(cross_attention)),
+        cross_attention_dim=text_width,
+        attention_head_dim=32,
+    )
+
+
+def _text_encoder(tokenizer: Any, width: int, layers: int) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 32),
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _load(folder: str) -> tuple[Any, Any, Any]:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, safety_checker=None)
+    return pipeline.unet, pipeline.text_encoder, pipeline.tokenizer

@@ -1,0 +1,1 @@
+"""Adapters to the ecosystem: diffusers pipelines as teachers, conditioning, LoRA, attention, export."""

@@ -1,0 +1,1 @@
+"""The loop on accelerate: settings, state, checkpoints, averaging, logs, validation pictures."""

@@ -1,0 +1,157 @@
+"""One folder a checkpoint, written whole or not at all, safetensors and JSON only.
+
+    checkpoint-0000012800/
+      state.json                   samples, step, averages' and optimisers' counters, fingerprint of the settings,
+                                   and the size and CRC of every other file
+      NAME.safetensors             trainable weights of each network
+      NAME.optimizer.safetensors   the optimiser's tensors, keyed "moment/parameter"
+      ema.safetensors              the moving average
+      rng-RANK.safetensors         each process's generator states
+
+A checkpoint is made in a hidden folder, flushed to disk and renamed; a folder of that form that does not agree with
+its state.json (a torn copy, say) is passed over when the latest one is looked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diffdistill.errors import UserError
+
+FORMAT = 1
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def write_folder_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a hidden sibling of `folder`, flush it and rename it; `folder` must not exist yet."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    hidden = folder.parent / f".{folder.name}.{os.getpid()}.part"
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
+    try:
+        write(hidden)
+        for file in hidden.rglob("*"):
+            _flush(file)
+        _flush(hidden)
+        os.rename(hidden, folder)
+        _flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+
+
+def save_checkpoint(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], files: dict[str, bytes] | None = None
+) -> None:
+    """Write a checkpoint: groups of tensors (one file each), the state, and ready-made files beside them."""
+
+    def write(hidden: Path) -> None:
+        for name, group in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, hidden / f"{name}.safetensors")
+        for name, content in (files or {}).items():
+            (hidden / name).write_bytes(content)
+        manifest = {f.name: [f.stat().st_size, _crc(f)] for f in sorted(hidden.iterdir())}
+        (hidden / "state.json").write_text(json.dumps({"format": FORMAT, **state, "files": manifest}, indent=1))
+
+    if folder.exists():  # a torn one of the same name, or a run that was resumed from before it
+        shutil.rmtree(folder)
+    write_folder_atomically(folder, write)
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The whole checkpoint with most samples, or None."""
+    return next((path for path in reversed(_folders(run)) if _state_if_whole(path) is not None), None)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Groups of tensors and state.
+
+    Raises:
+        UserError: not a whole checkpoint.
+    """
+    state = _state_if_whole(folder)
+    if state is None:
+        raise UserError(f"{folder} is not a whole checkpoint; name another one or `latest`")
+    groups = {name[: -len(".safetensors")]: load_file(folder / name) for name in state["files"]}
+    return groups, state
+
+
+def remove_old_checkpoints(run: Path, keep: int) -> None:
+    for path in _folders(run)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in run.glob(".checkpoint-*.part"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters that require a gradient, and buffers unless all of a frozen base's."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_trainable(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = trainable_tensors(module)
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())
+        raise UserError(f"the checkpoint does not fit this network: {len(odd)} names differ, {odd[0]} for one")
+    for name, p in own.items():
+        p.copy_(tensors[name])
+
+
+def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state keyed "moment/parameter name"; empty before the first step."""
+    names = {p: name for name, p in module.named_parameters()}
+    return {f"{key}/{names[p]}": value for p, state in optimizer.state.items() for key, value in state.items()}
+
+
+def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    for key, value in tensors.items():
+        moment, name = key.split("/", 1)
+        p = parameters[name]
+        like = value if moment == "step" else torch.empty_like(p).copy_(value)
+        optimizer.state[p][moment] = like
+
+
+def _folders(run: Path) -> list[Path]:
+    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := _NAME.match(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _state_if_whole(folder: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        whole = state["format"] == FORMAT and all(
+            (folder / name).stat().st_size == size and _crc(folder / name) == crc
+            for name, (size, crc) in state["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return state if whole else None
+
+
+def _crc(file: Path) -> int:
+    value = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

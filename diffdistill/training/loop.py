@@ -1,0 +1,310 @@
+"""The training loop. It knows no method by name; see `methods.base.Method`.
+
+    for each step:  records of the global batch -> this process's share -> micro-batches
+        for each phase of the method:  losses of the micro-batches -> backward -> clip -> optimiser
+        moving average, log, picture, checkpoint
+
+Notable:
+- the clock is samples seen; sample i has its own record and its own randomness (`distill.SampleRandom`), whatever
+  the number of processes, so a run on two processes equals a run on one, and resuming is exact;
+- all state is in one place: `Trainer.state()` and `Trainer.restore()`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from torch import Tensor
+
+from diffdistill.distill.randomness import SampleRandom
+from diffdistill.errors import UserError
+from diffdistill.methods.base import Method, Phase, unwrap
+
+from .checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_optimizer,
+    load_trainable,
+    optimizer_tensors,
+    remove_old_checkpoints,
+    save_checkpoint,
+    trainable_tensors,
+    write_folder_atomically,
+)
+from .ema import Ema
+from .settings import TrainingSettings
+from .tracking import Tracker
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient was not finite."""
+
+
+class Trainer:
+    """Runs one method to the end of its settings.
+
+    Args:
+        method: networks, optimisers and phases.
+        settings: lengths and intervals.
+        run: folder for checkpoints, logs, grids and the exported product.
+        resume: "latest", a checkpoint's folder, or None to start anew.
+        fingerprint: what must not change between a run and its continuation; stored, compared on resume.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        settings: TrainingSettings,
+        run: Path,
+        resume: str | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        self.method, self.settings, self.run, self.fingerprint = method, settings, run, fingerprint
+        self.accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            cpu=settings.cpu,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        settings.check(self.accelerator.num_processes)
+        if settings.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        if settings.gradient_checkpointing:
+            method.enable_gradient_checkpointing()
+        device = self.accelerator.device
+        method.to(device)
+        for network in method.networks.values():
+            network.to(device)
+        self.bare = {name: unwrap(network) for name, network in method.networks.items()}
+        self.ema = Ema(self.bare[method.averaged], settings.ema_decay, settings.ema_warmup)
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                [p for p in self.bare[name].parameters() if p.requires_grad],
+                lr=o.learning_rate,
+                betas=o.betas,
+                weight_decay=o.weight_decay,
+                eps=o.eps,
+                fused=True,
+            )
+            for name, o in method.optimizers.items()
+        }
+        self.samples = self.step = self.skipped = 0
+        self.seconds = 0.0
+        if resume is not None:
+            self._resume(resume)
+        for name in list(method.networks):
+            method.networks[name] = self.accelerator.prepare_model(method.networks[name])
+        self._order: tuple[int, list[int]] = (-1, [])
+        self._started = time.monotonic()
+
+    # ---- state ------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """All that a continuation needs: tensors in named groups, and plain values."""
+        tensors = {name: trainable_tensors(net) for name, net in self.bare.items()}
+        for name, optimizer in self.optimizers.items():
+            tensors[f"{name}.optimizer"] = optimizer_tensors(self.bare[name], optimizer)
+        tensors["ema"] = self.ema.shadow
+        for rank, generator_states in enumerate(gather_object([_generator_states()])):
+            tensors[f"rng-{rank}"] = generator_states
+        values = {
+            "samples": self.samples,
+            "step": self.step,
+            "skipped": self.skipped,
+            "seconds": self.elapsed(),
+            "ema_updates": self.ema.updates,
+            "processes": self.accelerator.num_processes,
+            "fingerprint": self.fingerprint,
+        }
+        return tensors, values
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+        for name, network in self.bare.items():
+            load_trainable(network, tensors[name])
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(self.bare[name], optimizer, tensors[f"{name}.optimizer"])
+        self.ema.load(tensors["ema"], values["ema_updates"])
+        self.samples, self.step, self.skipped = values["samples"], values["step"], values["skipped"]
+        self.seconds = values["seconds"]
+        mine = tensors.get(f"rng-{self.accelerator.process_index}")
+        if mine is not None:
+            _set_generator_states(mine)
+
+    def save(self) -> None:
+        tensors, values = self.state()
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.run / f"checkpoint-{self.samples:010d}", tensors, values)
+            remove_old_checkpoints(self.run, self.settings.checkpoints_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self, resume: str) -> None:
+        folder = latest_checkpoint(self.run) if resume == "latest" else Path(resume)
+        if folder is None:
+            return  # killed before its first checkpoint: start again
+        tensors, values = load_checkpoint(folder)
+        if values["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"{folder} was made with other settings; take the run's own config.yaml, or another output_dir"
+            )
+        self.restore(tensors, values)
+
+    # ---- the loop ---------------------------------------------------------------------------------------------
+
+    def fit(self) -> Path:
+        """Train to the end; returns the folder of the exported product.
+
+        Raises:
+            NonFiniteError: with the step, the phase and the last good checkpoint named.
+        """
+        s = self.settings
+        main = self.accelerator.is_main_process
+        self.tracker = Tracker(self.run, s.samples, self.samples, s.report_to, main)
+        self._started = time.monotonic()
+        try:
+            if self.samples == 0:
+                self._validate()
+            while self.samples < s.samples and not self._out_of_time():
+                values = self._step()
+                before, self.samples, self.step = self.samples, self.samples + s.batch_size, self.step + 1
+                self.tracker.advance(s.batch_size)
+                if self.step % s.log_every == 0 or self.samples >= s.samples:
+                    self.tracker.log(self.samples, self.step, self._mean(values))
+                if _crossed(before, self.samples, s.validate_every):
+                    self._validate()
+                if _crossed(before, self.samples, s.checkpoint_every):
+                    self.save()
+            self.save()
+            return self._export()
+        finally:
+            self.tracker.close()
+
+    def _step(self) -> dict[str, list[Tensor]]:
+        s = self.settings
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        size = s.batch_size // processes // s.gradient_accumulation_steps
+        first = self.samples + rank * (s.batch_size // processes)
+        micro = []
+        for k in range(s.gradient_accumulation_steps):
+            indices = range(first + k * size, first + (k + 1) * size)
+            random = SampleRandom(s.seed, indices, self.accelerator.device)
+            micro.append((self.method.batch([self._record(i) for i in indices], random), random, {}))
+        values: dict[str, list[Tensor]] = {}
+        for phase in self.method.phases(self.step):
+            self._update(phase, micro, values)
+        self.ema.update()
+        return values
+
+    def _update(self, phase: Phase, micro: list[Any], values: dict[str, list[Tensor]]) -> None:
+        network, optimizer = self.method.networks[phase.trains], self.optimizers[phase.trains]
+        bare = self.bare[phase.trains]
+        settings = self.method.optimizers[phase.trains]
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * self._lr_factor()
+        for k, (batch, random, carry) in enumerate(micro):
+            last = k == len(micro) - 1
+            with _nothing() if last else self.accelerator.no_sync(network):
+                with self.accelerator.autocast():
+                    loss, logs = phase.loss(batch, random, carry)
+                self.accelerator.backward(loss / len(micro))
+            values.setdefault(f"{phase.name}/loss", []).append(loss.detach())
+            for key, value in logs.items():
+                values.setdefault(f"{phase.name}/{key}", []).append(value.detach())
+        parameters = [p for p in bare.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        values.setdefault(f"{phase.name}/grad_norm", []).append(norm.detach())
+        if math.isfinite(norm.item()):
+            optimizer.step()
+        else:
+            self._skip_or_stop(phase)
+        optimizer.zero_grad(set_to_none=True)
+
+    def _skip_or_stop(self, phase: Phase) -> None:
+        self.skipped += 1
+        where = f"step {self.step + 1}, phase {phase.name}: the loss or its gradient is not finite"
+        if self.settings.on_nonfinite == "skip" and self.skipped <= self.settings.max_skipped:
+            self.tracker.say(f"{where}; update skipped ({self.skipped} in all)")
+            return
+        last = latest_checkpoint(self.run)
+        good = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        raise NonFiniteError(f"{where}; {good}")
+
+    # ---- small things -----------------------------------------------------------------------------------------
+
+    def _record(self, sample: int) -> int:
+        """The record of a global sample: every epoch is its own permutation."""
+        n = len(self.method)
+        epoch, position = divmod(sample, n)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            self._order = (epoch, torch.randperm(n, generator=generator).tolist())
+        return self._order[1][position]
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all continuations."""
+        return self.seconds + time.monotonic() - self._started
+
+    def _out_of_time(self) -> bool:
+        return bool(self.settings.max_minutes) and self.elapsed() >= 60 * self.settings.max_minutes
+
+    def _lr_factor(self) -> float:
+        s = self.settings
+        warm = min(1.0, (self.samples + s.batch_size) / s.warmup_samples) if s.warmup_samples else 1.0
+        if s.lr_schedule == "constant":
+            return warm
+        done = self.samples / s.samples
+        if s.max_minutes:
+            done = max(done, min(1.0, self.elapsed() / (60 * s.max_minutes)))
+        return warm * (s.lr_final + (1 - s.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _mean(self, values: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Mean over micro-batches and processes, one transfer for all keys."""
+        keys = sorted(values)
+        stacked = torch.stack([torch.stack([v.float() for v in values[key]]).mean() for key in keys])
+        reduced = self.accelerator.reduce(stacked.to(self.accelerator.device), reduction="mean")
+        return {**dict(zip(keys, reduced.tolist(), strict=True)), "seconds": round(self.elapsed(), 2)}
+
+    def _validate(self) -> None:
+        if self.settings.validate_every and self.accelerator.is_main_process:
+            with self.ema.applied(), torch.no_grad(), self.accelerator.autocast():
+                images = self.method.preview()
+            if images is not None:
+                self.tracker.pictures(self.samples, images)
+        self.accelerator.wait_for_everyone()
+
+    def _export(self) -> Path:
+        folder = self.run / "export"
+        if self.accelerator.is_main_process:
+            if folder.exists():
+                folder.rename(folder.with_name(f"export-before-{self.samples}"))
+            with self.ema.applied():
+                write_folder_atomically(folder, self.method.export)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    return bool(every) and before // every != after // every
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def _generator_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_generator_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

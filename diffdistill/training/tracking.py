@@ -1,0 +1,114 @@
+"""Progress: a bar on stderr, one JSON line per log step, trackers on request, picture grids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from diffdistill.errors import UserError
+
+
+def save_grid(path: Path, images: Tensor, columns: int = 8, scale: int = 1) -> None:
+    """Write pictures (N, 3, H, W) in [0, 1] as one PNG, row by row, whole or not at all."""
+    import torch
+    from PIL import Image
+
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    sheet = torch.ones(rows * columns, c, h, w)
+    sheet[:n] = images.detach().float().cpu().clamp(0, 1)
+    sheet = sheet.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+    picture = Image.fromarray((sheet * 255).round().byte().numpy())
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.part")
+    picture.save(hidden, format="PNG")
+    hidden.replace(path)
+
+
+class Tracker:
+    """What the main process shows and writes; on other processes every call does nothing.
+
+    Args:
+        run: the run's folder; `log.jsonl`, `grids/` and `tensorboard/` are in it.
+        samples, start: the bar's end and where it begins.
+        report_to: "tensorboard" and "wandb" in any number.
+        main: whether this is the main process.
+    """
+
+    def __init__(self, run: Path, samples: int, start: int, report_to: tuple[str, ...], main: bool) -> None:
+        self.run, self.main = run, main
+        self._boards: list[Any] = []
+        if not main:
+            return
+        self._keep_log_up_to(start)
+        self._log = (run / "log.jsonl").open("a")
+        self._bar = tqdm(total=samples, initial=start, unit="img", dynamic_ncols=True, smoothing=0.05)
+        if "tensorboard" in report_to:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._boards.append(SummaryWriter(str(run / "tensorboard")))
+        if "wandb" in report_to:
+            try:
+                import wandb
+            except ImportError as error:
+                raise UserError("report_to wandb needs the package: pip install wandb") from error
+            self._wandb = wandb.init(project="diffdistill", name=run.name, dir=str(run), resume="allow")
+        else:
+            self._wandb = None
+
+    def log(self, samples: int, step: int, values: dict[str, float]) -> None:
+        if not self.main:
+            return
+        self._log.write(json.dumps({"samples": samples, "step": step, **values}) + "\n")
+        self._log.flush()
+        shown = {k.removesuffix("/loss"): f"{v:.4g}" for k, v in values.items() if k.endswith("/loss")}
+        self._bar.set_postfix(shown, refresh=False)
+        for board in self._boards:
+            for key, value in values.items():
+                board.add_scalar(key, value, samples)
+        if self._wandb is not None:
+            self._wandb.log(values, step=samples)
+
+    def advance(self, samples: int) -> None:
+        if self.main:
+            self._bar.update(samples)
+
+    def pictures(self, samples: int, images: Tensor) -> None:
+        if not self.main:
+            return
+        save_grid(self.run / "grids" / f"{samples:010d}.png", images)
+        for board in self._boards:
+            board.add_images("validation", images.clamp(0, 1), samples)
+
+    def say(self, text: str) -> None:
+        if self.main:
+            tqdm.write(text, file=self._bar.fp)
+
+    def close(self) -> None:
+        if self.main:
+            self._bar.close()
+            self._log.close()
+            for board in self._boards:
+                board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+    def _keep_log_up_to(self, start: int) -> None:
+        """Drop lines after the checkpoint that the run continues from: those steps are done again."""
+        path = self.run / "log.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines() if _samples(line) <= start]
+            path.write_text("".join(line + "\n" for line in lines))
+
+
+def _samples(line: str) -> float:
+    try:
+        return float(json.loads(line)["samples"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
