@@ -43,9 +43,7 @@ class GaussianTeacher:
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
         """The exact prediction at x_t of shape (B, ...) and t of shape (B,)."""
         mean = self.mean(cond) if callable(self.mean) else self.mean
-        mean, std = (
-            torch.as_tensor(number, dtype=torch.float64, device=x_t.device) for number in (mean, self.std)
-        )
+        mean, std = (torch.as_tensor(number, dtype=torch.float64, device=x_t.device) for number in (mean, self.std))
         alpha, sigma = (broadcast(level(t), x_t) for level in (self.schedule.alpha, self.schedule.sigma))
         variance = (alpha * std).square() + sigma.square()
         # one sample without noise: x_t is that sample, and no noise is in it

@@ -60,8 +60,7 @@ def cond_and_null(
 
     def half(rows: slice) -> Prediction:
         alpha, sigma = (
-            level[rows] if level.dim() and len(level) == 2 * size else level
-            for level in (both.alpha, both.sigma)
+            level[rows] if level.dim() and len(level) == 2 * size else level for level in (both.alpha, both.sigma)
         )
         return replace(both, x_t=x_t, value=both.value[rows], alpha=alpha, sigma=sigma)
 

@@ -212,7 +212,7 @@ class VPSchedule(Schedule):
     def _look_up(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if t.is_floating_point() or t.dtype == torch.bool:
             raise ValueError(f"times of a discrete schedule are integers, not {t.dtype}")
-        if t.device.type == "cpu" and t.numel() and not (0 <= int(t.min()) and int(t.max()) <= self.last):
+        if t.device.type == "cpu" and t.numel() and not (int(t.min()) >= 0 and int(t.max()) <= self.last):
             raise ValueError(f"t from {int(t.min())} to {int(t.max())} is outside 0 ... {self.last}")
         if t.device not in self._tables:
             self._tables[t.device] = (
@@ -239,9 +239,7 @@ class FlowSchedule(Schedule):
 
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
         if num_train_timesteps < 1 or not shift > 0:
-            raise ValueError(
-                f"num_train_timesteps = {num_train_timesteps}, shift = {shift}: must be positive"
-            )
+            raise ValueError(f"num_train_timesteps = {num_train_timesteps}, shift = {shift}: must be positive")
         self.num_train_timesteps = num_train_timesteps
         self.shift = float(shift)
 

@@ -33,9 +33,7 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return functional.softplus(logits_fake).mean() + functional.softplus(-logits_real).mean()
 
 
-def approximate_r1(
-    discriminator: Callable[[Tensor], Tensor], real: Tensor, noise: Tensor, std: float = 0.01
-) -> Tensor:
+def approximate_r1(discriminator: Callable[[Tensor], Tensor], real: Tensor, noise: Tensor, std: float = 0.01) -> Tensor:
     """mean (D(x) - D(x + std n))^2: a gradient penalty without a second derivative.
 
     To first order std^2 |dD/dx|^2 (R1, arXiv 1801.04406). Attention kernels without a second derivative can

@@ -37,9 +37,7 @@ def drop_condition(cond: Any, null: Any, mask: Tensor) -> Any:
         return {key: drop_condition(value, null[key], mask) for key, value in cond.items()}
     if isinstance(cond, list | tuple):
         if not isinstance(null, list | tuple) or len(cond) != len(null):
-            raise ValueError(
-                f"the null condition must be a sequence of {len(cond)} parts, like the condition"
-            )
+            raise ValueError(f"the null condition must be a sequence of {len(cond)} parts, like the condition")
         parts = [drop_condition(value, empty, mask) for value, empty in zip(cond, null, strict=True)]
         if hasattr(cond, "_fields"):  # a named tuple takes its parts one by one
             return type(cond)(*parts)
@@ -55,11 +53,7 @@ def drop_condition(cond: Any, null: Any, mask: Tensor) -> Any:
 def _drop_rows(cond: Tensor, null: Any, mask: Tensor) -> Tensor:
     if not isinstance(null, Tensor) or null.shape[1:] != cond.shape[1:] or len(null) not in (1, len(cond)):
         found = tuple(null.shape) if isinstance(null, Tensor) else type(null).__name__
-        raise ValueError(
-            f"the null condition is {found}; it must be (1 or {len(cond)}, *{tuple(cond.shape[1:])})"
-        )
+        raise ValueError(f"the null condition is {found}; it must be (1 or {len(cond)}, *{tuple(cond.shape[1:])})")
     if mask.shape != (len(cond),) or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool, ({len(cond)},)"
-        )
+        raise ValueError(f"mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be bool, ({len(cond)},)")
     return torch.where(mask.view(-1, *[1] * (cond.dim() - 1)), null.to(cond), cond)

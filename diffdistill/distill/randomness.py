@@ -52,9 +52,7 @@ class SampleRandom:
         (n^2 / 2^33 of them). They do not share it in another stream, so each still meets its own time and
         prompt.
         """
-        drawn = torch.empty(
-            (len(self), *shape), dtype=torch.float64 if dtype == torch.float64 else torch.float32
-        )
+        drawn = torch.empty((len(self), *shape), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
         for row, key in zip(drawn, self._keys(stream), strict=True):
             row.normal_(generator=self._generator.manual_seed(key))
         return drawn.to(device=self.device, dtype=dtype)

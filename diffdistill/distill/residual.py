@@ -216,9 +216,7 @@ def surrogate_loss(x0: Tensor, grad: Tensor, reduction: str = "mean") -> Tensor:
     0.4000000059604645
     """
     if x0.shape != grad.shape:
-        raise ValueError(
-            f"x0 has shape {tuple(x0.shape)}, its gradient {tuple(grad.shape)}; they must be equal"
-        )
+        raise ValueError(f"x0 has shape {tuple(x0.shape)}, its gradient {tuple(grad.shape)}; they must be equal")
     half_square = 0.5 * (x0 - x0.detach() + grad.detach()).square()
     if reduction == "mean":
         return half_square.mean()
@@ -235,6 +233,4 @@ def _check(row: Residual, x0: Tensor, t: Tensor, eps: Tensor, fake: Any, later_t
     if "fake" in row.needs and fake is None:
         raise ValueError(f"residual {row.name!r} needs a fake score: pass fake=")
     if "later" in row.needs and (later_t is None or later_t.shape != t.shape):
-        raise ValueError(
-            f"residual {row.name!r} needs later_t, a time t + dt a sample, of shape ({len(x0)},)"
-        )
+        raise ValueError(f"residual {row.name!r} needs later_t, a time t + dt a sample, of shape ({len(x0)},)")

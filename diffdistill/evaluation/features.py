@@ -124,15 +124,11 @@ def _load(weights: Path | None) -> torch.nn.Module:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != WEIGHTS_SHA256:
-        raise UserError(
-            f"wrong MobileNetV2 weights in {path}: sha256 is {digest}, should be {WEIGHTS_SHA256}; {where}"
-        )
+        raise UserError(f"wrong MobileNetV2 weights in {path}: sha256 is {digest}, should be {WEIGHTS_SHA256}; {where}")
     try:
         from torchvision.models import mobilenet_v2
     except ImportError as error:
-        raise UserError(
-            f"torchvision is missing ({error}); get it with `make venv` or the `eval` extra"
-        ) from error
+        raise UserError(f"torchvision is missing ({error}); get it with `make venv` or the `eval` extra") from error
     # On "meta" nothing is drawn, so that building the network leaves the global random state alone.
     with torch.device("meta"):
         network = mobilenet_v2(weights=None)

@@ -52,9 +52,7 @@ def format_table(report: Mapping[str, Mapping[str, Any]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     rows.insert(1, tuple("-" * width for width in widths))
     return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     )
 

@@ -2,5 +2,6 @@
 
 from .autoencoder import Autoencoder
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .text_to_image import TextToImage
 
-__all__ = ["Autoencoder", "Batch", "Loss", "Method", "OptimizerSettings", "Phase", "unwrap"]
+__all__ = ["Autoencoder", "Batch", "Loss", "Method", "OptimizerSettings", "Phase", "TextToImage", "unwrap"]

@@ -82,6 +82,7 @@ class Autoencoder(Method):
         self.images = load_emoji(data).images
         self.crop, self.edge_weight, self.kl_weight = crop, edge_weight, kl_weight
         self.permute_colours = permute_colours
+        vae: Any
         if init_from is not None:
             vae = AutoencoderKL.from_pretrained(init_from, use_safetensors=True)
         else:

@@ -170,7 +170,7 @@ class TextToImage(Method):
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
         model = unwrap(self.networks["model"])
-        StableDiffusionPipeline(
+        pipeline: Any = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=model.text_encoder,
             tokenizer=self.tokenizer,
@@ -179,7 +179,8 @@ class TextToImage(Method):
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        ).save_pretrained(folder)
+        )
+        pipeline.save_pretrained(folder)
 
 
 def _unet(

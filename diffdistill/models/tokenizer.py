@@ -22,11 +22,16 @@ def train_clip_tokenizer(captions: Iterable[str], vocabulary: int = 2048, max_le
     model.train_from_iterator((caption.lower() for caption in captions), trainer)
     import json
 
-    merges = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
+    merges: Any = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += [token for a, b in merges if (token := a + b) not in tokens]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     return CLIPTokenizer(
-        vocab=vocab, merges=merges, unk_token=END, bos_token=START, eos_token=END, pad_token=END,
+        vocab=vocab,
+        merges=merges,
+        unk_token=END,
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
         model_max_length=max_length,
     )

@@ -188,7 +188,7 @@ class Trainer:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         size = s.batch_size // processes // s.gradient_accumulation_steps
         first = self.samples + rank * (s.batch_size // processes)
-        micro = []
+        micro: list[Any] = []
         for k in range(s.gradient_accumulation_steps):
             indices = range(first + k * size, first + (k + 1) * size)
             random = SampleRandom(s.seed, indices, self.accelerator.device)

@@ -106,9 +106,7 @@ def test_ddim(kind: str, n: int, spacing: Any, offset: int, final_alpha_one: boo
         set_alpha_to_one=final_alpha_one,
     )
     options = {"spacing": spacing, "steps_offset": offset, "final_alpha_one": final_alpha_one}
-    assert_steps(
-        trace(ddim, predictor(VP, kind), start(), VP, n, **options), theirs_ddim(reference, n, start())
-    )
+    assert_steps(trace(ddim, predictor(VP, kind), start(), VP, n, **options), theirs_ddim(reference, n, start()))
 
 
 def theirs_ddim(reference: Any, n: int, x: Tensor, **options: Any) -> list[tuple[float, Tensor]]:
@@ -141,9 +139,7 @@ def test_ddim_from_zero_terminal_snr(n: int) -> None:
         **config, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False
     )
     assert schedule.alpha(torch.tensor(999)).item() == 0
-    assert_steps(
-        trace(ddim, predictor(schedule, "v"), start(), schedule, n), theirs_ddim(reference, n, start())
-    )
+    assert_steps(trace(ddim, predictor(schedule, "v"), start(), schedule, n), theirs_ddim(reference, n, start()))
     for sampler in (ddim, euler, dpm_solver_pp_2m):
         assert bool(sampler(predictor(schedule, "v"), start(), schedule, n).isfinite().all())
         with pytest.raises(ValueError, match="predict v, x0 or flow"):

@@ -36,9 +36,7 @@ def test_tables_equal_those_of_diffusers(config: dict[str, Any], rescale: bool) 
     schedule = VPSchedule.from_config(reference.config)
     assert schedule.alphas_cumprod.dtype == torch.float64
     # the reference is a product of up to 1000 float32 numbers
-    torch.testing.assert_close(
-        schedule.alphas_cumprod, reference.alphas_cumprod.double(), rtol=3e-5, atol=1e-7
-    )
+    torch.testing.assert_close(schedule.alphas_cumprod, reference.alphas_cumprod.double(), rtol=3e-5, atol=1e-7)
     torch.testing.assert_close(schedule.betas, reference.betas.double(), rtol=1e-3, atol=1e-6)
     assert (schedule.alphas_cumprod[-1] == 0) == rescale
 

@@ -33,9 +33,7 @@ class TwoGaussians:
 
     def __init__(self, schedule: Any, kind: PredictionType) -> None:
         self.schedule = schedule
-        self.parts = {
-            name: GaussianTeacher(schedule, MEAN[name], STD[name], kind) for name in ("cond", "null")
-        }
+        self.parts = {name: GaussianTeacher(schedule, MEAN[name], STD[name], kind) for name in ("cond", "null")}
         self.seen: list[tuple[Tensor, Tensor, Any]] = []
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Any:
@@ -65,9 +63,7 @@ def closed_form(schedule: Any, b: dict[str, Any], name: str, t: Tensor, eps: Ten
     return sigma * (x_t - alpha * MEAN[name]) / (alpha**2 * STD[name] ** 2 + sigma**2)
 
 
-def gradient(
-    residual: str, teacher: Any, b: dict[str, Any], weight: str = "uniform", **options: Any
-) -> Tensor:
+def gradient(residual: str, teacher: Any, b: dict[str, Any], weight: str = "uniform", **options: Any) -> Tensor:
     """dL/dx0 with the batch reduction, times B: the weighted residual itself."""
     x0 = b["x0"].clone().requires_grad_()
     scale = options.pop("guidance_scale", SCALE)
@@ -159,9 +155,7 @@ def test_equal_variances_leave_csd_without_a_restoring_force() -> None:
     class Shifted(TwoGaussians):
         def __init__(self) -> None:
             super().__init__(schedule, "eps")
-            self.parts = {
-                name: GaussianTeacher(schedule, MEAN[name], 0.4, "eps") for name in ("cond", "null")
-            }
+            self.parts = {name: GaussianTeacher(schedule, MEAN[name], 0.4, "eps") for name in ("cond", "null")}
 
     b = batch(schedule)
     moved = {**b, "x0": b["x0"] + 3.0}

@@ -50,9 +50,7 @@ def test_golden_values() -> None:
     """A resumed run must meet the same times and prompts under a later version."""
     random = SampleRandom(0, [0, 10**9])
     assert random.integers("prompt", 10**6).tolist() == [329696, 260463]
-    assert random.uniform("time").tolist() == pytest.approx(
-        [0.641405778127295, 0.2427002453971817], abs=1e-15
-    )
+    assert random.uniform("time").tolist() == pytest.approx([0.641405778127295, 0.2427002453971817], abs=1e-15)
 
 
 def test_distributions() -> None:

@@ -14,9 +14,7 @@ MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
 STD = torch.tensor([0.5, 1.5], dtype=torch.float64)
 
 
-def distil(
-    schedule: Schedule, residual: str, weight: str, steps: int = 300
-) -> tuple[torch.Tensor, torch.Tensor]:
+def distil(schedule: Schedule, residual: str, weight: str, steps: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
     """Train x0 = m + s z; the fake score is the exact one of N(m, s^2), which a perfect fit would give."""
     teacher = GaussianTeacher(schedule, MEAN, STD, "v")
     m = torch.zeros(2, dtype=torch.float64, requires_grad=True)

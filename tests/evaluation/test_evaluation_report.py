@@ -58,9 +58,7 @@ def test_json_round_trip_into_new_folders(tmp_path: Path) -> None:
     assert path.stat().st_mode == plain.stat().st_mode  # readable by whom an ordinary file is
 
 
-@pytest.mark.parametrize(
-    ("bad", "error"), [({"kd": float("nan")}, ValueError), ({"kd": object()}, TypeError)]
-)
+@pytest.mark.parametrize(("bad", "error"), [({"kd": float("nan")}, ValueError), ({"kd": object()}, TypeError)])
 def test_failed_write_leaves_the_old_file(tmp_path: Path, bad: object, error: type[Exception]) -> None:
     path = tmp_path / "report.json"
     write_json_atomic(path, {"kd": 1})

@@ -53,9 +53,7 @@ def test_standard_error_equals_brute_force_jackknife(tile: int) -> None:
 
 
 def test_kernel_distance_is_unbiased() -> None:
-    values = torch.tensor(
-        [kernel_distance(normal(8, 6, seed=s), normal(12, 6, seed=5000 + s))[0] for s in range(600)]
-    )
+    values = torch.tensor([kernel_distance(normal(8, 6, seed=s), normal(12, 6, seed=5000 + s))[0] for s in range(600)])
     assert abs(values.mean()) < 3 * values.std() / math.sqrt(len(values))
     assert values.min() < 0
 

@@ -29,9 +29,7 @@ def test_quick_numbers_hold_both_distances() -> None:
 def test_floor_splits_into_disjoint_random_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.arange(11.0)[:, None].repeat(1, 2)
     seen = []
-    monkeypatch.setattr(
-        quick, "quick_numbers", lambda x, y: seen.append((x[:, 0].tolist(), y[:, 0].tolist())) or {}
-    )
+    monkeypatch.setattr(quick, "quick_numbers", lambda x, y: seen.append((x[:, 0].tolist(), y[:, 0].tolist())) or {})
     real_floor(rows)
     real_floor(rows, seed=1)
     real_floor(rows, n=3)

