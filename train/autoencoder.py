@@ -1,4 +1,4 @@
-"""`accelerate launch train/autoencoder.py [--config CONFIG] [--key value ...]`; the config is configs/emoji_autoencoder.yaml if not named."""
+"""Train with accelerate: `accelerate launch train/autoencoder.py [--config CONFIG] [--key value ...]`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`accelerate launch train/teacher.py [--config CONFIG] [--key value ...]`; the config is configs/emoji_teacher.yaml if not named."""
+"""Train with accelerate: `accelerate launch train/teacher.py [--config CONFIG] [--key value ...]`."""
 
 import sys
 

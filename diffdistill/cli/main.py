@@ -12,6 +12,7 @@ from diffdistill.errors import UserError
 
 COMMANDS = {
     "train": "train a recipe from its config file",
+    "generate": "pictures from a pipeline folder, a teacher's or a student's",
     "measure": "kernel and Frechet distance of a folder of pictures to the emoji set",
 }
 USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:10}{v}\n" for k, v in COMMANDS.items())

@@ -27,7 +27,7 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         line = " ".join(str(message).split())
-        odd = re.search(r"(?:Unrecognized arguments: --|Key '|key: |Option ')([\w.]+)", line)
+        odd = re.search(r"(?i:unrecognized arguments: --|Key '|key: |Option ')([\w.]+)", line)
         if odd:
             word = odd[1].split(".")[-1]
             near = difflib.get_close_matches(word, _known_keys(self), 1)

@@ -2,6 +2,17 @@
 
 from .autoencoder import Autoencoder
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .swiftbrush import SwiftBrush
 from .text_to_image import TextToImage
 
-__all__ = ["Autoencoder", "Batch", "Loss", "Method", "OptimizerSettings", "Phase", "TextToImage", "unwrap"]
+__all__ = [
+    "Autoencoder",
+    "Batch",
+    "Loss",
+    "Method",
+    "OptimizerSettings",
+    "Phase",
+    "SwiftBrush",
+    "TextToImage",
+    "unwrap",
+]

@@ -10,25 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.errors import UserError
-
-
-def save_grid(path: Path, images: Tensor, columns: int = 8, scale: int = 1) -> None:
-    """Write pictures (N, 3, H, W) in [0, 1] as one PNG, row by row, whole or not at all."""
-    import torch
-    from PIL import Image
-
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    sheet = torch.ones(rows * columns, c, h, w)
-    sheet[:n] = images.detach().float().cpu().clamp(0, 1)
-    sheet = sheet.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    picture = Image.fromarray((sheet * 255).round().byte().numpy())
-    if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.part")
-    picture.save(hidden, format="PNG")
-    hidden.replace(path)
+from diffdistill.models.pictures import save_grid
 
 
 class Tracker:

@@ -1,0 +1,196 @@
+"""SwiftBrush: variational score distillation into a one-step generator, from prompts alone (arXiv 2312.05239).
+
+    z --student at T*--> x0 --noise--> x_t --teacher, guided--> eps_T \\
+                          |                                            > weight * (eps_T - eps_F) = gradient on x0
+                          |             x_t --fake score-------> eps_F /
+                          +--> the fake score learns to denoise x0 (after the student's update, same x0)
+
+Notable:
+- student: x0 = x0-prediction of the teacher's network at time T* for z ~ N(0, I). T* is the last time (the paper), or
+  the time whose sigma/alpha is `noise_ratio`; alpha and sigma are read from the schedule;
+- guidance: s = 1 is unguided everywhere. The released code guides teacher and fake score alike
+  (`fake_guidance_scale` null); 1 leaves the fake score unguided, as DMD does;
+- the fake score is a full copy, or LoRA adapters on the teacher itself;
+- `residual` may name any row of the family that needs no more than these networks: vsd, sds, csd, asd.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffdistill.data.prompts import read_prompts
+from diffdistill.diffusion import Denoiser
+from diffdistill.distill import RESIDUALS, SampleRandom, denoising_loss, drop_condition, score_distillation_loss
+from diffdistill.models.attention import set_attention
+from diffdistill.models.export import export_one_step
+from diffdistill.models.fake_score import adapters_off, add_lora, full_copy
+from diffdistill.models.teacher import load_teacher
+
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+
+
+class SwiftBrush(Method):
+    """Distil a Stable-Diffusion-class teacher into one step; the defaults are the paper's.
+
+    Args:
+        teacher: pipeline folder or hub id.
+        prompts: text file, one prompt a line.
+        residual: row of the score-distillation family: vsd, sds, csd or asd.
+        weight: weight on the residual: sigma2 (the paper), dmd, alpha_sigma, uniform.
+        guidance_scale: the teacher's guidance.
+        fake_guidance_scale: the fake score's; null for the same as the teacher's, 1 for none.
+        fake_score: lora or full.
+        lora_rank: rank of the adapters.
+        lora_alpha: their scale times the rank.
+        lora_targets: endings of the names of the layers that get one.
+        student_learning_rate: AdamW's, constant unless `training` says otherwise.
+        fake_learning_rate: likewise.
+        betas: AdamW's, both networks.
+        fake_updates: updates of the fake score per update of the student.
+        fake_weight: weight of the fake score's denoising loss, a name in `distill.DENOISING_WEIGHTS`.
+        drop_text: share of samples on which the fake score is trained without a prompt.
+        t_min: lower end of the times judged, as a fraction.
+        t_max: upper end, not included.
+        noise_ratio: sigma/alpha of the time at which the student is fed; null for the last time.
+        asd_eta: largest shift of ASD's later time, relative to t - t_min.
+        attention: auto, sdpa, math or xformers.
+    """
+
+    averaged = "student"
+
+    def __init__(
+        self,
+        teacher: str,
+        prompts: str,
+        residual: str = "vsd",
+        weight: str = "sigma2",
+        guidance_scale: float = 4.5,
+        fake_guidance_scale: float | None = None,
+        fake_score: Literal["lora", "full"] = "lora",
+        lora_rank: int = 64,
+        lora_alpha: float = 108.0,
+        lora_targets: tuple[str, ...] = ("to_q", "to_v"),
+        student_learning_rate: float = 1e-6,
+        fake_learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        fake_updates: int = 1,
+        fake_weight: str = "alpha2_eps",
+        drop_text: float = 0.1,
+        t_min: float = 0.02,
+        t_max: float = 0.981,
+        noise_ratio: float | None = None,
+        asd_eta: float = 0.1,
+        attention: str = "auto",
+    ) -> None:
+        self.prompts = read_prompts(prompts)
+        self.teacher = load_teacher(teacher)
+        set_attention(self.teacher.pipeline.unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
+        self.residual, self.weight, self.guidance_scale = residual, weight, guidance_scale
+        self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
+        self.fake_updates, self.fake_weight, self.drop_text = fake_updates, fake_weight, drop_text
+        self.t_min, self.t_max, self.asd_eta = t_min, t_max, asd_eta
+        self.needs_fake = "fake" in RESIDUALS[residual].needs
+        self.schedule = self.teacher.schedule
+        last = int(self.schedule.last)
+        self.t_star = last if noise_ratio is None else self.schedule.index_at(noise_ratio)
+        self.embeddings, self.null = self.teacher.embed(self.prompts), self.teacher.embed([""])
+        self.networks = {"student": full_copy(self.teacher.network)}
+        self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas)}
+        self.shared = self.needs_fake and fake_score == "lora"
+        if self.needs_fake:
+            network = self.teacher.network
+            fake = add_lora(network, lora_rank, lora_alpha, lora_targets) if self.shared else full_copy(network)
+            self.networks["fake"] = fake
+            self.optimizers["fake"] = OptimizerSettings(fake_learning_rate, betas)
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def to(self, device: Any) -> None:
+        self.device = torch.device(device)
+        for part in (self.teacher.pipeline.unet, self.teacher.pipeline.vae):
+            part.to(device)
+        self.embeddings, self.null = self.embeddings.to(device), self.null.to(device)
+
+    def enable_gradient_checkpointing(self) -> None:
+        for network in self.networks.values():
+            unwrap(network).unet.enable_gradient_checkpointing()
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        return {"cond": self.embeddings[list(records)]}
+
+    def phases(self, step: int) -> list[Phase]:
+        fake = [Phase("fake", "fake", self._fake_loss(k)) for k in range(self.fake_updates if self.needs_fake else 0)]
+        return [Phase("student", "student", self._student_loss), *fake]
+
+    # ---- losses -----------------------------------------------------------------------------------------------
+
+    def _generate(self, network: Any, z: Tensor, cond: Tensor) -> Tensor:
+        t = torch.full((len(z),), self.t_star, device=z.device, dtype=torch.long)
+        return self._denoiser(network)(z, t, cond).x0
+
+    def _denoiser(self, network: Any) -> Denoiser:
+        return Denoiser(network, self.schedule, self.teacher.prediction_type)
+
+    def _judge(self, x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
+        """The teacher's network: the shared one with its adapters off."""
+        if not self.shared:
+            return self.teacher.network(x_t, time, cond)
+        with adapters_off(self.teacher.network):
+            return self.teacher.network(x_t, time, cond)
+
+    def _student_loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        shape, cond = self.teacher.latent_shape, batch["cond"]
+        x0 = self._generate(self.networks["student"], random.normal("z", shape), cond)
+        carry["x0"] = x0.detach()
+        t = self.schedule.timestep(random.uniform("time"), self.t_min, self.t_max)
+        later = None
+        if "later" in RESIDUALS[self.residual].needs:
+            later = self.schedule.later(t, random.uniform("later"), self.asd_eta, self.t_min)
+        return score_distillation_loss(
+            self.residual,
+            self.weight,
+            self._denoiser(self._judge),
+            x0,
+            t,
+            random.normal("noise", shape),
+            cond,
+            self.null,
+            self.guidance_scale,
+            fake=self._denoiser(unwrap(self.networks["fake"])) if self.needs_fake else None,
+            fake_guidance_scale=self.fake_guidance_scale,
+            later_t=later,
+        )
+
+    def _fake_loss(self, k: int) -> Any:
+        def loss(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+            x0 = carry["x0"]
+            if k > 0:  # further updates see fresh samples of the student as it is now
+                with torch.no_grad():
+                    z = random.normal(f"z/{k}", self.teacher.latent_shape)
+                    x0 = self._generate(unwrap(self.networks["student"]), z, batch["cond"])
+            t = self.schedule.timestep(random.uniform(f"fake_time/{k}"), 0.0, 1.0)
+            cond = drop_condition(batch["cond"], self.null, random.bernoulli(f"fake_drop/{k}", self.drop_text))
+            eps = random.normal(f"fake_noise/{k}", self.teacher.latent_shape)
+            return denoising_loss(self._denoiser(self.networks["fake"]), x0, t, eps, cond, self.fake_weight), {}
+
+        return loss
+
+    # ---- product ----------------------------------------------------------------------------------------------
+
+    def preview(self) -> Tensor:
+        """32 prompts spread over the list, one step each, always the same noise."""
+        rows = [i * len(self.prompts) // 32 for i in range(32)]
+        z = SampleRandom(0, range(32), self.device).normal("preview", self.teacher.latent_shape)
+        return self.teacher.decode(self._generate(unwrap(self.networks["student"]), z, self.embeddings[rows]))
+
+    def export(self, folder: Path) -> None:
+        unet = copy.deepcopy(unwrap(self.networks["student"]).unet)
+        export_one_step(self.teacher, unet, self.t_star, folder)

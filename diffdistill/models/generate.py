@@ -1,0 +1,35 @@
+"""Pictures from a stock pipeline folder; each picture has its own seed, so batches do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .teacher import load_teacher
+
+
+@torch.no_grad()
+def generate(
+    model: str, prompts: Sequence[str], steps: int, guidance: float, seed: int = 0, batch_size: int = 32
+) -> Iterator[Tensor]:
+    """Yield batches of pictures, (B, 3, H, W) in [0, 1], in the prompts' order.
+
+    Picture i starts from `torch.Generator().manual_seed(seed + i)`, as `DiffusionPipeline` does when it is given
+    one generator a prompt.
+
+    Raises:
+        UserError: no Stable-Diffusion-class pipeline at `model`.
+    """
+    pipeline = load_teacher(model).pipeline
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    for i in range(0, len(prompts), batch_size):
+        chunk = list(prompts[i : i + batch_size])
+        generators = [torch.Generator().manual_seed(seed + i + k) for k in range(len(chunk))]
+        result = pipeline(
+            chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt"
+        )
+        yield result.images.float().cpu()

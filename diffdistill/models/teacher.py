@@ -1,0 +1,84 @@
+"""A Stable-Diffusion-class pipeline as a frozen teacher: UNet, VAE, CLIP text encoder and scheduler.
+
+Loaded through diffusers from safetensors only; the schedule (terminal SNR included) is read from its scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.diffusion import Denoiser, PredictionType, VPSchedule, from_diffusers_prediction_type
+from diffdistill.errors import UserError
+
+from .network import UNet
+
+
+@dataclass
+class Teacher:
+    """The parts, and `denoiser`: the pipeline's UNet with its schedule and prediction type."""
+
+    pipeline: Any
+    network: UNet
+    schedule: VPSchedule
+    prediction_type: PredictionType
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return Denoiser(self.network, self.schedule, self.prediction_type)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        config = self.pipeline.unet.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
+        """Prompt embeddings (N, L, D), as the stock pipeline makes them."""
+        p, chunks = self.pipeline, []
+        device = p.text_encoder.device
+        for i in range(0, len(prompts), batch_size):
+            ids = p.tokenizer(
+                list(prompts[i : i + batch_size]),
+                padding="max_length",
+                truncation=True,
+                max_length=p.tokenizer.model_max_length,
+                return_tensors="pt",
+            )["input_ids"]
+            chunks.append(p.text_encoder(ids.to(device))[0])
+        return torch.cat(chunks)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1]."""
+        vae = self.pipeline.vae
+        return vae.decode(latents / vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
+
+
+def load_teacher(source: str) -> Teacher:
+    """Load a pipeline folder or hub id.
+
+    Raises:
+        UserError: nothing there, weights that are not safetensors, another class of pipeline, or a prediction type
+            or noise schedule that is not supported.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    try:
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, safety_checker=None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"no Stable-Diffusion-class pipeline in safetensors at {source}: {reason}") from error
+    config = dict(pipeline.scheduler.config)
+    try:
+        kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
+        schedule = VPSchedule.from_config(config)
+    except ValueError as error:
+        raise UserError(f"teacher {source}: {error}") from error
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False).eval()
+    return Teacher(pipeline, UNet(pipeline.unet), schedule, kind)

@@ -1,0 +1,50 @@
+"""`generate` gives the stock pipeline's pictures, whatever the batch size, and refuses bad input."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffdistill.cli.main import main
+
+spec = importlib.util.spec_from_file_location("tiny_pipeline", Path(__file__).parents[1] / "tiny_pipeline.py")
+assert spec is not None and spec.loader is not None
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_pictures_are_the_stock_pipelines(tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    model = str(tiny.save_tiny_pipeline(tmp_path / "model"))
+    for size in ("1", "3"):
+        command = ["generate", "--model", model, "--prompt", "red apple", "--n", "3", "--steps", "2"]
+        assert main([*command, "--batch_size", size, "--out", str(tmp_path / size)]) == 0
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    stock = pipeline(
+        ["red apple"] * 3, num_inference_steps=2, guidance_scale=1, generator=generators, output_type="np"
+    ).images  # fmt: skip
+    for i in range(3):
+        one, three = (read(tmp_path / size / f"0000{i}.png") for size in ("1", "3"))
+        assert abs(one - three).max() <= 1
+        assert abs(three - stock[i] * 255).max() < 2
+    assert main([*command, "--out", str(tmp_path / "grid.png")]) == 0
+    assert read(tmp_path / "grid.png").shape == (8, 24, 3)
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    out = str(tmp_path / "out")
+    assert main(["generate", "--model", "m", "--prompts", str(tmp_path / "empty.txt"), "--out", out]) == 2
+    assert "no prompt" in capsys.readouterr().err
+    assert main(["generate", "--model", "m", "--prompt", "x", "--out", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert not Path(out).exists()

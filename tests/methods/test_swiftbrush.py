@@ -1,0 +1,106 @@
+"""Student, phases and export of SwiftBrush on a tiny random pipeline."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
+from diffdistill.methods import SwiftBrush
+from diffdistill.models.fake_score import adapters_off
+from diffdistill.training.loop import Trainer
+from diffdistill.training.settings import TrainingSettings
+
+spec = importlib.util.spec_from_file_location("tiny_pipeline", Path(__file__).parents[1] / "tiny_pipeline.py")
+assert spec is not None and spec.loader is not None
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(scope="module", params=["v_prediction", "epsilon"])
+def teacher(request, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "prompts.txt").write_text("red apple\nblue car\n")
+    tiny.save_tiny_pipeline(folder / "teacher", request.param)
+    return str(folder)
+
+
+def build(folder: str, **more) -> SwiftBrush:
+    return SwiftBrush(f"{folder}/teacher", f"{folder}/prompts.txt", lora_rank=2, **more)
+
+
+@pytest.mark.parametrize("fake_score", ["lora", "full"])
+def test_vsd_vanishes_before_the_fake_score_has_learnt(teacher: str, fake_score: str) -> None:
+    method = build(teacher, fake_score=fake_score)
+    random = SampleRandom(0, range(4))
+    loss, logs = method.phases(0)[0].loss(method.batch([0, 1, 0, 1], random), random, {})
+    assert logs["grad_rms"].item() < 1e-6 and loss.item() < 1e-10
+
+
+def test_adapters_off_is_the_teacher_and_the_base_is_shared(teacher: str) -> None:
+    plain, method = build(teacher, fake_score="full"), build(teacher, fake_score="lora")
+    fake = method.networks["fake"]
+    assert fake is method.teacher.network
+    with torch.no_grad():
+        for name, p in fake.named_parameters():
+            if p.requires_grad:
+                assert "lora" in name
+                p.normal_()
+    x, t, cond = torch.randn(2, 4, 4, 4), torch.tensor([5, 700]), method.embeddings
+    expected = plain.teacher.network(x, t, cond)
+    with adapters_off(fake):
+        torch.testing.assert_close(fake(x, t, cond), expected)
+    assert (fake(x, t, cond) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("noise_ratio", [None, 2.5])
+def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path: Path, noise_ratio) -> None:
+    from diffusers import DiffusionPipeline
+
+    method = build(teacher, fake_score="full", noise_ratio=noise_ratio, student_learning_rate=1e-3, betas=(0.0, 0.99))
+    settings = TrainingSettings(32, batch_size=4, cpu=True, log_every=1)
+    folder = Trainer(method, settings, tmp_path).fit()
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    z = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    stock = pipeline(
+        ["red apple", "blue car"], num_inference_steps=1, guidance_scale=1, latents=z, output_type="pt"
+    ).images  # fmt: skip
+    with torch.no_grad():
+        t = torch.full((2,), method.t_star)
+        from diffdistill.diffusion import Denoiser
+        from diffdistill.models.network import UNet
+
+        denoiser = Denoiser(UNet(pipeline.unet), method.schedule, method.teacher.prediction_type)
+        ours = method.teacher.decode(denoiser(z, t, method.embeddings).x0)
+    assert (stock - ours).abs().max() < 2 / 255
+
+
+@pytest.mark.parametrize("residual", ["sds", "csd", "asd"])
+def test_the_rest_of_the_family_runs_without_a_fake_score(teacher: str, residual: str) -> None:
+    method = build(teacher, residual=residual)
+    random = SampleRandom(0, range(2))
+    loss, _ = method.phases(0)[0].loss(method.batch([0, 1], random), random, {})
+    loss.backward()
+    assert set(method.networks) == {"student"} and torch.isfinite(loss)
+
+
+def test_bad_teachers_are_one_line_errors(teacher: str, tmp_path: Path, monkeypatch) -> None:
+    prompts = f"{teacher}/prompts.txt"
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(UserError, match="no prompt"):
+        SwiftBrush(f"{teacher}/teacher", str(empty))
+    with pytest.raises(UserError, match="nowhere"):
+        SwiftBrush(str(tmp_path / "nowhere"), prompts)
+    pickled = tiny.save_tiny_pipeline(tmp_path / "pickled")
+    (pickled / "unet" / "diffusion_pytorch_model.safetensors").rename(pickled / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors"):
+        SwiftBrush(str(pickled), prompts)
+    odd = tiny.save_tiny_pipeline(tmp_path / "odd")
+    config = odd / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("v_prediction", "direction"))
+    with pytest.raises(UserError, match="direction"):
+        SwiftBrush(str(odd), prompts)
