@@ -23,7 +23,8 @@ def add_lora(network: UNet, rank: int, alpha: float, targets: Sequence[str]) -> 
     from peft import LoraConfig
 
     unet: Any = network.unet
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha,  # type: ignore[arg-type]  # scales need not be whole target_modules=list(targets)), adapter_name="fake")
+    scale: Any = alpha  # peft's type says int; fractions work
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=list(targets)), adapter_name="fake")
     return network
 
 
