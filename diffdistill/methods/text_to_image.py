@@ -36,6 +36,7 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
     "clip_sample": False,
     "set_alpha_to_one": True,
+    "steps_offset": 1,  # the stock pipeline insists; trailing spacing does not use it
 }
 PREVIEW = (
     "red apple", "blue apple", "dog face", "grinning face", "rocket", "hamburger", "rose", "octopus",
