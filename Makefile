@@ -5,9 +5,9 @@ READY := $(VENV)/.diffdistill-ready
 .PHONY: help venv lint test clean
 
 help:
-	@echo "make venv   build $(VENV) from nothing, once"
-	@echo "make lint   ruff, import directions, mypy"
-	@echo "make test   lint, then all tests"
+	@echo "make venv        build $(VENV) from nothing, once"
+	@echo "make lint        ruff, import directions, mypy"
+	@echo "make test        lint, the examples in docstrings, all tests"
 
 venv: $(READY)
 
@@ -25,6 +25,7 @@ lint: venv
 	$(BIN)/mypy
 
 test: lint
+	$(BIN)/python -m pytest --doctest-modules diffdistill
 	$(BIN)/python -m pytest
 
 clean:

@@ -5,7 +5,4 @@ import sys
 from diffdistill.cli.main import guard
 from diffdistill.cli.train import main
 
-arguments = sys.argv[1:]
-if "--config" not in arguments:
-    arguments = ["--config", "configs/emoji_autoencoder.yaml", *arguments]
-sys.exit(guard(lambda: main(arguments)))
+sys.exit(guard(lambda: main(sys.argv[1:], default_config="configs/emoji_autoencoder.yaml")))

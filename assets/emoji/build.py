@@ -4,7 +4,8 @@
     python assets/emoji/build.py emoji-datasource-google-16.0.0.tgz emoji-datasource-twitter-16.0.0.tgz
 
 Writes beside this script: one lossless sheet of 64-pixel pictures per style on white, `concepts.tsv` (one line a
-cell: code point, name, subcategory) and `heldout.txt` (names of the concepts that no training ever sees).
+cell: code point, name, subcategory) and `heldout.txt` (names of the concepts that no training ever sees)
+and `prompts.txt` (the captions of all others).
 Flags, symbols, components and skin-tone variants are left out: they are letters, arrows and near-duplicates.
 """
 
@@ -65,6 +66,9 @@ def main() -> None:
     (HERE / "concepts.tsv").write_text("\n".join(lines) + "\n")
     held_out = sorted(random.Random(0).sample(range(len(entries)), HELD_OUT))
     (HERE / "heldout.txt").write_text("".join(names[i] + "\n" for i in held_out))
+    hidden = {names[i] for i in held_out}
+    prompts = [f"{name}, {style}\n" for style in ("noto", "twemoji") for name in names if name not in hidden]
+    (HERE / "prompts.txt").write_text("".join(prompts))
     print(f"{len(entries)} concepts, {HELD_OUT} held out")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
+
+GRID_COLUMNS = 8
 
 
 def main(argv: Sequence[str]) -> None:
@@ -15,42 +18,56 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: no pipeline, no prompt, or something in the way.
     """
-    parser = argparse.ArgumentParser(prog="diffdistill generate", description=main.__doc__)
+    parser = OneLineParser(prog="diffdistill generate", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="pipeline folder or hub id")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="one prompt")
     what.add_argument("--prompts", type=Path, help="text file, one prompt a line")
     parser.add_argument("--steps", type=int, default=1, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is unguided")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="picture i starts from noise of seed SEED + i")
     parser.add_argument("--n", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--out", type=Path, required=True, help="folder, or a .png file for a grid")
-    parser.add_argument("--overwrite", action="store_true")
-    options = parser.parse_args(argv)
+    parser.add_argument("--grid", action="store_true", help="write grid.png too, beside the pictures in a folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    options = parser.parse_args(list(argv))
     for name in ("steps", "n", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-    if options.out.exists() and not options.overwrite:
-        raise UserError(f"{options.out} is there already; add --overwrite or name another")
-
-    from diffdistill.data.prompts import read_prompts
-
-    prompts = [options.prompt] if options.prompt else read_prompts(options.prompts)
-    prompts = [prompt for prompt in prompts for _ in range(options.n)]
+    out: Path = options.out
+    one_file = out.suffix == ".png"
+    if out.exists() and not options.overwrite:
+        raise UserError(f"{out} is there already; add --overwrite or name another")
+    if out.exists() and one_file == out.is_dir():
+        raise UserError(f"--out {out} is a {'folder' if one_file else 'file'}; name another")
+    model = find(options.model)
+    if Path(model).exists() and not (Path(model) / "model_index.json").is_file():
+        raise UserError(f"--model {model} is no pipeline folder: it has no model_index.json")
+    prompts = _prompts(options.prompt, options.prompts, options.n)
 
     import torch
 
     from diffdistill.models.generate import generate
     from diffdistill.models.pictures import save_grid, save_picture
 
-    images = generate(options.model, prompts, options.steps, options.guidance, options.seed, options.batch_size)
-    if options.out.suffix == ".png":
-        save_grid(options.out, torch.cat(list(images)), columns=min(8, len(prompts)))
-        return
-    options.out.mkdir(parents=True, exist_ok=True)
-    done = 0
-    for chunk in images:
-        for image in chunk:
-            save_picture(options.out / f"{done:05d}.png", image)
-            done += 1
+    images = generate(model, prompts, options.steps, options.guidance, options.seed, options.batch_size)
+    kept, done = [], 0
+    for chunk in images:  # nothing is made before the first pictures are: the model may be refused
+        if one_file or options.grid:
+            kept.append(chunk)
+        if not one_file:
+            for image in chunk:
+                save_picture(out / f"{done:05d}.png", image)
+                done += 1
+    if kept:
+        save_grid(out if one_file else out / "grid.png", torch.cat(kept), columns=min(GRID_COLUMNS, len(prompts)))
+
+
+def _prompts(prompt: str | None, file: Path | None, n: int) -> list[str]:
+    from diffdistill.data.prompts import read_prompts
+
+    if prompt is not None and not prompt.strip():
+        raise UserError("--prompt is empty; say what to draw")
+    prompts = [prompt] if prompt is not None else read_prompts(file or "")
+    return [prompt for prompt in prompts for _ in range(n)]

@@ -13,9 +13,9 @@ from diffdistill.errors import UserError
 COMMANDS = {
     "train": "train a recipe from its config file",
     "generate": "pictures from a pipeline folder, a teacher's or a student's",
-    "measure": "kernel and Frechet distance of a folder of pictures to the emoji set",
+    "measure": "kernel and Frechet distance of a folder of pictures to real ones",
 }
-USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:10}{v}\n" for k, v in COMMANDS.items())
+USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:12}{v}\n" for k, v in COMMANDS.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,7 @@ def guard(work: Callable[[], None]) -> int:
     try:
         work()
     except UserError as error:
-        print(f"diffdistill: error: {error}", file=sys.stderr)
+        print(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("diffdistill: interrupted", file=sys.stderr)

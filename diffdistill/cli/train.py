@@ -1,54 +1,51 @@
 """`diffdistill train CONFIG [--key value ...]`: a recipe from a YAML file, with overrides.
 
 A method's constructor is the schema of its `method.init_args`; `training` is `TrainingSettings`.
+
+Notable:
+- options override the file wherever `--config` stands on the line;
+- all that can be refused is refused before the first file is written;
+- the run's `config.yaml` is the recipe alone: how a run was started (`resume`, `overwrite`) is not part of it.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
+import importlib.util
+import inspect
 import json
 import os
-import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from diffdistill.cli.config_errors import explain, unknown_key
+from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 
 # settings that a continuation may change
 FREE = ("log_every", "validate_every", "checkpoint_every", "checkpoints_limit", "report_to", "max_minutes")
+# what a run leaves in its folder, removed when it is overwritten
+PRODUCTS = ("checkpoint-*", ".checkpoint-*.part", "log.jsonl", "grids", "tensorboard", "export", "export-before-*")
+
+
+class _ParserError(Exception):
+    """What jsonargparse reports; parsers nest, so it is put in words only at the outermost one."""
 
 
 class _Parser(ArgumentParser):
-    """Raises UserError in one line, with the nearest key, where argparse would print usage and exit."""
-
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        line = " ".join(str(message).split())
-        odd = re.search(r"(?i:unrecognized arguments: --|Key '|key: |Option ')([\w.]+)", line)
-        if odd:
-            word = odd[1].split(".")[-1]
-            near = difflib.get_close_matches(word, _known_keys(self), 1)
-            line = f"unknown key {odd[1]!r}" + (f"; did you mean {near[0]!r}?" if near else f" ({line})")
-        raise UserError(line)
-
-
-def _known_keys(parser: ArgumentParser) -> list[str]:
-    import inspect
-
-    from diffdistill import methods
-    from diffdistill.methods.base import Method
-
-    keys = [action.dest.split(".")[-1] for action in parser._actions]
-    for item in vars(methods).values():
-        if isinstance(item, type) and issubclass(item, Method):
-            keys += list(inspect.signature(item).parameters)
-    return keys
+        raise _ParserError(str(message))
 
 
 def build_parser() -> ArgumentParser:
+    """The schema: `method`, `training` and a few keys of the run. Needs torch, not diffusers."""
     from diffdistill.methods.base import Method
     from diffdistill.training.settings import TrainingSettings
 
@@ -58,28 +55,26 @@ def build_parser() -> ArgumentParser:
     parser.add_class_arguments(TrainingSettings, "training")
     parser.add_argument("--output_dir", type=str, required=True, help="folder of the run")
     parser.add_argument("--resume", type=str, default=None, help="latest, or a checkpoint's folder")
-    parser.add_argument("--overwrite", type=bool, default=False, help="write into a folder that holds a run")
+    parser.add_argument("--overwrite", type=bool, default=False, help="start anew in a folder that holds a run")
     parser.add_argument("--dry_run", action="store_true", help="build everything, say what would run, write nothing")
     return parser
 
 
-def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
+def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[ArgumentParser, Namespace]:
     """Config file and overrides to a namespace; a first argument that is no option is the config file.
 
     Raises:
         UserError: a missing file, an unknown key (the nearest is named) or a value of a wrong type.
     """
-    import diffdistill.methods  # noqa: F401  short class names resolve to what is imported
-
-    arguments = list(argv)
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--config")
-    if "--config" in arguments[:-1]:
-        path = Path(arguments[arguments.index("--config") + 1])
-        if not path.is_file():
-            raise UserError(f"there is no config file {path}")
+    arguments = _config_first(argv, default_config)
+    method = _chosen_method(arguments)
     parser = build_parser()
-    return parser, parser.parse_args(arguments)
+    try:
+        namespace = parser.parse_args(arguments)
+    except _ParserError as error:
+        raise UserError(explain(str(error), _known_keys(parser, method))) from None
+    _refuse_nulls(namespace)
+    return parser, namespace
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -89,37 +84,209 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def main(argv: Sequence[str]) -> None:
-    """Train; prints the folder of the exported product.
+def main(argv: Sequence[str], default_config: str | None = None) -> None:
+    """Train; prints the folder of the exported product. `default_config` is taken where no config file is named.
 
     Raises:
         UserError: bad input, before anything is written.
     """
     import torch
 
+    from diffdistill.training.settings import TrainingSettings
+
+    parser, namespace = parse(argv, default_config)
+    plain = json.loads(parser.dump(namespace, format="json", skip_unset=False))
+    recipe = {key: plain[key] for key in ("method", "training", "output_dir")}
+    run = Path(namespace.output_dir)
+    _check_run(namespace, run)
+    _look_beside_the_package(namespace)
+    torch.manual_seed(namespace.training.seed)
+    settings = TrainingSettings(**vars(namespace.training))
+    settings.check(int(os.environ.get("WORLD_SIZE", "1")))
+    method = _build_method(namespace)
+    if namespace.dry_run:
+        print(yaml.safe_dump(recipe, sort_keys=False))
+        for name, network in method.networks.items():
+            total = sum(p.numel() for p in network.parameters())
+            trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+            print(f"{name}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained")
+        print(f"{settings.samples // settings.batch_size} steps of {settings.batch_size} samples")
+        return
+
     from diffdistill.training.loop import Trainer
 
-    parser, namespace = parse(argv)
-    resolved = parser.dump(namespace, skip_none=False)
-    plain = json.loads(parser.dump(namespace, format="json", skip_none=False))
-    run = Path(namespace.output_dir)
+    # Nothing is written before the trainer has accepted the checkpoint that it is to continue from. It also joins
+    # the processes, so none of them can take the file written here for an earlier run's.
+    trainer = Trainer(method, settings, run, namespace.resume, fingerprint(plain))
+    main_process = trainer.accelerator.is_main_process
+    if main_process:
+        _write_config(run, recipe, anew=namespace.overwrite)
+    exported = trainer.fit()
+    if main_process:
+        print(exported)
+
+
+# ---- before parsing -------------------------------------------------------------------------------------------
+
+
+def _config_first(argv: Sequence[str], default: str | None) -> list[str]:
+    """The arguments with the config file (positional, --config X, --config=X, or a resumed run's own) in front."""
+    rest, files = list(argv), []
+    if rest and not rest[0].startswith("-"):
+        files.append(rest.pop(0))
+    options: list[str] = []
+    while rest:
+        argument = rest.pop(0)
+        if argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        elif argument == "--config" and rest:
+            files.append(rest.pop(0))
+        else:
+            options.append(argument)
+    folder = _value_of(options, "--output_dir")
+    if not files and folder and _value_of(options, "--resume") and (Path(folder) / "config.yaml").is_file():
+        files.append(str(Path(folder) / "config.yaml"))
+    if not files and default is not None:
+        files.append(default)
+    front: list[str] = []
+    for file in map(find, files):
+        if not Path(file).is_file():
+            raise UserError(f"there is no config file {file}")
+        front += ["--config", file]
+    return front + options
+
+
+def _value_of(arguments: Sequence[str], option: str) -> str | None:
+    """The last value that is given to an option as `--option value` or `--option=value`."""
+    value = None
+    for i, argument in enumerate(arguments):
+        if argument.startswith(option + "="):
+            value = argument[len(option) + 1 :]
+        elif argument == option and i + 1 < len(arguments):
+            value = arguments[i + 1]
+    return value
+
+
+def _chosen_method(arguments: Sequence[str]) -> type | None:
+    """The method's class, or None where the parser has to say what is wrong.
+
+    Raises:
+        UserError: a file that is no YAML mapping, no such class, or a `method` section with other keys than
+            class_path and init_args.
+    """
+    name: Any = _value_of(arguments, "--method.class_path") or _value_of(arguments, "--method")
+    file = _value_of(arguments, "--config")
+    content = _read_config(file) if file is not None else {}
+    if name is None:
+        name = content.get("method")
+        if isinstance(name, Mapping):
+            valid = ("class_path", "init_args")
+            for key in name:
+                if key not in valid:
+                    raise UserError(unknown_key(f"method.{key}", [f"method.{k}" for k in valid]))
+            name = name.get("class_path")
+    return _method_class(name) if isinstance(name, str) else None
+
+
+def _read_config(file: str) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"config file {file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"config file {file} holds no keys; it should have method, training and output_dir")
+    return content
+
+
+def _method_class(name: str) -> type:
+    from diffdistill import methods
+
+    module, _, short = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module) if module else methods, short, None)
+    except ImportError:
+        found = None
+    if not (isinstance(found, type) and issubclass(found, methods.Method) and not inspect.isabstract(found)):
+        near = difflib.get_close_matches(short, _method_names(), 1, cutoff=0.0)
+        raise UserError(f"method is {name!r}, which is no method; the nearest is {near[0]!r}")
+    return found
+
+
+def _method_names() -> list[str]:
+    from diffdistill import methods
+
+    items = vars(methods).items()
+    return [k for k, v in items if isinstance(v, type) and issubclass(v, methods.Method) and not inspect.isabstract(v)]
+
+
+# ---- after parsing --------------------------------------------------------------------------------------------
+
+
+def _known_keys(parser: ArgumentParser, method: type | None) -> list[str]:
+    """Dotted keys of the parser and of the method's constructor (of every method's, where none is chosen)."""
+    keys = [a.dest for a in parser._actions if a.dest != "training" and not a.dest.startswith("print_")]
+    keys = [key for key in keys if key.split(".")[-1] != "help"]
+    classes = [method] if method is not None else [_method_class(name) for name in _method_names()]
+    for item in classes:
+        keys += [f"method.{name}" for name in inspect.signature(item).parameters]
+    return keys
+
+
+def _refuse_nulls(namespace: Namespace) -> None:
+    """The parser lets null stand for any value; where the type has no None it would fail in the middle of a run."""
+    from diffdistill.training.settings import TrainingSettings
+
+    method: Any = _method_class(namespace.method.class_path)
+    sections = (
+        ("method", namespace.method.get("init_args") or Namespace(), get_type_hints(method.__init__)),
+        ("training", namespace.training, get_type_hints(TrainingSettings)),
+    )
+    for section, values, types in sections:
+        for key, value in vars(values).items():
+            if value is None and key in types and type(None) not in get_args(types[key]):
+                name = getattr(types[key], "__name__", str(types[key]))
+                raise UserError(f"{section}.{key} is null; expected {name}")
+
+
+def _check_run(namespace: Namespace, run: Path) -> None:
+    """Raise UserError where the folder, or what is to be reported to, is not usable."""
+    if namespace.resume and namespace.overwrite:
+        raise UserError("resume goes on with a run and overwrite removes it; give one of them")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"output_dir {run} is a file; name a folder")
     if (run / "config.yaml").exists() and not (namespace.resume or namespace.overwrite or namespace.dry_run):
         raise UserError(f"{run} already holds a run; add --resume latest, --overwrite true, or name another output_dir")
-    torch.manual_seed(namespace.training.seed)
-    built = parser.instantiate_classes(namespace)
-    if namespace.dry_run:
-        print(resolved)
-        for name, network in built.method.networks.items():
-            trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-            print(f"{name}: {trained / 1e6:.2f} M trained parameters")
-        print(f"{built.training.samples // built.training.batch_size} steps of {built.training.batch_size} samples")
-        return
-    if os.environ.get("RANK", "0") == "0":
-        run.mkdir(parents=True, exist_ok=True)
-        part = run / ".config.yaml.part"
-        part.write_text(resolved)
-        part.replace(run / "config.yaml")
-    trainer = Trainer(built.method, built.training, run, built.resume, fingerprint(plain))
-    exported = trainer.fit()
-    if trainer.accelerator.is_main_process:
-        print(exported)
+    for tracker in namespace.training.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise UserError(f"training.report_to names {tracker}, which is not installed: pip install {tracker}")
+
+
+def _look_beside_the_package(namespace: Namespace) -> None:
+    """Paths such as assets/emoji that are not under the current directory are taken from the repository."""
+    init_args = namespace.method.get("init_args") or Namespace()
+    for key, value in vars(init_args).items():
+        if isinstance(value, str) and "/" in value:
+            init_args[key] = find(value)
+
+
+def _build_method(namespace: Namespace) -> Any:
+    """Not the parser's own instantiation: it wraps what a constructor raises in errors about the config's schema."""
+    chosen = _method_class(namespace.method.class_path)
+    try:
+        return chosen(**vars(namespace.method.get("init_args") or Namespace()))
+    except ValueError as error:  # a constructor's inputs all come from the config
+        raise UserError(f"method {chosen.__name__} cannot be built: {error}") from error
+
+
+def _write_config(run: Path, recipe: dict[str, Any], anew: bool) -> None:
+    """Save the resolved recipe, whole or not at all; `anew` first removes an earlier run's checkpoints and logs."""
+    if anew and (run / "config.yaml").exists():
+        for old in (path for pattern in PRODUCTS for path in run.glob(pattern)):
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+    run.mkdir(parents=True, exist_ok=True)
+    part = run / ".config.yaml.part"
+    part.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    part.replace(run / "config.yaml")

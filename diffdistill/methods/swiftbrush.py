@@ -26,7 +26,17 @@ from torch import Tensor
 
 from diffdistill.data.prompts import read_prompts
 from diffdistill.diffusion import Denoiser
-from diffdistill.distill import RESIDUALS, SampleRandom, denoising_loss, drop_condition, score_distillation_loss
+from diffdistill.distill import (
+    DENOISING_WEIGHTS,
+    RESIDUALS,
+    WEIGHTS,
+    SampleRandom,
+    denoising_loss,
+    drop_condition,
+    score_distillation_loss,
+)
+from diffdistill.distill.tables import look_up
+from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import export_one_step
 from diffdistill.models.fake_score import adapters_off, add_lora, full_copy
@@ -88,6 +98,11 @@ class SwiftBrush(Method):
         asd_eta: float = 0.1,
         attention: str = "auto",
     ) -> None:
+        look_up(RESIDUALS, residual, "residual")
+        look_up(WEIGHTS, weight, "weight")
+        look_up(DENOISING_WEIGHTS, fake_weight, "fake_weight")
+        if not 0.0 <= t_min < t_max <= 1.0:
+            raise UserError(f"t_min {t_min} and t_max {t_max} must be in order and in [0, 1]")
         self.prompts = read_prompts(prompts)
         self.teacher = load_teacher(teacher)
         set_attention(self.teacher.pipeline.unet, attention, "cuda" if torch.cuda.is_available() else "cpu")

@@ -13,6 +13,7 @@ Notable:
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -279,10 +280,12 @@ class Trainer:
     def _export(self) -> Path:
         folder = self.run / "export"
         if self.accelerator.is_main_process:
-            if folder.exists():
-                folder.rename(folder.with_name(f"export-before-{self.samples}"))
+            new = self.run / ".export.new"
+            shutil.rmtree(new, ignore_errors=True)
             with self.ema.applied():
-                write_folder_atomically(folder, self.method.export)
+                write_folder_atomically(new, self.method.export)
+            shutil.rmtree(folder, ignore_errors=True)  # an earlier end of this same run
+            new.rename(folder)
         self.accelerator.wait_for_everyone()
         return folder
 

@@ -1,60 +1,260 @@
-"""Bad input: one line, exit code 2, nothing written."""
+"""`train`: what it makes of configs and overrides. Bad input: one line, exit code 2, nothing written."""
 
 from pathlib import Path
 
 import pytest
+import yaml
 
 from diffdistill.cli.main import main
+from diffdistill.cli.train import fingerprint, parse
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "emoji_autoencoder.yaml")
+SWIFTBRUSH = str(ROOT / "configs" / "sd21_swiftbrush.yaml")
+
+STUB = '''
+import torch
+from torch import nn
+from diffdistill.methods import Method, OptimizerSettings, Phase
 
 
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
-    code = main(list(argv))
-    error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1
-    return code, error
+class Stub(Method):
+    """One number that learns to be the target."""
+
+    averaged = "student"
+
+    def __init__(self, target: float = 1.0, note: str | None = None) -> None:
+        if target < 0:
+            raise ValueError("target is below 0")
+        self.networks = {"student": nn.Linear(1, 1)}
+        self.optimizers = {"student": OptimizerSettings(0.1)}
+        self.target = target
+
+    def __len__(self) -> int:
+        return 4
+
+    def batch(self, records, random):
+        return {"x": torch.ones(len(records), 1)}
+
+    def phases(self, step):
+        return [Phase("student", "student", self._loss)]
+
+    def _loss(self, batch, random, carry):
+        return (self.networks["student"](batch["x"]) - self.target).square().mean(), {}
+
+    def export(self, folder):
+        (folder / "product.txt").write_text("made")
+'''
 
 
-def test_unknown_key_names_the_nearest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    for key, near in (("--method.learnin_rate", "learning_rate"), ("--training.batchsize", "batch_size")):
-        code, error = run(capsys, "train", CONFIG, key, "3", "--output_dir", str(tmp_path / "x"))
-        assert code == 2 and near in error
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A config of a method from outside the package; runs are made in the current directory."""
+    (tmp_path / "stub_method.py").write_text(STUB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    recipe = {
+        "method": {"class_path": "stub_method.Stub", "init_args": {"target": 2.0}},
+        "training": {"samples": 8, "batch_size": 4, "cpu": True},
+        "output_dir": "run",
+    }
+    (tmp_path / "stub.yaml").write_text(yaml.safe_dump(recipe))
+    return "stub.yaml"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(list(argv)) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1 and said.err.startswith("diffdistill: error: ")
+    return said.err.strip()
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("--method.learnin_rate", "'method.learning_rate'"),
+        ("--method.init_args.kl_wieght", "'method.kl_weight'"),
+        ("--training.batchsize", "'training.batch_size'"),
+        ("--trainig.samples", "'training.samples'"),
+        ("--outputdir", "'output_dir'"),
+    ],
+)
+def test_unknown_option_names_the_nearest_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key: str, nearest: str
+) -> None:
+    error = refusal(capsys, "train", CONFIG, key, "3", "--output_dir", str(tmp_path / "x"))
+    assert "unknown key" in error and error.endswith(f"the nearest is {nearest}")
     assert not (tmp_path / "x").exists()
 
 
-def test_unknown_key_in_the_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("right", "wrong", "nearest"),
+    [
+        ("batch_size", "batch_sise", "'training.batch_size'"),
+        ("latent_channels", "latent_chanels", "'method.latent_channels'"),
+        ("init_args", "initargs", "'method.init_args'"),
+        ("class_path", "classpath", "'method.class_path'"),
+        ("output_dir", "ouput_dir", "'output_dir'"),
+    ],
+)
+def test_unknown_key_in_the_file_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, right: str, wrong: str, nearest: str
+) -> None:
     bad = tmp_path / "bad.yaml"
-    bad.write_text(Path(CONFIG).read_text().replace("batch_size", "batch_sise"))
-    code, error = run(capsys, "train", str(bad), "--output_dir", str(tmp_path / "x"))
-    assert code == 2 and "batch_size" in error
+    bad.write_text(Path(CONFIG).read_text().replace(right, wrong))
+    error = refusal(capsys, "train", str(bad), "--output_dir", str(tmp_path / "x"))
+    assert "unknown key" in error and error.endswith(f"the nearest is {nearest}")
 
 
-def test_ill_typed_value(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, error = run(capsys, "train", CONFIG, "--training.batch_size", "many", "--output_dir", str(tmp_path / "x"))
-    assert code == 2 and "batch_size" in error and "int" in error
+def test_keys_of_other_methods_are_not_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refusal(capsys, "train", CONFIG, "--method.guidance_scal", "3")
+    assert "guidance" not in error.split("the nearest is")[1]
 
 
-def test_missing_config(capsys: pytest.CaptureFixture[str]) -> None:
-    code, error = run(capsys, "train", "nowhere.yaml")
-    assert code == 2 and "nowhere.yaml" in error
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("training.batch_size", "many", "'many'; expected int"),
+        ("training.samples", "1.5", "'1.5'; expected int"),
+        ("training.mixed_precision", "fp8", "'fp8'; expected one of 'no', 'bf16', 'fp16'"),
+        ("method.guidance_scale", "high", "'high'; expected float"),
+        ("method.noise_ratio", "high", "'high'; expected float or null"),
+        ("method.fake_score", "half", "'half'; expected one of 'lora', 'full'"),
+        ("method.betas", "[0.9]", "'[0.9]'; expected tuple with 2 elements"),
+        ("method.t_min", "null", "null; expected float"),
+        ("overwrite", "perhaps", "'perhaps'; expected bool"),
+    ],
+)
+def test_ill_typed_value_and_what_was_expected(
+    capsys: pytest.CaptureFixture[str], key: str, value: str, says: str
+) -> None:
+    assert refusal(capsys, "train", SWIFTBRUSH, f"--{key}", value).endswith(f"{key} is {says}")
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("method: other\n")
-    code, error = run(capsys, "train", CONFIG, "--output_dir", str(tmp_path))
-    assert code == 2 and "already holds a run" in error
-    assert (tmp_path / "config.yaml").read_text() == "method: other\n"
+def test_unknown_method_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'SwiftBrush'" in refusal(capsys, "train", SWIFTBRUSH, "--method", "SwiftBrsh")
+    assert "'SwiftBrush'" in refusal(capsys, "train", SWIFTBRUSH, "--method", "no.module.SwiftBrush")
 
 
-def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    code, error = run(capsys, "trian")
-    assert code == 2 and "train" in error
+@pytest.mark.parametrize(("content", "says"), [("", "holds no keys"), ("a: [", "cannot be read"), ("word", "no keys")])
+def test_a_file_that_is_no_config(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    assert says in refusal(capsys, "train", str(tmp_path / "c.yaml"))
 
 
-def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out = str(tmp_path / "x")
-    assert main(["train", CONFIG, "--dry_run", "--method.data", str(ROOT / "assets/emoji"), "--output_dir", out]) == 0
-    assert "6400 steps of 64" in capsys.readouterr().out
-    assert not (tmp_path / "x").exists()
+def test_missing_files_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.yaml" in refusal(capsys, "train", "nowhere.yaml")
+    assert "nowhere.yaml" in refusal(capsys, "train", "--config=nowhere.yaml")
+    assert "missing" in refusal(capsys, "train")
+    assert "there is no prompt file nowhere.txt" in refusal(
+        capsys, "train", SWIFTBRUSH, "--method.prompts", "nowhere.txt"
+    )  # fmt: skip
+
+
+def test_what_a_constructor_refuses_is_one_line(capsys: pytest.CaptureFixture[str], stub: str) -> None:
+    assert "not an emoji set" in refusal(capsys, "train", CONFIG, "--method.data", "nowhere", "--output_dir", "x")
+    assert refusal(capsys, "train", stub, "--method.target", "-1").endswith("Stub cannot be built: target is below 0")
+    assert not Path("run").exists() and not Path("x").exists()
+
+
+def test_settings_that_do_not_fit_write_nothing(capsys: pytest.CaptureFixture[str], stub: str) -> None:
+    assert "take 12" in refusal(capsys, "train", stub, "--training.samples", "9")
+    assert not Path("run").exists()
+
+
+# ---- configs --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_fit_the_schema(config: Path) -> None:
+    settings = parse([str(config)])[1].training
+    assert settings.samples % settings.batch_size == 0
+
+
+def test_the_ways_to_name_the_config_are_one(capsys: pytest.CaptureFixture[str]) -> None:
+    override = ["--method.guidance_scale", "3"]
+    ways = [
+        [SWIFTBRUSH, *override],
+        ["--config", SWIFTBRUSH, *override],
+        [f"--config={SWIFTBRUSH}", *override],
+        [*override, "--config", SWIFTBRUSH],
+        [SWIFTBRUSH, "--method.init_args.guidance_scale", "3"],
+    ]
+    parsed = [parse(way) for way in ways]
+    dumped = {parser.dump(namespace) for parser, namespace in parsed}
+    assert len(dumped) == 1
+    assert parsed[0][1].method.init_args.guidance_scale == 3.0
+
+
+def test_printed_config_is_read_back_to_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def printed(*argv: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *argv, "--print_config"])
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    first = printed(SWIFTBRUSH, "--method.noise_ratio", "2.5")
+    (tmp_path / "printed.yaml").write_text(first)
+    assert "noise_ratio: 2.5" in first
+    assert printed(str(tmp_path / "printed.yaml")) == first
+
+
+def test_fingerprint_ignores_what_a_continuation_may_change() -> None:
+    settings = {"method": {"class_path": "M"}, "training": {"samples": 8, "log_every": 1}, "output_dir": "a"}
+    moved = {**settings, "training": {"samples": 8, "log_every": 2}, "output_dir": "b", "resume": "latest"}
+    other = {**settings, "training": {"samples": 16, "log_every": 1}}
+    assert fingerprint(settings) == fingerprint(moved) != fingerprint(other)
+
+
+# ---- runs -----------------------------------------------------------------------------------------------------
+
+
+def test_dry_run_builds_and_writes_nothing(capsys: pytest.CaptureFixture[str], stub: str) -> None:
+    before = sorted(Path().rglob("*.yaml"))
+    assert main(["train", stub, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "target: 2.0" in said and "student: 0.00 M parameters" in said and "2 steps of 4" in said
+    assert sorted(Path().rglob("*.yaml")) == before and not Path("run").exists()
+
+
+def test_a_run_its_config_its_resume_and_its_overwrite(capsys: pytest.CaptureFixture[str], stub: str) -> None:
+    config, run = Path("run/config.yaml"), Path("run")
+    assert main(["train", stub]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "export")
+    saved = config.read_text()
+    assert set(yaml.safe_load(saved)) == {"method", "training", "output_dir"}
+    assert yaml.safe_load(saved)["training"]["max_grad_norm"] == 1.0
+    assert yaml.safe_load(saved)["method"]["init_args"] == {"target": 2.0, "note": None}
+
+    # the folder is left alone unless told otherwise
+    assert "already holds a run" in refusal(capsys, "train", stub, "--method.target", "3")
+    assert "give one of them" in refusal(capsys, "train", stub, "--resume", "latest", "--overwrite", "true")
+    # a continuation with other settings is refused, and the run's own config is still there
+    assert "other settings" in refusal(capsys, "train", stub, "--resume", "latest", "--method.target", "3")
+    assert config.read_text() == saved
+    # with no config file, a continuation takes the run's own
+    assert main(["train", "--resume", "latest", "--output_dir", "run"]) == 0
+    assert config.read_text() == saved
+
+    # overwriting leaves nothing that a later `--resume latest` could take for its own
+    (run / "checkpoint-0000000999").mkdir()
+    (run / "notes.txt").write_text("mine")
+    assert main(["train", stub, "--overwrite", "true", "--method.target", "3"]) == 0
+    assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-0000000008"]
+    assert (run / "notes.txt").exists() and yaml.safe_load(config.read_text())["method"]["init_args"]["target"] == 3.0
+
+
+def test_output_dir_that_is_a_file(capsys: pytest.CaptureFixture[str], stub: str) -> None:
+    Path("run").write_text("in the way")
+    assert "is a file" in refusal(capsys, "train", stub)
+
+
+def test_data_of_the_repository_is_found_from_elsewhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "configs/emoji_autoencoder.yaml", "--dry_run"]) == 0
+    assert "data: assets/emoji" in capsys.readouterr().out  # the recipe itself stays as it was written

@@ -122,6 +122,12 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         TrainingSettings(81, batch_size=8).check(processes=1)
 
 
+def test_a_finished_run_may_be_resumed_again_and_again(tmp_path: Path) -> None:
+    for _ in range(3):
+        folder = Trainer(Small(), settings(16), tmp_path, resume="latest").fit()
+        assert [f.name for f in folder.iterdir()] == ["student.safetensors"]
+
+
 def test_other_settings_are_not_continued(tmp_path: Path) -> None:
     Trainer(Small(), settings(16), tmp_path, fingerprint="a").fit()
     with pytest.raises(UserError, match="other settings"):
