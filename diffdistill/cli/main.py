@@ -11,6 +11,7 @@ from diffdistill import __version__
 from diffdistill.errors import UserError
 
 COMMANDS = {
+    "quickstart": "distil the embedded teacher and show pictures and numbers",
     "train": "train a recipe from its config file",
     "generate": "pictures from a pipeline folder, a teacher's or a student's",
     "measure": "kernel and Frechet distance of a folder of pictures to real ones",

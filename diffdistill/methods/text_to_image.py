@@ -24,6 +24,7 @@ from diffdistill.data.emoji import load_emoji
 from diffdistill.diffusion import Denoiser, VPSchedule, ddim, guided
 from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.models.attention import set_attention
+from diffdistill.models.export import halve
 from diffdistill.models.network import TextConditionedUNet
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
@@ -59,6 +60,7 @@ class TextToImage(Method):
         drop_text: share of samples trained with the empty prompt, for guidance.
         drop_style: share of captions without the style word.
         recolour: share of samples, among those with one dominant hue, shown in another colour with its word.
+        half: store the exported UNet and VAE as float16.
         init_from: a pipeline folder to start from.
     """
 
@@ -68,7 +70,7 @@ class TextToImage(Method):
         self,
         autoencoder: str = "assets/teacher/vae",
         data: str = "assets/emoji",
-        block_out_channels: tuple[int, ...] = (128, 192),
+        block_out_channels: tuple[int, ...] = (128, 128),
         cross_attention: tuple[bool, ...] = (False, True),
         layers_per_block: int = 1,
         text_width: int = 128,
@@ -77,12 +79,13 @@ class TextToImage(Method):
         drop_text: float = 0.1,
         drop_style: float = 0.15,
         recolour: float = 0.15,
+        half: bool = True,
         init_from: str | None = None,
     ) -> None:
         from diffusers import AutoencoderKL
 
         self.vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True).requires_grad_(False).eval()
-        self.drop_text, self.drop_style, self.recolour = drop_text, drop_style, recolour
+        self.drop_text, self.drop_style, self.recolour, self.half = drop_text, drop_style, recolour, half
         self.set = load_emoji(data)
         words = [*self.set.captions, *(" ".join(HUES) for _ in range(50)), *("a an" for _ in range(50))]
         if init_from is not None:
@@ -182,6 +185,8 @@ class TextToImage(Method):
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(folder)
+        if self.half:
+            halve(folder)
 
 
 def _unet(

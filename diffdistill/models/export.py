@@ -28,6 +28,17 @@ def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
     )
 
 
+def halve(folder: Path) -> None:
+    """Rewrite the UNet's and the VAE's weights under a pipeline folder as float16; diffusers loads them as float32.
+
+    The text encoder stays as it is: transformers would keep it in float16, beside a float32 UNet.
+    """
+    from safetensors.torch import load_file, save_file
+
+    for path in [path for part in ("unet", "vae") for path in sorted((folder / part).glob("*.safetensors"))]:
+        save_file({k: v.half() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
 def export_one_step(teacher: Teacher, unet: Any, t_star: int, folder: Path) -> None:
     """Write a StableDiffusionPipeline: the student's UNet, the teacher's VAE and text encoder, a cut scheduler."""
     from diffusers import StableDiffusionPipeline

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .teacher import load_teacher
+from .teacher import Teacher, load_teacher
 
 
 @torch.no_grad()
 def generate(
-    model: str, prompts: Sequence[str], steps: int, guidance: float, seed: int = 0, batch_size: int = 32
+    model: str | Teacher, prompts: Sequence[str], steps: int, guidance: float, seed: int = 0, batch_size: int = 32
 ) -> Iterator[Tensor]:
     """Yield batches of pictures, (B, 3, H, W) in [0, 1], in the prompts' order.
 
@@ -22,7 +22,7 @@ def generate(
     Raises:
         UserError: no Stable-Diffusion-class pipeline at `model`.
     """
-    pipeline = load_teacher(model).pipeline
+    pipeline = (load_teacher(model) if isinstance(model, str) else model).pipeline
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,19 +12,46 @@ from torch import Tensor
 
 def save_picture(path: Path, image: Tensor) -> None:
     """Write one picture (3, H, W) in [0, 1], rounded to 8 bits."""
-    from PIL import Image
-
-    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.part")
-    Image.fromarray(pixels.numpy()).save(hidden, format="PNG")
-    hidden.replace(path)
+    _write(path, _as_pil(image))
 
 
 def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
     """Write pictures (N, 3, H, W) in [0, 1] as one PNG, row by row; empty cells are white."""
+    save_picture(path, _sheet(images, columns))
+
+
+def save_labelled_grids(path: Path, grids: Mapping[str, Tensor], columns: int = 12) -> None:
+    """Write several grids below each other as one PNG, each under its label; pictures (N, 3, H, W) in [0, 1]."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    height = 22
+    parts = [(label, _as_pil(_sheet(images, columns))) for label, images in grids.items()]
+    page = Image.new("RGB", (max(p.width for _, p in parts), sum(p.height + height for _, p in parts)), "white")
+    pen, font, y = ImageDraw.Draw(page), ImageFont.load_default(14), 0
+    for label, part in parts:
+        pen.text((4, y + 3), label, fill="black", font=font)
+        page.paste(part, (0, y + height))
+        y += height + part.height
+    _write(path, page)
+
+
+def _sheet(images: Tensor, columns: int) -> Tensor:
     n, c, h, w = images.shape
     rows = -(-n // columns)
     sheet = torch.ones(rows * columns, c, h, w)
     sheet[:n] = images.detach().float().cpu()
-    save_picture(path, sheet.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w))
+    return sheet.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+
+
+def _as_pil(image: Tensor) -> Any:
+    from PIL import Image
+
+    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
+    return Image.fromarray(pixels.numpy())
+
+
+def _write(path: Path, image: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_name(f".{path.name}.part")
+    image.save(hidden, format="PNG")
+    hidden.replace(path)

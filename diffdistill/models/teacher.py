@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,26 @@ class Teacher:
         return vae.decode(latents / vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
 
 
+def _look_into(source: str) -> None:
+    """Refuse a folder that holds no pipeline or pickled weights, before diffusers prints its own lines about it."""
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+            raise UserError(f"no teacher at {source}: expected a pipeline folder or a hub id such as owner/name")
+        return
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"no Stable-Diffusion-class pipeline at {source}: model_index.json is missing")
+    for part in ("unet", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            raise UserError(
+                f"teacher {source}: {part} has no *.safetensors weights; pickled ones (such as .bin) are never loaded"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def load_teacher(source: str) -> Teacher:
     """Load a pipeline folder or hub id.
 
@@ -66,19 +87,25 @@ def load_teacher(source: str) -> Teacher:
         UserError: nothing there, weights that are not safetensors, another class of pipeline, or a prediction type
             or noise schedule that is not supported.
     """
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+    _look_into(source)
     try:
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, safety_checker=None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"no Stable-Diffusion-class pipeline in safetensors at {source}: {reason}") from error
-    config = dict(pipeline.scheduler.config)
-    try:
+        config = dict(DDIMScheduler.load_config(source, subfolder="scheduler"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no Stable-Diffusion-class pipeline at {source}: {_first_line(error)}") from error
+    if "FlowMatch" in str(config.get("_class_name")):
+        raise UserError(f"teacher {source}: {config['_class_name']} is not supported; a variance-preserving one is")
+    try:  # before the weights, which may be gigabytes
         kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
         schedule = VPSchedule.from_config(config)
     except ValueError as error:
         raise UserError(f"teacher {source}: {error}") from error
+    try:
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, safety_checker=None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = _first_line(error)
+        raise UserError(f"no Stable-Diffusion-class pipeline in safetensors at {source}: {reason}") from error
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
     return Teacher(pipeline, UNet(pipeline.unet), schedule, kind)

@@ -1,19 +1,14 @@
 """`generate` gives the stock pipeline's pictures, whatever the batch size, and refuses bad input."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_pipeline as tiny
 import torch
 from PIL import Image
 
 from diffdistill.cli.main import main
-
-spec = importlib.util.spec_from_file_location("tiny_pipeline", Path(__file__).parents[1] / "tiny_pipeline.py")
-assert spec is not None and spec.loader is not None
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 
 
 def read(path: Path) -> np.ndarray:

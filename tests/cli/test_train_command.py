@@ -1,9 +1,12 @@
 """`train`: what it makes of configs and overrides. Bad input: one line, exit code 2, nothing written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill.cli.main import main
 from diffdistill.cli.train import fingerprint, parse
@@ -258,3 +261,32 @@ def test_data_of_the_repository_is_found_from_elsewhere(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "configs/emoji_autoencoder.yaml", "--dry_run"]) == 0
     assert "data: assets/emoji" in capsys.readouterr().out  # the recipe itself stays as it was written
+
+
+# ---- bad teachers and prompts, through the command --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("missing", "no teacher at"),
+        ("pickled", "unet has no *.safetensors weights"),
+        ("prediction", "direction"),
+        ("empty prompts", "no prompt"),
+    ],
+)
+def test_bad_teachers_and_prompts_write_nothing(tmp_path: Path, fault: str, says: str) -> None:
+    teacher, prompts, run = save_tiny_pipeline(tmp_path / "teacher"), tmp_path / "prompts.txt", tmp_path / "run"
+    prompts.write_text("\n" if fault == "empty prompts" else "red apple\n")
+    if fault == "pickled":
+        for weights in (teacher / "unet").glob("*.safetensors"):
+            weights.rename(weights.with_suffix(".bin"))
+    if fault == "prediction":
+        config = teacher / "scheduler" / "scheduler_config.json"
+        config.write_text(config.read_text().replace("v_prediction", "direction"))
+    named = tmp_path / "nowhere" if fault == "missing" else teacher
+    command = [sys.executable, "-m", "diffdistill.cli.main", "train", SWIFTBRUSH, "--output_dir", str(run)]
+    options = ["--method.teacher", str(named), "--method.prompts", str(prompts)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and not run.exists()
+    assert len(done.stderr.splitlines()) == 1 and says in done.stderr

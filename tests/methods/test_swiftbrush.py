@@ -1,22 +1,22 @@
 """Student, phases and export of SwiftBrush on a tiny random pipeline."""
 
-import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny_pipeline as tiny
 import torch
+from PIL import Image
 
+from diffdistill.cli.main import main
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import SwiftBrush
 from diffdistill.models.fake_score import adapters_off
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
-
-spec = importlib.util.spec_from_file_location("tiny_pipeline", Path(__file__).parents[1] / "tiny_pipeline.py")
-assert spec is not None and spec.loader is not None
-tiny = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="module", params=["v_prediction", "epsilon"])
@@ -77,6 +77,17 @@ def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path
         ours = method.teacher.decode(denoiser(z, t, method.embeddings).x0)
     assert (stock - ours).abs().max() < 2 / 255
 
+    alone = (
+        "import sys, torch; sys.modules['diffdistill'] = None; from diffusers import DiffusionPipeline; "
+        "p = DiffusionPipeline.from_pretrained(sys.argv[1]); g = torch.Generator().manual_seed(3); "
+        "p('red apple', num_inference_steps=1, guidance_scale=1, generator=g).images[0].save(sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", alone, str(folder), str(tmp_path / "alone.png")], check=True)
+    command = ["generate", "--model", str(folder), "--prompt", "red apple", "--seed", "3"]
+    assert main([*command, "--out", str(tmp_path / "ours.png")]) == 0
+    pictures = [np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("alone.png", "ours.png")]
+    assert abs(pictures[0] - pictures[1]).max() < 2
+
 
 @pytest.mark.parametrize("residual", ["sds", "csd", "asd"])
 def test_the_rest_of_the_family_runs_without_a_fake_score(teacher: str, residual: str) -> None:
@@ -105,6 +116,9 @@ def test_bad_teachers_are_one_line_errors(teacher: str, tmp_path: Path, monkeypa
     (pickled / "unet" / "diffusion_pytorch_model.safetensors").rename(pickled / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
         SwiftBrush(str(pickled), prompts)
+    for adapters in ({"lora_targets": ("to_qq",)}, {"lora_rank": 0}, {"lora_targets": ("norm1",)}):
+        with pytest.raises(UserError, match="lora_"):
+            SwiftBrush(f"{teacher}/teacher", prompts, **adapters)
     odd = tiny.save_tiny_pipeline(tmp_path / "odd")
     config = odd / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("v_prediction", "direction"))

@@ -1,0 +1,160 @@
+"""`diffdistill quickstart`: distil the embedded teacher into one step, with pictures and numbers.
+
+Prompts are N captions of the training split, drawn once; the reference is every other training picture, so no number
+compares a picture with its own caption's original of the same style. Images start from seed + index.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.paths import find
+from diffdistill.errors import UserError
+
+STORED = "quick_numbers.json"  # beside the teacher: its figures, recomputed by --full
+GUIDANCE = (1.5, 2.0, 3.0, 4.0)
+GRID = 24
+
+
+def main(argv: Sequence[str]) -> None:
+    """Distil the teacher that ships with the project, then compare teacher and student.
+
+    Raises:
+        UserError: a folder that already holds a run, or no embedded teacher.
+    """
+    parser = OneLineParser(prog="diffdistill quickstart", description=(main.__doc__ or "").splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="folder of the run")
+    parser.add_argument("--config", default="configs/emoji_quickstart.yaml", help="recipe of the student")
+    parser.add_argument("--teacher", default="assets/teacher", help="pipeline folder")
+    parser.add_argument("--student", help="a pipeline folder to measure instead of distilling one")
+    parser.add_argument("--n", type=int, default=512, help="pictures per number")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts, the noise and the training")
+    parser.add_argument("--full", action="store_true", help="compute the teacher's stored figures again")
+    parser.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE, help="the teacher's, to choose from")
+    parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
+    options = parser.parse_args(list(argv))
+    run: Path = options.output_dir
+    if (run / "report.json").exists() and not options.overwrite:
+        raise UserError(f"{run} already holds a run; add --overwrite or name another --output_dir")
+    teacher = find(options.teacher)
+    if not Path(teacher, "model_index.json").is_file():
+        raise UserError(f"no teacher at {teacher}: train it with configs/emoji_teacher.yaml, or name --teacher")
+    if options.n < 2:
+        raise UserError(f"--n is {options.n}; at least 2 pictures are needed")
+
+    student = options.student or _distil(run, options.config, teacher, options.seed, options.overwrite)
+    bench = Ruler(options.n, options.seed)
+    report = _teacher_numbers(bench, teacher, options.full, options.guidance)
+    print("student, 1 step", file=sys.stderr)
+    report["student_1"] = bench.measure(student, 1, 1.0)
+    report["floor"] = bench.floor()
+    _write(run, report, bench, teacher, student)
+
+
+def _distil(run: Path, config: str, teacher: str, seed: int, overwrite: bool) -> str:
+    from diffdistill.cli.train import main as train
+
+    folder = run / "student"
+    train(
+        [
+            *("--config", config, "--method.teacher", teacher, "--training.seed", str(seed)),
+            *("--output_dir", str(folder), "--overwrite", str(overwrite).lower()),
+        ]
+    )
+    return str(folder / "export")
+
+
+class Ruler:
+    """Prompts, reference features and extractor, made once and used for every generator."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        import torch
+
+        from diffdistill.data.emoji import load_emoji
+        from diffdistill.evaluation import MobileNetFeatures
+
+        emoji = load_emoji(find("assets/emoji"))
+        order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
+        self.n, self.seed = n, seed
+        if n > len(order) - 2:
+            raise UserError(f"--n is {n}; the set has {len(order)} pictures, some of which must stay as reference")
+        self.prompts = [emoji.captions[i] for i in order[:n]]
+        self.extract = MobileNetFeatures()
+        self.real = self.extract(emoji.images[order], progress=True)
+
+    def measure(self, model: Any, steps: int, guidance: float) -> dict[str, Any]:
+        """kd, kd_se, fd, n, steps, nfe, guidance, seconds_per_image of a pipeline folder or a loaded teacher."""
+        import torch
+
+        from diffdistill.evaluation import quick_numbers
+        from diffdistill.models.generate import generate
+        from diffdistill.models.teacher import load_teacher
+
+        loaded = load_teacher(model) if isinstance(model, str) else model
+        started = time.perf_counter()
+        images = torch.cat(list(generate(loaded, self.prompts, steps, guidance, self.seed, 64)))
+        seconds = (time.perf_counter() - started) / self.n
+        numbers = quick_numbers(self.extract(images), self.real[self.n :])
+        nfe = steps * (2 if guidance > 1 else 1)
+        return {**numbers, "steps": steps, "nfe": nfe, "guidance": guidance, "seconds_per_image": round(seconds, 4)}
+
+    def floor(self) -> dict[str, Any]:
+        """The same number of real pictures, those of the prompts, against the reference."""
+        from diffdistill.evaluation import quick_numbers
+
+        numbers = quick_numbers(self.real[: self.n], self.real[self.n :])
+        return {**numbers, "steps": 0, "nfe": 0, "guidance": None, "seconds_per_image": None}
+
+
+def _teacher_numbers(bench: Ruler, folder: str, full: bool, guidance: Sequence[float]) -> dict[str, Any]:
+    """teacher_50 and teacher_1 at the guidance that is best for each, and teacher_50_unguided; stored or measured."""
+    import json
+
+    path, key = Path(folder, STORED), f"n {bench.n}, seed {bench.seed}"
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if key in stored and not full:
+        report: dict[str, Any] = stored[key]["report"]
+        return report
+
+    from diffdistill.evaluation import write_json_atomic
+    from diffdistill.models.teacher import load_teacher
+
+    loaded = load_teacher(folder)
+    sweep: list[dict[str, Any]] = []
+    for steps in (50, 1):
+        for scale in sorted({1.0, *guidance}):
+            print(f"teacher, {steps} steps, guidance {scale:g}", file=sys.stderr, flush=True)
+            sweep.append(bench.measure(loaded, steps, scale))
+    best = {steps: min((v for v in sweep if v["steps"] == steps), key=lambda v: float(v["kd"])) for steps in (50, 1)}
+    unguided = next(v for v in sweep if v["steps"] == 50 and v["guidance"] == 1)
+    report = {"teacher_50": best[50], "teacher_50_unguided": unguided, "teacher_1": best[1]}
+    entry = {"report": report, "sweep": sweep, "protocol": bench.extract.protocol}
+    write_json_atomic(path, {**stored, key: entry})
+    return report
+
+
+def _write(run: Path, report: Mapping[str, Any], bench: Ruler, teacher: str, student: str) -> None:
+    import torch
+
+    from diffdistill.evaluation import format_table, write_json_atomic
+    from diffdistill.models.generate import generate
+    from diffdistill.models.pictures import save_labelled_grids
+
+    prompts = bench.prompts[:GRID]
+    guided = report["teacher_50"]["guidance"], report["teacher_1"]["guidance"]
+    rows = {
+        f"teacher, 50 steps, guidance {guided[0]:g}": (teacher, 50, guided[0]),
+        f"teacher, 1 step, guidance {guided[1]:g}": (teacher, 1, guided[1]),
+        "student, 1 step": (student, 1, 1.0),
+    }
+    grids = {k: torch.cat(list(generate(m, prompts, steps, s, bench.seed))) for k, (m, steps, s) in rows.items()}
+    save_labelled_grids(run / "grid.png", grids, columns=GRID // 2)
+    write_json_atomic(run / "report.json", {**report, "protocol": bench.extract.protocol})
+    print(format_table(report))
+    print(f"features: {bench.extract.protocol['extractor']}, reference: {len(bench.real) - bench.n} training pictures")
+    print(f"pictures: {run / 'grid.png'}, numbers: {run / 'report.json'}")
