@@ -1,54 +1,63 @@
-"""Bytes of parameters and peak memory with a LoRA fake score against a full one; each in its own process.
+"""Bytes of tensors and peak memory of a few training steps: a LoRA fake score against a full one.
 
     python bench/lora_memory.py --teacher assets/teacher --prompts assets/emoji/prompts.txt
 
-A LoRA fake score is the teacher's own module with adapters: base weights of the student and of one shared network.
+Each kind runs in its own process. After the steps, every tensor alive in the process is counted once by its storage
+(weights, gradients, moments, average). A LoRA fake score is the teacher's own module with adapters, so weights of
+UNet shape are those of the student and of one shared network; a full one adds a third copy and its moments.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+
+import torch
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--teacher", default="assets/teacher")
 parser.add_argument("--prompts", default="assets/emoji/prompts.txt")
-parser.add_argument("--one", choices=("lora", "full"))
+parser.add_argument("--batch", type=int, default=8)
+parser.add_argument("--kind", choices=("lora", "full"), help="run this one alone")
 
 
-def one(teacher: str, prompts: str, fake_score: str) -> dict[str, float]:
+def measure(teacher: str, prompts: str, batch: int, kind: str) -> dict[str, float]:
     from diffdistill.methods import SwiftBrush
+    from diffdistill.training.loop import Trainer
+    from diffdistill.training.settings import TrainingSettings
 
-    method = SwiftBrush(teacher, prompts, fake_score=fake_score, lora_rank=8)
-    modules = {id(n): n for n in (method.teacher.network, *method.networks.values())}
-    size = {p.data_ptr(): p.numel() * p.element_size() for n in modules.values() for p in n.parameters()}
-    base = sum(p.numel() * p.element_size() for k, p in method.networks["student"].named_parameters())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    method = SwiftBrush(teacher, prompts, fake_score=kind, lora_rank=8, lora_alpha=8.0)  # type: ignore[arg-type]
+    settings = TrainingSettings(samples=batch * 100, batch_size=batch, cpu=True)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(method, settings, Path(folder))
+        for _ in range(3):
+            trainer._step()
+    unet = sum(p.nbytes for p in method.networks["student"].parameters())
+    networks = (method.teacher.network, *method.networks.values())
+    weights = {p.data_ptr(): p.nbytes for network in networks for p in network.parameters()}
+    gc.collect()
+    alive = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+    alive += [state for o in trainer.optimizers.values() for s in o.state.values() for state in s.values()]
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
     return {
-        "unet_bytes": base,
-        "all_unets_bytes": sum(size.values()),
-        "copies": sum(size.values()) / base,
-        "peak": peak,
+        "unet_MiB": unet / 2**20,
+        "weights_in_unets": sum(weights.values()) / unet,
+        "all_tensors_in_unets": sum(storages.values()) / unet,
+        "peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
     }
 
 
 if __name__ == "__main__":
     chosen = parser.parse_args()
-    if chosen.one:
-        print(json.dumps(one(chosen.teacher, chosen.prompts, chosen.one)))
+    if chosen.kind:
+        print(json.dumps(measure(chosen.teacher, chosen.prompts, chosen.batch, chosen.kind)))
     else:
         for kind in ("lora", "full"):
-            command = [
-                sys.executable,
-                __file__,
-                "--teacher",
-                chosen.teacher,
-                "--prompts",
-                chosen.prompts,
-                "--one",
-                kind,
-            ]
+            command = [sys.executable, __file__, *sys.argv[1:], "--kind", kind]
             print(kind, subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])

@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> None:
     for name in ("steps", "n", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    if options.guidance < 1:
+        raise UserError(f"--guidance is {options.guidance:g}; it must be at least 1, which is unguided")
     out: Path = options.out
     one_file = out.suffix == ".png"
     if out.exists() and not options.overwrite:
@@ -54,6 +56,9 @@ def main(argv: Sequence[str]) -> None:
     images = generate(model, prompts, options.steps, options.guidance, options.seed, options.batch_size)
     kept, done = [], 0
     for chunk in images:  # nothing is made before the first pictures are: the model may be refused
+        if done == 0 and out.is_dir():  # overwritten: no earlier picture may stay among the new ones
+            for old in out.glob("[0-9]*.png"):
+                old.unlink()
         if one_file or options.grid:
             kept.append(chunk)
         if not one_file:

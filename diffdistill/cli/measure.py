@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     if options.out is not None and options.out.exists():
         raise UserError(f"{options.out} is there already; name another")
 
-    from diffdistill.evaluation import MobileNetFeatures, quick_numbers, real_floor, write_json_atomic
+    from diffdistill.evaluation import MobileNetFeatures, quick_numbers, write_json_atomic
 
     images = _read_folder(options.images)
     reference = Path(find(options.reference))
@@ -37,12 +37,19 @@ def main(argv: Sequence[str]) -> None:
     generated = extract(images, progress=True)
     report = {
         "generated": quick_numbers(generated, real),
-        "floor": real_floor(real) if len(real) >= 2 * FEWEST else None,
+        "floor": _floor(real, len(generated)),
         "protocol": {**extract.protocol, "images": str(options.images), "reference": str(options.reference)},
     }
     if options.out is not None:
         write_json_atomic(options.out, report)
     print(json.dumps(report, indent=1))
+
+
+def _floor(real: Any, n: int) -> dict[str, Any] | None:
+    """As many real pictures as generated ones against the others, where the others are enough."""
+    from diffdistill.evaluation import real_floor
+
+    return real_floor(real, n=min(n, len(real) // 2)) if len(real) >= 2 * FEWEST else None
 
 
 def _read_reference(folder: Path) -> Any:

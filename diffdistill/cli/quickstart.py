@@ -6,7 +6,9 @@ compares a picture with its own caption's original of the same style. Images sta
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from diffdistill.errors import UserError
 STORED = "quick_numbers.json"  # beside the teacher: its figures, recomputed by --full
 GUIDANCE = (1.5, 2.0, 3.0, 4.0)
 GRID = 24
+FEWEST = 3  # an unbiased kernel distance and its standard error need three
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,17 +42,22 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     options = parser.parse_args(list(argv))
     run: Path = options.output_dir
-    if (run / "report.json").exists() and not options.overwrite:
+    if any((run / name).exists() for name in ("report.json", "student")) and not options.overwrite:
         raise UserError(f"{run} already holds a run; add --overwrite or name another --output_dir")
     teacher = find(options.teacher)
     if not Path(teacher, "model_index.json").is_file():
         raise UserError(f"no teacher at {teacher}: train it with configs/emoji_teacher.yaml, or name --teacher")
-    if options.n < 2:
-        raise UserError(f"--n is {options.n}; at least 2 pictures are needed")
+    if options.student and not Path(options.student, "model_index.json").is_file():
+        raise UserError(f"no pipeline at --student {options.student}: model_index.json is missing")
+    if min(options.guidance) < 1:
+        raise UserError(f"--guidance {min(options.guidance):g} is below 1, which is unguided")
+    if options.n < FEWEST:
+        raise UserError(f"--n is {options.n}; at least {FEWEST} pictures are needed")
 
-    student = options.student or _distil(run, options.config, teacher, options.seed, options.overwrite)
     bench = Ruler(options.n, options.seed)
+    student = options.student or _distil(run, options.config, teacher, options.seed, options.overwrite)
     report = _teacher_numbers(bench, teacher, options.full, options.guidance)
+    report["student_untrained"] = _untrained(bench, teacher, student)
     print("student, 1 step", file=sys.stderr)
     report["student_1"] = bench.measure(student, 1, 1.0)
     report["floor"] = bench.floor()
@@ -81,11 +89,21 @@ class Ruler:
         emoji = load_emoji(find("assets/emoji"))
         order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
         self.n, self.seed = n, seed
-        if n > len(order) - 2:
-            raise UserError(f"--n is {n}; the set has {len(order)} pictures, some of which must stay as reference")
+        if n > len(order) - FEWEST:
+            raise UserError(f"--n is {n}; the set has {len(order)} pictures, and {FEWEST} must stay as reference")
         self.prompts = [emoji.captions[i] for i in order[:n]]
         self.extract = MobileNetFeatures()
         self.real = self.extract(emoji.images[order], progress=True)
+        pictures = hashlib.sha256(emoji.images[order].numpy().tobytes()).hexdigest()[:16]
+        self.protocol = {**self.extract.protocol, "n": n, "seed": seed, "pictures": pictures}
+
+    def seconds(self, model: Any, steps: int, guidance: float, n: int = 32) -> float:
+        """Seconds a picture, from one batch."""
+        from diffdistill.models.generate import generate
+
+        started = time.perf_counter()
+        made = sum(len(images) for images in generate(model, self.prompts[:n], steps, guidance, self.seed, n))
+        return round((time.perf_counter() - started) / made, 4)
 
     def measure(self, model: Any, steps: int, guidance: float) -> dict[str, Any]:
         """kd, kd_se, fd, n, steps, nfe, guidance, seconds_per_image of a pipeline folder or a loaded teacher."""
@@ -115,27 +133,48 @@ def _teacher_numbers(bench: Ruler, folder: str, full: bool, guidance: Sequence[f
     """teacher_50 and teacher_1 at the guidance that is best for each, and teacher_50_unguided; stored or measured."""
     import json
 
-    path, key = Path(folder, STORED), f"n {bench.n}, seed {bench.seed}"
-    stored: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if key in stored and not full:
-        report: dict[str, Any] = stored[key]["report"]
-        return report
-
     from diffdistill.evaluation import write_json_atomic
     from diffdistill.models.teacher import load_teacher
 
     loaded = load_teacher(folder)
+    scales = sorted({1.0, *guidance})
+    path, key = Path(folder, STORED), f"n {bench.n}, seed {bench.seed}"
+    made_from = {"teacher": loaded.digest(), "guidance": scales, "protocol": bench.protocol}
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:  # half a file is no file
+        stored = {}
+    if key in stored and not full and stored[key].get("made_from") == made_from:
+        report: dict[str, Any] = stored[key]["report"]
+        for name, row in report.items():  # the machine that stored them was another one: time a few pictures here
+            row["seconds_per_image"] = bench.seconds(loaded, row["steps"], row["guidance"])
+            print(f"{name}: stored figures", file=sys.stderr, flush=True)
+        return report
+
     sweep: list[dict[str, Any]] = []
     for steps in (50, 1):
-        for scale in sorted({1.0, *guidance}):
+        for scale in scales:
             print(f"teacher, {steps} steps, guidance {scale:g}", file=sys.stderr, flush=True)
             sweep.append(bench.measure(loaded, steps, scale))
     best = {steps: min((v for v in sweep if v["steps"] == steps), key=lambda v: float(v["kd"])) for steps in (50, 1)}
     unguided = next(v for v in sweep if v["steps"] == 50 and v["guidance"] == 1)
     report = {"teacher_50": best[50], "teacher_50_unguided": unguided, "teacher_1": best[1]}
-    entry = {"report": report, "sweep": sweep, "protocol": bench.extract.protocol}
-    write_json_atomic(path, {**stored, key: entry})
+    if full:
+        write_json_atomic(path, {**stored, key: {"report": report, "sweep": sweep, "made_from": made_from}})
     return report
+
+
+def _untrained(bench: Ruler, teacher: str, student: str) -> dict[str, Any]:
+    """Where the student started: the teacher's network exported as a one-step generator at the student's own time."""
+    from diffdistill.models.export import export_one_step
+    from diffdistill.models.teacher import load_teacher
+
+    loaded = load_teacher(teacher)
+    last = int(load_teacher(student).schedule.last)
+    with tempfile.TemporaryDirectory() as folder:
+        export_one_step(loaded, loaded.pipeline.unet, last, Path(folder))
+        print("student before training, 1 step", file=sys.stderr, flush=True)
+        return bench.measure(folder, 1, 1.0)
 
 
 def _write(run: Path, report: Mapping[str, Any], bench: Ruler, teacher: str, student: str) -> None:
@@ -144,6 +183,7 @@ def _write(run: Path, report: Mapping[str, Any], bench: Ruler, teacher: str, stu
     from diffdistill.evaluation import format_table, write_json_atomic
     from diffdistill.models.generate import generate
     from diffdistill.models.pictures import save_labelled_grids
+    from diffdistill.models.teacher import load_teacher
 
     prompts = bench.prompts[:GRID]
     guided = report["teacher_50"]["guidance"], report["teacher_1"]["guidance"]
@@ -154,7 +194,8 @@ def _write(run: Path, report: Mapping[str, Any], bench: Ruler, teacher: str, stu
     }
     grids = {k: torch.cat(list(generate(m, prompts, steps, s, bench.seed))) for k, (m, steps, s) in rows.items()}
     save_labelled_grids(run / "grid.png", grids, columns=GRID // 2)
-    write_json_atomic(run / "report.json", {**report, "protocol": bench.extract.protocol})
+    made_from = {"teacher": load_teacher(teacher).digest(), "student": load_teacher(student).digest()}
+    write_json_atomic(run / "report.json", {**report, "protocol": bench.protocol, "made_from": made_from})
     print(format_table(report))
     print(f"features: {bench.extract.protocol['extractor']}, reference: {len(bench.real) - bench.n} training pictures")
     print(f"pictures: {run / 'grid.png'}, numbers: {run / 'report.json'}")

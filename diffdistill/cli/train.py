@@ -77,10 +77,11 @@ def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[Argum
     return parser, namespace
 
 
-def fingerprint(settings: dict[str, Any]) -> str:
-    """Hash of what a continuation must share with its run."""
+def fingerprint(settings: dict[str, Any], content: str = "") -> str:
+    """Hash of what a continuation must share with its run; `content` is the method's, of what it was made from."""
     kept = {key: value for key, value in settings.items() if key in ("method", "training")}
     kept["training"] = {k: v for k, v in kept["training"].items() if k not in FREE}
+    kept["content"] = content
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -117,7 +118,10 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
 
     # Nothing is written before the trainer has accepted the checkpoint that it is to continue from. It also joins
     # the processes, so none of them can take the file written here for an earlier run's.
-    trainer = Trainer(method, settings, run, namespace.resume, fingerprint(plain))
+    try:
+        trainer = Trainer(method, settings, run, namespace.resume, fingerprint(plain, method.content))
+    except ValueError as error:  # an optimiser that refuses its settings
+        raise UserError(f"method {type(method).__name__}: {error}") from error
     main_process = trainer.accelerator.is_main_process
     if main_process:
         _write_config(run, recipe, anew=namespace.overwrite)
@@ -274,7 +278,7 @@ def _build_method(namespace: Namespace) -> Any:
     chosen = _method_class(namespace.method.class_path)
     try:
         return chosen(**vars(namespace.method.get("init_args") or Namespace()))
-    except ValueError as error:  # a constructor's inputs all come from the config
+    except (ValueError, OSError) as error:  # a constructor's inputs all come from the config
         raise UserError(f"method {chosen.__name__} cannot be built: {error}") from error
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from diffdistill.data.emoji import load_emoji
 from diffdistill.distill.randomness import SampleRandom
+from diffdistill.models.narrow_autoencoder import narrow_autoencoder
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
 
@@ -63,7 +64,8 @@ class Autoencoder(Method):
         edge_weight: weight of the error on neighbouring pixels' differences.
         kl_weight: weight of the mean KL divergence per latent value.
         permute_colours: share of samples whose colour channels are permuted, so that colours are not tied to things.
-        init_from: an AutoencoderKL folder to start from.
+        init_from: an AutoencoderKL folder to start from; with fewer `latent_channels` than it has, the leading
+            principal components of its latents are kept.
     """
 
     averaged = "autoencoder"
@@ -90,6 +92,8 @@ class Autoencoder(Method):
         vae: Any
         if init_from is not None:
             vae = AutoencoderKL.from_pretrained(init_from, use_safetensors=True)
+            if latent_channels != vae.config.latent_channels:
+                vae = narrow_autoencoder(vae, latent_channels, self.images)
         else:
             levels = len(block_out_channels)
             vae = AutoencoderKL(
@@ -153,6 +157,7 @@ class Autoencoder(Method):
     def export(self, folder: Path) -> None:
         vae = unwrap(self.networks["autoencoder"]).vae
         fold_latent_statistics(vae, self.images)
+        vae.register_to_config(scaling_factor=1.0)
         vae.save_pretrained(folder)
 
 

@@ -49,6 +49,7 @@ class Method(ABC):
     networks: dict[str, nn.Module]
     optimizers: dict[str, OptimizerSettings]
     averaged: str  # key of the network of which an exponential moving average is kept
+    content: str = ""  # digest of the teacher and prompts it was made from; a continuation must have the same
 
     @abstractmethod
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ Notable:
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,8 @@ from diffdistill.models.fake_score import adapters_off, add_lora, full_copy
 from diffdistill.models.teacher import load_teacher
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+
+CACHED_BYTES = 1 << 30  # prompt embeddings are kept up to this; beyond it they are made for each batch
 
 
 class SwiftBrush(Method):
@@ -105,6 +108,12 @@ class SwiftBrush(Method):
         look_up(DENOISING_WEIGHTS, fake_weight, "fake_weight")
         if not 0.0 <= t_min < t_max <= 1.0:
             raise UserError(f"t_min {t_min} and t_max {t_max} must be in order and in [0, 1]")
+        if not 0.0 <= drop_text <= 1.0:
+            raise UserError(f"drop_text is {drop_text}; it is a share, from 0 to 1")
+        if fake_updates < 1:
+            raise UserError(f"fake_updates is {fake_updates}; it must be at least 1")
+        if student_learning_rate <= 0 or fake_learning_rate <= 0:
+            raise UserError(f"learning rates {student_learning_rate}, {fake_learning_rate} must be above 0")
         self.prompts = read_prompts(prompts)
         self.teacher = load_teacher(teacher)
         self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
@@ -118,7 +127,10 @@ class SwiftBrush(Method):
         self.schedule = self.teacher.schedule
         last = int(self.schedule.last)
         self.t_star = last if noise_ratio is None else self.schedule.index_at(noise_ratio)
-        self.embeddings, self.null = self.teacher.embed(self.prompts), self.teacher.embed([""])
+        self.null = self.teacher.embed([""])
+        small = len(self.prompts) * self.null.nbytes <= CACHED_BYTES
+        self.embeddings = self.teacher.embed(self.prompts) if small else None
+        self.content = hashlib.sha256("\n".join([self.teacher.digest(), *self.prompts]).encode()).hexdigest()
         self.networks = {"student": full_copy(self.teacher.network)}
         self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas)}
         self.shared = self.needs_fake and fake_score == "lora"
@@ -134,16 +146,23 @@ class SwiftBrush(Method):
 
     def to(self, device: Any) -> None:
         self.device = torch.device(device)
-        for part in (self.teacher.pipeline.unet, self.teacher.pipeline.vae):
+        for part in (self.teacher.pipeline.unet, self.teacher.pipeline.vae, self.teacher.pipeline.text_encoder):
             part.to(device)
-        self.embeddings, self.null = self.embeddings.to(device), self.null.to(device)
+        self.null = self.null.to(device)
+        self.embeddings = None if self.embeddings is None else self.embeddings.to(device)
 
     def enable_gradient_checkpointing(self) -> None:
         for network in self.networks.values():
             unwrap(network).unet.enable_gradient_checkpointing()
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
-        return {"cond": self.embeddings[list(records)]}
+        return {"cond": self._embed(records)}
+
+    def _embed(self, records: Sequence[int]) -> Tensor:
+        """(B, L, D), from the cache or, where the list is too long for one, from the text encoder."""
+        if self.embeddings is not None:
+            return self.embeddings[list(records)]
+        return self.teacher.embed([self.prompts[i] for i in records])
 
     def phases(self, step: int) -> list[Phase]:
         fake = [Phase("fake", "fake", self._fake_loss(k)) for k in range(self.fake_updates if self.needs_fake else 0)]
@@ -208,7 +227,7 @@ class SwiftBrush(Method):
         """32 prompts spread over the list, one step each, always the same noise."""
         rows = [i * len(self.prompts) // 32 for i in range(32)]
         z = SampleRandom(0, range(32), self.device).normal("preview", self.teacher.latent_shape)
-        return self.teacher.decode(self._generate(unwrap(self.networks["student"]), z, self.embeddings[rows]))
+        return self.teacher.decode(self._generate(unwrap(self.networks["student"]), z, self._embed(rows)))
 
     def export(self, folder: Path) -> None:
         unet = copy.deepcopy(unwrap(self.networks["student"]).unet)

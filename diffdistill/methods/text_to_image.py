@@ -125,7 +125,8 @@ class TextToImage(Method):
 
     def _encode(self, images: Tensor) -> Tensor:
         chunks = images.split(64)
-        return torch.cat([self.vae.encode(c.float() / 127.5 - 1.0).latent_dist.mode() for c in chunks])
+        latents = torch.cat([self.vae.encode(c.float() / 127.5 - 1.0).latent_dist.mode() for c in chunks])
+        return latents * self.vae.config.scaling_factor
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         recolour = random.bernoulli("recolour", self.recolour).tolist()
@@ -168,7 +169,7 @@ class TextToImage(Method):
         denoiser = Denoiser(unwrap(self.networks["model"]), self.schedule, "v")
         noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.latents.shape[1:])
         x0 = ddim(lambda x, t: guided(denoiser, x, t, cond, null.expand_as(cond), 2.0), noise, self.schedule, 25)
-        return self.vae.decode(x0).sample.float().clamp(-1, 1) / 2 + 0.5
+        return self.vae.decode(x0 / self.vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
 
     def export(self, folder: Path) -> None:
         from diffusers import DDIMScheduler, StableDiffusionPipeline

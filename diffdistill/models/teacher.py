@@ -5,6 +5,8 @@ Loaded through diffusers from safetensors only; the schedule (terminal SNR inclu
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +56,19 @@ class Teacher:
         return torch.cat(chunks)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1]."""
         vae = self.pipeline.vae
-        return vae.decode(latents / vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
+        parts = [vae.decode(z).sample.float() for z in (latents / vae.config.scaling_factor).split(batch_size)]
+        return torch.cat(parts).clamp(-1, 1) / 2 + 0.5
+
+    def digest(self) -> str:
+        """Hash of the scheduler's config and of the first values of every weight: tells one teacher from another."""
+        found = hashlib.sha256(json.dumps(dict(self.pipeline.scheduler.config), sort_keys=True, default=str).encode())
+        for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
+            for name, tensor in part.state_dict().items():
+                found.update(name.encode() + tensor.flatten()[:256].float().cpu().numpy().tobytes())
+        return found.hexdigest()[:16]
 
 
 def _look_into(source: str) -> None:

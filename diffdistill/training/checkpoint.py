@@ -64,7 +64,7 @@ def save_checkpoint(
         manifest = {f.name: [f.stat().st_size, _crc(f)] for f in sorted(hidden.iterdir())}
         (hidden / "state.json").write_text(json.dumps({"format": FORMAT, **state, "files": manifest}, indent=1))
 
-    if folder.exists():  # a torn one of the same name, or a run that was resumed from before it
+    if folder.exists():  # a torn one of the same name; the loop never writes a whole one twice
         shutil.rmtree(folder)
     write_folder_atomically(folder, write)
 
@@ -72,6 +72,13 @@ def save_checkpoint(
 def latest_checkpoint(run: Path) -> Path | None:
     """The whole checkpoint with most samples, or None."""
     return next((path for path in reversed(_folders(run)) if _state_if_whole(path) is not None), None)
+
+
+def remove_later_checkpoints(folder: Path) -> None:
+    """Remove those of the same run that have more samples: a branch that a continuation from `folder` gives up."""
+    folders = _folders(folder.parent)
+    for path in folders[folders.index(folder) + 1 :] if folder in folders else []:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -88,7 +95,9 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 
 
 def remove_old_checkpoints(run: Path, keep: int) -> None:
-    for path in _folders(run)[:-keep]:
+    """Leave the `keep` newest whole ones, and no folder that was half written."""
+    whole = [path for path in _folders(run) if _state_if_whole(path) is not None]
+    for path in set(_folders(run)) - set(whole[-keep:]):
         shutil.rmtree(path, ignore_errors=True)
     for path in run.glob(".checkpoint-*.part"):
         shutil.rmtree(path, ignore_errors=True)
@@ -120,7 +129,8 @@ def load_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tensors:
     for key, value in tensors.items():
         moment, name = key.split("/", 1)
         p = parameters[name]
-        like = value if moment == "step" else torch.empty_like(p).copy_(value)
+        # the fused optimiser wants its step counter where the parameter is
+        like = value.to(p.device, torch.float32) if moment == "step" else torch.empty_like(p).copy_(value)
         optimizer.state[p][moment] = like
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
 from torch import Tensor
 
 from diffdistill.distill.randomness import SampleRandom
@@ -33,6 +33,7 @@ from .checkpoint import (
     load_optimizer,
     load_trainable,
     optimizer_tensors,
+    remove_later_checkpoints,
     remove_old_checkpoints,
     save_checkpoint,
     trainable_tensors,
@@ -95,7 +96,8 @@ class Trainer:
             for name, o in method.optimizers.items()
         }
         self.samples = self.step = self.skipped = 0
-        self.seconds = 0.0
+        self.seconds = self.clock = 0.0
+        self.saved: Path | None = None  # the checkpoint that holds the present state
         if resume is not None:
             self._resume(resume)
         for name in list(method.networks):
@@ -139,7 +141,10 @@ class Trainer:
     def save(self) -> None:
         tensors, values = self.state()
         if self.accelerator.is_main_process:
-            save_checkpoint(self.run / f"checkpoint-{self.samples:010d}", tensors, values)
+            folder = self.run / f"checkpoint-{self.samples:010d}"
+            if self.saved != folder:
+                save_checkpoint(folder, tensors, values)
+                self.saved = folder
             remove_old_checkpoints(self.run, self.settings.checkpoints_limit)
         self.accelerator.wait_for_everyone()
 
@@ -153,6 +158,9 @@ class Trainer:
                 f"{folder} was made with other settings; take the run's own config.yaml, or another output_dir"
             )
         self.restore(tensors, values)
+        self.saved = folder
+        if self.accelerator.is_main_process and folder.resolve().parent == self.run.resolve():
+            remove_later_checkpoints(self.run / folder.name)
 
     # ---- the loop ---------------------------------------------------------------------------------------------
 
@@ -171,6 +179,7 @@ class Trainer:
                 self._validate()
             while self.samples < s.samples and not self._out_of_time():
                 values = self._step()
+                self.saved = None
                 before, self.samples, self.step = self.samples, self.samples + s.batch_size, self.step + 1
                 self.tracker.advance(s.batch_size)
                 if self.step % s.log_every == 0 or self.samples >= s.samples:
@@ -250,7 +259,11 @@ class Trainer:
         return self.seconds + time.monotonic() - self._started
 
     def _out_of_time(self) -> bool:
-        return bool(self.settings.max_minutes) and self.elapsed() >= 60 * self.settings.max_minutes
+        """By the first process's clock, which all processes also take the learning rate from."""
+        if not self.settings.max_minutes:
+            return False
+        self.clock = broadcast(torch.tensor([self.elapsed()], device=self.accelerator.device)).item()
+        return self.clock >= 60 * self.settings.max_minutes
 
     def _lr_factor(self) -> float:
         s = self.settings
@@ -259,7 +272,7 @@ class Trainer:
             return warm
         done = self.samples / s.samples
         if s.max_minutes:
-            done = max(done, min(1.0, self.elapsed() / (60 * s.max_minutes)))
+            done = max(done, min(1.0, self.clock / (60 * s.max_minutes)))
         return warm * (s.lr_final + (1 - s.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def _mean(self, values: dict[str, list[Tensor]]) -> dict[str, float]:

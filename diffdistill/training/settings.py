@@ -16,7 +16,7 @@ class TrainingSettings:
         samples: samples the run sees in all.
         batch_size: samples per optimiser step over all processes and accumulation steps.
         gradient_accumulation_steps: micro-batches a process cuts its share into.
-        mixed_precision: "no", "bf16" or "fp16", as accelerate takes it.
+        mixed_precision: "no" or "bf16" (autocast; weights and optimiser stay float32).
         seed: seeds networks made from nothing, the order of samples and everything drawn.
         lr_schedule: "constant" or "cosine" (to `lr_final` of the peak).
         lr_final: share of the peak that a cosine ends at.
@@ -33,7 +33,8 @@ class TrainingSettings:
         checkpoints_limit: checkpoints kept; older ones are removed.
         report_to: trackers beside the JSONL file: "tensorboard", "wandb".
         max_minutes: stop, with a checkpoint, after so many minutes of training; 0 for no limit. The learning-rate
-            schedule then follows the clock where that is ahead of the samples.
+            schedule then follows the clock where that is ahead of the samples, so a run cut by it (and its
+            continuation) is not repeatable to the bit.
         cpu: train on the CPU even where there is a GPU.
         allow_tf32: let matrix products on GPUs use TF32.
     """
@@ -41,7 +42,7 @@ class TrainingSettings:
     samples: int
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16"] = "no"
     seed: int = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     lr_final: float = 0.02

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from diffdistill.errors import UserError
-from diffdistill.training.checkpoint import latest_checkpoint, load_checkpoint
+from diffdistill.training.checkpoint import latest_checkpoint, load_checkpoint, remove_old_checkpoints
 from diffdistill.training.loop import NonFiniteError, Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -30,9 +30,13 @@ def settings(samples: int, **more: object) -> TrainingSettings:
 
 
 def final(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return load_checkpoint(final_folder(run))[0]
+
+
+def final_folder(run: Path) -> Path:
     folder = latest_checkpoint(run)
     assert folder is not None
-    return load_checkpoint(folder)[0]
+    return folder
 
 
 def assert_same_bits(a: Path, b: Path) -> None:
@@ -126,6 +130,32 @@ def test_a_finished_run_may_be_resumed_again_and_again(tmp_path: Path) -> None:
     for _ in range(3):
         folder = Trainer(Small(), settings(16), tmp_path, resume="latest").fit()
         assert [f.name for f in folder.iterdir()] == ["student.safetensors"]
+
+
+def test_the_checkpoint_gone_on_from_is_not_written_again(tmp_path: Path) -> None:
+    Trainer(Small(), settings(32), tmp_path).fit()
+    file = final_folder(tmp_path) / "state.json"
+    before = file.stat().st_mtime_ns, file.stat().st_ino
+    Trainer(Small(), settings(32), tmp_path, resume="latest").fit()
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
+
+
+def test_going_on_from_an_earlier_checkpoint_gives_up_the_later_ones(tmp_path: Path) -> None:
+    def run(samples: int, resume: str | None = None) -> Trainer:
+        return Trainer(Small(), settings(samples, checkpoint_every=16, checkpoints_limit=3), tmp_path, resume)
+
+    run(64).fit()
+    earlier = tmp_path / "checkpoint-0000000032"
+    run(64, str(earlier))
+    assert latest_checkpoint(tmp_path) == earlier
+
+
+def test_torn_checkpoints_are_not_kept_in_place_of_whole_ones(tmp_path: Path) -> None:
+    Trainer(Small(), settings(32, checkpoint_every=16, checkpoints_limit=1), tmp_path).fit()
+    whole, torn = final_folder(tmp_path), tmp_path / "checkpoint-0000000999"
+    torn.mkdir()
+    remove_old_checkpoints(tmp_path, keep=1)
+    assert whole.exists() and not torn.exists()
 
 
 def test_other_settings_are_not_continued(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""The autoencoder's start and its export keep what they promise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from diffdistill.errors import UserError
+from diffdistill.methods.autoencoder import fold_latent_statistics, start_near_linear
+from diffdistill.models.export import halve
+from diffdistill.models.narrow_autoencoder import narrow_autoencoder
+
+
+def small_vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        latent_channels=4, block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=1, scaling_factor=1.0,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_residual_branches_start_silent_and_the_posterior_nearly_noise_free() -> None:
+    vae = small_vae()
+    start_near_linear(vae)
+    x = torch.randn(2, 8, 16, 16)
+    assert torch.equal(vae.encoder.down_blocks[0].resnets[0](x, None), x)
+    rows = vae.encoder.down_blocks[0].downsamplers[0].conv.weight.flatten(1)
+    assert torch.allclose(rows @ rows.T, torch.eye(8), atol=1e-5)
+    assert vae.encode(torch.rand(2, 3, 16, 16)).latent_dist.std.max() < 0.1
+
+
+@torch.no_grad()
+def test_folded_statistics_leave_the_reconstruction_alone() -> None:
+    vae, images = small_vae(), torch.randint(0, 256, (96, 3, 16, 16), dtype=torch.uint8)
+    x = images.float() / 127.5 - 1.0
+    before = vae.encode(x).latent_dist
+    mean, std, reconstruction = before.mode(), before.std, vae.decode(before.mode()).sample
+    fold_latent_statistics(vae, images)
+    after = vae.encode(x).latent_dist
+    z = after.mode()
+    assert z.mean((0, 2, 3)).abs().max() < 1e-3 and abs(z.var() - 1) < 1e-3
+    assert torch.allclose(vae.decode(z).sample, reconstruction, atol=1e-4)
+    assert torch.allclose(after.std / std, (z.std() / (mean - mean.mean((0, 2, 3), keepdim=True)).std()), rtol=1e-2)
+
+
+def test_halved_weights_load_as_float32_close_to_the_original(tmp_path: Path) -> None:
+    vae = small_vae()
+    vae.save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    size = file.stat().st_size
+    halve(tmp_path)
+    assert file.stat().st_size < 0.6 * size
+    for a, b in zip(vae.parameters(), AutoencoderKL.from_pretrained(tmp_path / "vae").parameters(), strict=True):
+        assert b.dtype == torch.float32 and (a - b).abs().max() <= a.abs().max() / 2048
+
+
+@torch.no_grad()
+def test_a_narrowed_autoencoder_draws_the_projected_latent() -> None:
+    vae, images = small_vae(), torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8)
+    fold_latent_statistics(vae, images)
+    vae.post_quant_conv.bias.zero_()  # with it, zero padding would meet another bias at the border
+    x = images.float() / 127.5 - 1.0
+    z = vae.encode(x).latent_dist.mode()
+    narrow = narrow_autoencoder(vae, 3, images)
+    assert narrow.config.latent_channels == 3
+    flat = z.permute(1, 0, 2, 3).flatten(1)
+    basis = torch.linalg.eigh(torch.cov(flat)).eigenvectors[:, 1:]
+    projected = torch.einsum("ij,bjhw->bihw", basis @ basis.T, z)
+    mine = narrow.encode(x).latent_dist.mode()
+    assert torch.allclose(mine.var((0, 2, 3)), torch.linalg.eigvalsh(torch.cov(flat)).flip(0)[:3], rtol=1e-3)
+    assert torch.allclose(narrow.decode(mine).sample, vae.decode(projected).sample, atol=1e-3)
+    with pytest.raises(UserError, match="has 4"):
+        narrow_autoencoder(vae, 5, images)
