@@ -1,7 +1,8 @@
 """`diffdistill quickstart`: distil the embedded teacher into one step, with pictures and numbers.
 
 Prompts are N captions of the training split, drawn once; the reference is every other training picture, so no number
-compares a picture with its own caption's original of the same style. Images start from seed + index.
+compares a picture with its own caption's original of the same style (but for a caption that two pictures share).
+Images start from seed + index.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from diffdistill.distill import (
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
-from diffdistill.models.export import export_one_step, halve
+from diffdistill.models.export import export_one_step
 from diffdistill.models.fake_score import adapters_off, add_lora, full_copy
 from diffdistill.models.teacher import load_teacher
 
@@ -73,7 +73,6 @@ class SwiftBrush(Method):
         noise_ratio: sigma/alpha of the time at which the student is fed; null for the last time.
         asd_eta: largest shift of ASD's later time, relative to t - t_min.
         attention: auto, sdpa, math or xformers.
-        half: store the exported UNet and VAE as float16.
     """
 
     averaged = "student"
@@ -101,7 +100,6 @@ class SwiftBrush(Method):
         noise_ratio: float | None = None,
         asd_eta: float = 0.1,
         attention: str = "auto",
-        half: bool = False,
     ) -> None:
         look_up(RESIDUALS, residual, "residual")
         look_up(WEIGHTS, weight, "weight")
@@ -122,7 +120,6 @@ class SwiftBrush(Method):
         self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
         self.fake_updates, self.fake_weight, self.drop_text = fake_updates, fake_weight, drop_text
         self.t_min, self.t_max, self.asd_eta = t_min, t_max, asd_eta
-        self.half = half
         self.needs_fake = "fake" in RESIDUALS[residual].needs
         self.schedule = self.teacher.schedule
         last = int(self.schedule.last)
@@ -232,5 +229,3 @@ class SwiftBrush(Method):
     def export(self, folder: Path) -> None:
         unet = copy.deepcopy(unwrap(self.networks["student"]).unet)
         export_one_step(self.teacher, unet, self.t_star, folder)
-        if self.half:
-            halve(folder)

@@ -60,7 +60,6 @@ class TextToImage(Method):
         drop_text: share of samples trained with the empty prompt, for guidance.
         drop_style: share of captions without the style word.
         recolour: share of samples, among those with one dominant hue, shown in another colour with its word.
-        half: store the exported UNet and VAE as float16.
         init_from: a pipeline folder to start from.
     """
 
@@ -79,13 +78,12 @@ class TextToImage(Method):
         drop_text: float = 0.1,
         drop_style: float = 0.15,
         recolour: float = 0.15,
-        half: bool = True,
         init_from: str | None = None,
     ) -> None:
         from diffusers import AutoencoderKL
 
         self.vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True).requires_grad_(False).eval()
-        self.drop_text, self.drop_style, self.recolour, self.half = drop_text, drop_style, recolour, half
+        self.drop_text, self.drop_style, self.recolour = drop_text, drop_style, recolour
         self.set = load_emoji(data)
         words = [*self.set.captions, *(" ".join(HUES) for _ in range(50)), *("a an" for _ in range(50))]
         if init_from is not None:
@@ -186,8 +184,7 @@ class TextToImage(Method):
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(folder)
-        if self.half:
-            halve(folder)
+        halve(folder)
 
 
 def _unet(
