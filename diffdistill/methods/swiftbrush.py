@@ -11,7 +11,9 @@ Notable:
 - guidance: s = 1 is unguided everywhere. The released code guides teacher and fake score alike
   (`fake_guidance_scale` null); 1 leaves the fake score unguided, as DMD does;
 - the fake score is a full copy, or LoRA adapters on the teacher itself;
-- `residual` may name any row of the family that needs no more than these networks: vsd, sds, csd, asd.
+- `residual` may name any row of the family that needs no more than these networks: vsd, sds, csd, asd;
+- with `real_images` an adversarial term is added, as in DMD2: a head on the fake score's bottleneck learns to tell
+  real pictures from the student's, both noised, and the student to be taken for real. Off by default.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffdistill.data.emoji import load_emoji
 from diffdistill.data.prompts import read_prompts
 from diffdistill.diffusion import Denoiser
 from diffdistill.distill import (
@@ -33,14 +36,17 @@ from diffdistill.distill import (
     WEIGHTS,
     SampleRandom,
     denoising_loss,
+    discriminator_loss,
     drop_condition,
+    generator_loss,
     score_distillation_loss,
+    surrogate_loss,
 )
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import export_one_step
-from diffdistill.models.fake_score import adapters_off, add_lora, full_copy
+from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lora, full_copy
 from diffdistill.models.teacher import load_teacher
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
@@ -72,6 +78,10 @@ class SwiftBrush(Method):
         t_max: upper end, not included.
         noise_ratio: sigma/alpha of the time at which the student is fed; null for the last time.
         asd_eta: largest shift of ASD's later time, relative to t - t_min.
+        real_images: folder laid out as assets/emoji with a picture for every prompt, for the adversarial term; null
+            for none, so that prompts are all the data.
+        adversarial_weight: weight of that term in the student's loss.
+        critic_weight: weight of the discriminator's loss in the fake score's.
         attention: auto, sdpa, math or xformers.
     """
 
@@ -99,6 +109,9 @@ class SwiftBrush(Method):
         t_max: float = 0.981,
         noise_ratio: float | None = None,
         asd_eta: float = 0.1,
+        real_images: str | None = None,
+        adversarial_weight: float = 3e-3,
+        critic_weight: float = 1e-2,
         attention: str = "auto",
     ) -> None:
         look_up(RESIDUALS, residual, "residual")
@@ -112,6 +125,11 @@ class SwiftBrush(Method):
             raise UserError(f"fake_updates is {fake_updates}; it must be at least 1")
         if student_learning_rate <= 0 or fake_learning_rate <= 0:
             raise UserError(f"learning rates {student_learning_rate}, {fake_learning_rate} must be above 0")
+        if min(adversarial_weight, critic_weight) < 0:
+            raise UserError(f"adversarial_weight {adversarial_weight}, critic_weight {critic_weight}: not below 0")
+        self.needs_fake = "fake" in RESIDUALS[residual].needs
+        if real_images is not None and not self.needs_fake:
+            raise UserError(f"real_images: the discriminator sits on the fake score, and {residual} has none; take vsd")
         self.prompts = read_prompts(prompts)
         self.teacher = load_teacher(teacher)
         self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
@@ -120,7 +138,7 @@ class SwiftBrush(Method):
         self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
         self.fake_updates, self.fake_weight, self.drop_text = fake_updates, fake_weight, drop_text
         self.t_min, self.t_max, self.asd_eta = t_min, t_max, asd_eta
-        self.needs_fake = "fake" in RESIDUALS[residual].needs
+        self.adversarial_weight, self.critic_weight = adversarial_weight, critic_weight
         self.schedule = self.teacher.schedule
         last = int(self.schedule.last)
         self.t_star = last if noise_ratio is None else self.schedule.index_at(noise_ratio)
@@ -134,8 +152,9 @@ class SwiftBrush(Method):
         if self.needs_fake:
             network = self.teacher.network
             fake = add_lora(network, lora_rank, lora_alpha, lora_targets) if self.shared else full_copy(network)
-            self.networks["fake"] = fake
+            self.networks["fake"] = fake if real_images is None else ScoreWithCritic(fake)
             self.optimizers["fake"] = OptimizerSettings(fake_learning_rate, betas)
+        self.real = None if real_images is None else self._real_latents(real_images)
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:
@@ -147,19 +166,36 @@ class SwiftBrush(Method):
             part.to(device)
         self.null = self.null.to(device)
         self.embeddings = None if self.embeddings is None else self.embeddings.to(device)
+        self.real = None if self.real is None else self.real.to(device)
 
     def enable_gradient_checkpointing(self) -> None:
         for network in self.networks.values():
             unwrap(network).unet.enable_gradient_checkpointing()
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
-        return {"cond": self._embed(records)}
+        batch = {"cond": self._embed(records)}
+        if self.real is not None:
+            batch["real"] = self.real[list(records)]
+        return batch
 
     def _embed(self, records: Sequence[int]) -> Tensor:
         """(B, L, D), from the cache or, where the list is too long for one, from the text encoder."""
         if self.embeddings is not None:
             return self.embeddings[list(records)]
         return self.teacher.embed([self.prompts[i] for i in records])
+
+    def _real_latents(self, folder: str) -> Tensor:
+        """The latents of each prompt's picture, (N, C, h, w), in the order of the prompts."""
+        pictures = load_emoji(folder)
+        rows = {caption: i for i, caption in enumerate(pictures.captions)}
+        for prompt in self.prompts:
+            if prompt not in rows:
+                raise UserError(f"real_images {folder} has no picture of the prompt {prompt!r}; each needs one")
+        latents = self.teacher.encode(pictures.images[[rows[prompt] for prompt in self.prompts]])
+        if latents.shape[1:] != self.teacher.latent_shape:
+            found, wanted = tuple(latents.shape[1:]), tuple(self.teacher.latent_shape)
+            raise UserError(f"real_images {folder}: its latents have shape {found}, the teacher's {wanted}")
+        return latents
 
     def phases(self, step: int) -> list[Phase]:
         fake = [Phase("fake", "fake", self._fake_loss(k)) for k in range(self.fake_updates if self.needs_fake else 0)]
@@ -189,7 +225,7 @@ class SwiftBrush(Method):
         later = None
         if "later" in RESIDUALS[self.residual].needs:
             later = self.schedule.later(t, random.uniform("later"), self.asd_eta, self.t_min)
-        return score_distillation_loss(
+        loss, logs = score_distillation_loss(
             self.residual,
             self.weight,
             self._denoiser(self._judge),
@@ -203,6 +239,20 @@ class SwiftBrush(Method):
             fake_guidance_scale=self.fake_guidance_scale,
             later_t=later,
         )
+        if self.real is None:
+            return loss, logs
+        push = self._towards_real(x0.detach(), cond, random)
+        logs["adversarial_rms"] = push.square().mean().sqrt()
+        return loss + surrogate_loss(x0, self.adversarial_weight * push), logs
+
+    def _towards_real(self, x0: Tensor, cond: Tensor, random: SampleRandom) -> Tensor:
+        """Gradient of the generator's loss at x0 times the number of elements: on the scale of a residual."""
+        t = self.schedule.timestep(random.uniform("critic_time"), self.t_min, self.t_max)
+        x0.requires_grad_()
+        x_t = self.schedule.add_noise(x0, random.normal("critic_noise", x0.shape[1:]), t)
+        logits = unwrap(self.networks["fake"]).logits(x_t, self.schedule.network_time(t), cond)
+        (gradient,) = torch.autograd.grad(generator_loss(logits), x0)  # of x0 alone: the fake score's stay untouched
+        return gradient * x0.numel()
 
     def _fake_loss(self, k: int) -> Any:
         def loss(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
@@ -214,7 +264,20 @@ class SwiftBrush(Method):
             t = self.schedule.timestep(random.uniform(f"fake_time/{k}"), 0.0, 1.0)
             cond = drop_condition(batch["cond"], self.null, random.bernoulli(f"fake_drop/{k}", self.drop_text))
             eps = random.normal(f"fake_noise/{k}", self.teacher.latent_shape)
-            return denoising_loss(self._denoiser(self.networks["fake"]), x0, t, eps, cond, self.fake_weight), {}
+            if self.real is None:
+                return denoising_loss(self._denoiser(self.networks["fake"]), x0, t, eps, cond, self.fake_weight), {}
+            noise = random.normal(f"real_noise/{k}", self.teacher.latent_shape)
+            real = self.schedule.add_noise(batch["real"], noise, t)
+            logits: list[Tensor] = []
+
+            def network(x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+                value, *both = self.networks["fake"](x_t, time, cond, real)
+                logits.extend(both)
+                return value
+
+            denoising = denoising_loss(self._denoiser(network), x0, t, eps, cond, self.fake_weight)
+            critic = discriminator_loss(logits[1], logits[0])
+            return denoising + self.critic_weight * critic, {"critic": critic}
 
         return loss
 

@@ -225,9 +225,11 @@ class Trainer:
             for key, value in logs.items():
                 values.setdefault(f"{phase.name}/{key}", []).append(value.detach())
         parameters = [p for p in bare.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         values.setdefault(f"{phase.name}/grad_norm", []).append(norm.detach())
         if math.isfinite(norm.item()):
+            if norm.item() + 1e-6 > self.settings.max_grad_norm:  # below it torch would still multiply, by 1
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
             optimizer.step()
         else:
             self._skip_or_stop(phase)

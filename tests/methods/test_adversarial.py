@@ -1,0 +1,103 @@
+"""The adversarial term of SwiftBrush on a tiny random pipeline: what it adds, and where its gradient goes."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import tiny_pipeline as tiny
+import torch
+
+from diffdistill.distill import SampleRandom, generator_loss
+from diffdistill.errors import UserError
+from diffdistill.methods import SwiftBrush
+from diffdistill.training.loop import Trainer
+from diffdistill.training.settings import TrainingSettings
+
+EMOJI = Path(__file__).parents[2] / "assets" / "emoji"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adversarial")
+    (folder / "prompts.txt").write_text("red apple, noto\nrocket, twemoji\n")
+    tiny.save_tiny_pipeline(folder / "teacher")
+    return folder
+
+
+def build(folder: Path, monkeypatch, fake_score: str = "full", **more) -> SwiftBrush:
+    """With real latents of the tiny teacher's own size: the emoji are larger than it draws."""
+    monkeypatch.setattr(SwiftBrush, "_real_latents", lambda self, folder: torch.randn(2, 4, 4, 4))
+    return SwiftBrush(
+        str(folder / "teacher"), str(folder / "prompts.txt"), fake_score=fake_score, lora_rank=2,
+        lora_targets=("to_q", "conv1"), real_images=str(EMOJI), **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fake_score", ["lora", "full"])
+def test_logits_alone_equal_those_of_the_whole_pass(folder: Path, monkeypatch, fake_score: str) -> None:
+    fake = build(folder, monkeypatch, fake_score).networks["fake"]
+    x, real, t, cond = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4), torch.tensor([5, 700]), torch.randn(2, 8, 16)
+    value, of_x, of_real = fake(x, t, cond, real)
+    torch.testing.assert_close(value, fake(x, t, cond))
+    torch.testing.assert_close(of_x, fake.logits(x, t, cond))
+    torch.testing.assert_close(of_real, fake.logits(real, t, cond))
+    assert not fake.unet.mid_block._forward_hooks
+
+
+def test_the_students_push_is_the_gradient_through_the_noised_sample(folder: Path, monkeypatch) -> None:
+    method = build(folder, monkeypatch)
+    random, cond = SampleRandom(0, range(2)), method.embeddings
+    x0 = torch.randn(2, 4, 4, 4)
+    push = method._towards_real(x0.clone(), cond, random)
+    t = method.schedule.timestep(random.uniform("critic_time"), method.t_min, method.t_max)
+    noise = random.normal("critic_noise", x0.shape[1:])
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        fake = method.networks["fake"]
+        return generator_loss(
+            fake.logits(method.schedule.add_noise(x, noise, t), method.schedule.network_time(t), cond)
+        )
+
+    with torch.no_grad():
+        step = 1e-2 * push / push.norm()
+        slope = (loss(x0 + step) - loss(x0 - step)) / 2
+    torch.testing.assert_close(slope, (push * step).sum() / x0.numel(), rtol=2e-2, atol=1e-7)
+    assert all(p.grad is None for p in method.networks["fake"].parameters())
+
+
+@pytest.mark.parametrize("fake_score", ["lora", "full"])
+def test_the_critic_learns_to_tell_real_from_generated(folder: Path, monkeypatch, fake_score: str, tmp_path) -> None:
+    method = build(folder, monkeypatch, fake_score, critic_weight=1.0, student_learning_rate=1e-9)
+    method.real = torch.full((2, 4, 4, 4), 2.0)
+    head = [p.detach().clone() for p in method.networks["fake"].head.parameters()]
+    settings = TrainingSettings(640, batch_size=8, cpu=True, log_every=1, validate_every=0)
+    Trainer(method, settings, tmp_path).fit()
+    critic = [json.loads(line)["fake/critic"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert statistics.mean(critic[-20:]) < statistics.mean(critic[:20]) - 0.1
+    assert any((p != before).any() for p, before in zip(method.networks["fake"].head.parameters(), head, strict=True))
+
+
+def test_the_term_adds_nothing_at_weight_nought(folder: Path, monkeypatch) -> None:
+    plain = SwiftBrush(str(folder / "teacher"), str(folder / "prompts.txt"), fake_score="full")
+    method = build(folder, monkeypatch, adversarial_weight=0.0)
+    losses = []
+    for each in (plain, method):
+        random = SampleRandom(0, range(2))
+        loss, _ = each.phases(0)[0].loss(each.batch([0, 1], random), random, {})
+        losses.append(loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_what_it_cannot_use_is_refused(folder: Path, tmp_path: Path) -> None:
+    teacher, prompts = str(folder / "teacher"), folder / "prompts.txt"
+    with pytest.raises(UserError, match="shape"):
+        SwiftBrush(teacher, str(prompts), real_images=str(EMOJI))
+    with pytest.raises(UserError, match="sds has none"):
+        SwiftBrush(teacher, str(prompts), real_images=str(EMOJI), residual="sds")
+    with pytest.raises(UserError, match="no picture"):
+        other = tmp_path / "prompts.txt"
+        other.write_text("a unicorn on the moon\n")
+        SwiftBrush(teacher, str(other), real_images=str(EMOJI))
+    with pytest.raises(UserError, match="adversarial_weight"):
+        SwiftBrush(teacher, str(prompts), adversarial_weight=-1.0)
