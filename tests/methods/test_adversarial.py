@@ -54,10 +54,8 @@ def test_the_students_push_is_the_gradient_through_the_noised_sample(folder: Pat
     noise = random.normal("critic_noise", x0.shape[1:])
 
     def loss(x: torch.Tensor) -> torch.Tensor:
-        fake = method.networks["fake"]
-        return generator_loss(
-            fake.logits(method.schedule.add_noise(x, noise, t), method.schedule.network_time(t), cond)
-        )
+        x_t = method.schedule.add_noise(x, noise, t)
+        return generator_loss(method.networks["fake"].logits(x_t, method.schedule.network_time(t), cond))
 
     with torch.no_grad():
         step = 1e-2 * push / push.norm()
