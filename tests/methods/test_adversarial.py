@@ -1,6 +1,7 @@
 """The adversarial term of SwiftBrush on a tiny random pipeline: what it adds, and where its gradient goes."""
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_the_critic_learns_to_tell_real_from_generated(folder: Path, monkeypatch
     settings = TrainingSettings(640, batch_size=8, cpu=True, log_every=1, validate_every=0)
     Trainer(method, settings, tmp_path).fit()
     critic = [json.loads(line)["fake/critic"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert statistics.mean(critic[-20:]) < statistics.mean(critic[:20]) - 0.1
+    chance = 2 * math.log(2)  # its late times are nearly all noise, so it cannot come near 0
+    assert abs(critic[0] - chance) < 0.2 and statistics.mean(critic[-20:]) < chance - 0.3
     assert any((p != before).any() for p, before in zip(method.networks["fake"].head.parameters(), head, strict=True))
 
 
