@@ -47,7 +47,7 @@ from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import export_one_step
 from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lora, full_copy
-from diffdistill.models.teacher import load_teacher
+from diffdistill.models.teacher import encode, load_teacher
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
 
@@ -191,7 +191,7 @@ class SwiftBrush(Method):
         for prompt in self.prompts:
             if prompt not in rows:
                 raise UserError(f"real_images {folder} has no picture of the prompt {prompt!r}; each needs one")
-        latents = self.teacher.encode(pictures.images[[rows[prompt] for prompt in self.prompts]])
+        latents = encode(self.teacher.pipeline.vae, pictures.images[[rows[prompt] for prompt in self.prompts]])
         if latents.shape[1:] != self.teacher.latent_shape:
             found, wanted = tuple(latents.shape[1:]), tuple(self.teacher.latent_shape)
             raise UserError(f"real_images {folder}: its latents have shape {found}, the teacher's {wanted}")

@@ -26,6 +26,7 @@ from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import halve
 from diffdistill.models.network import TextConditionedUNet
+from diffdistill.models.teacher import encode
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
@@ -109,22 +110,16 @@ class TextToImage(Method):
         self.device = torch.device(device)
         self.vae.to(device)
 
-    @torch.no_grad()
     def _cache_latents(self) -> None:
         """Latents of every picture, and of its recoloured copies."""
-        self.latents = self._encode(self.set.images)
+        self.latents = encode(self.vae, self.set.images)
         self.recoloured: dict[int, list[tuple[str, Tensor]]] = {}
         hues = dominant_hue(self.set.images)
         for colour, target in HUES.items():
             rows = [i for i, hue in enumerate(hues) if hue is not None]
             turned = torch.cat([shift_hue(self.set.images[i : i + 1], target - (hues[i] or 0.0)) for i in rows])
-            for i, latent in zip(rows, self._encode(turned), strict=True):
+            for i, latent in zip(rows, encode(self.vae, turned), strict=True):
                 self.recoloured.setdefault(i, []).append((colour, latent))
-
-    def _encode(self, images: Tensor) -> Tensor:
-        chunks = images.split(64)
-        latents = torch.cat([self.vae.encode(c.float() / 127.5 - 1.0).latent_dist.mode() for c in chunks])
-        return latents * self.vae.config.scaling_factor
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         recolour = random.bernoulli("recolour", self.recolour).tolist()

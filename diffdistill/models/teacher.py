@@ -56,13 +56,6 @@ class Teacher:
         return torch.cat(chunks)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Pictures (N, 3, H, W), uint8, to latents (N, C, h, w): the posterior's mode, scaled."""
-        vae = self.pipeline.vae
-        parts = [vae.encode(c.to(vae.device).float() / 127.5 - 1).latent_dist.mode() for c in images.split(batch_size)]
-        return torch.cat(parts) * vae.config.scaling_factor
-
-    @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1]."""
         vae = self.pipeline.vae
@@ -76,6 +69,13 @@ class Teacher:
             for name, tensor in part.state_dict().items():
                 found.update(name.encode() + tensor.flatten()[:256].float().cpu().numpy().tobytes())
         return found.hexdigest()[:16]
+
+
+@torch.no_grad()
+def encode(vae: Any, images: Tensor, batch_size: int = 64) -> Tensor:
+    """Pictures (N, 3, H, W), uint8, to latents (N, C, h, w) by an AutoencoderKL: the posterior's mode, scaled."""
+    parts = [vae.encode(c.to(vae.device).float() / 127.5 - 1).latent_dist.mode() for c in images.split(batch_size)]
+    return torch.cat(parts) * vae.config.scaling_factor
 
 
 def _look_into(source: str) -> None:
