@@ -45,7 +45,7 @@ def training(options: argparse.Namespace) -> dict[str, float]:
         fake_score="full", fake_weight="v",
     )  # fmt: skip
     settings = TrainingSettings(
-        samples=options.batch * 1000, batch_size=options.batch, mixed_precision="bf16", cpu=True
+        samples=options.batch * 1000, batch_size=options.batch, mixed_precision="auto", cpu=True
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(method, settings, Path(folder))

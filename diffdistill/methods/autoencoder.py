@@ -9,6 +9,8 @@ Notable:
 - the loss is absolute error on pixels and on their horizontal and vertical differences (flat graphics live by their
   edges), with a slight pull of the posterior towards N(0, 1);
 - the posterior starts nearly noise-free, or the decoder first has to learn to ignore the encoder;
+- a decoder so trained is sensitive: what a generator gets a little wrong it draws very wrong. `latent_noise` trains it
+  on perturbed latents, with the encoder kept (`train_encoder` false) so that generators of those latents stay valid;
 - at export, the latents' mean and scale are folded into the 1x1 convolutions on either side of the latent, so that
   latents have mean 0 per channel and variance 1 over all, and `scaling_factor` is 1.
 """
@@ -38,14 +40,21 @@ def edge_error(x: Tensor, y: Tensor) -> Tensor:
 class ReconstructionNetwork(nn.Module):
     """Encoder, posterior sample and decoder as one forward pass, so that a data-parallel wrapper sees one call."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: nn.Module, train_encoder: bool = True) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.train_encoder = vae, train_encoder
+        if not train_encoder:
+            for part in (vae.encoder, vae.quant_conv):
+                part.requires_grad_(False)  # type: ignore[operator]
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, 3, H, W) in [-1, 1]; noise: (B, C, h, w). Returns the reconstruction and KL per latent value."""
-        posterior = self.vae.encode(x).latent_dist  # type: ignore[operator]
-        z = posterior.mean + posterior.std * noise
+    def forward(self, x: Tensor, noise: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, 3, H, W) in [-1, 1]; noise: (B, C, h, w); std: (B,) of the noise beyond the posterior's own.
+
+        Returns the reconstruction and KL per latent value.
+        """
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            posterior = self.vae.encode(x).latent_dist  # type: ignore[operator]
+        z = posterior.mean + (posterior.var + std.square()[:, None, None, None]).sqrt() * noise
         kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1.0 - posterior.logvar.float())
         return self.vae.decode(z).sample, kl.mean()  # type: ignore[operator]
 
@@ -64,6 +73,8 @@ class Autoencoder(Method):
         edge_weight: weight of the error on neighbouring pixels' differences.
         kl_weight: weight of the mean KL divergence per latent value.
         permute_colours: share of samples whose colour channels are permuted, so that colours are not tied to things.
+        latent_noise: largest standard deviation of the noise on latents before decoding, drawn evenly from 0 a sample.
+        train_encoder: false to train the decoder alone; the latents and their scale then stay as they are.
         init_from: an AutoencoderKL folder to start from; with fewer `latent_channels` than it has, the leading
             principal components of its latents are kept.
     """
@@ -82,13 +93,15 @@ class Autoencoder(Method):
         edge_weight: float = 1.0,
         kl_weight: float = 1e-4,
         permute_colours: float = 0.2,
+        latent_noise: float = 0.0,
+        train_encoder: bool = True,
         init_from: str | None = None,
     ) -> None:
         from diffusers import AutoencoderKL
 
         self.images = load_emoji(data).images
         self.crop, self.edge_weight, self.kl_weight = crop or self.images.shape[-1], edge_weight, kl_weight
-        self.permute_colours = permute_colours
+        self.permute_colours, self.latent_noise, self.train_encoder = permute_colours, latent_noise, train_encoder
         vae: Any
         if init_from is not None:
             vae = AutoencoderKL.from_pretrained(init_from, use_safetensors=True)
@@ -110,7 +123,7 @@ class Autoencoder(Method):
             start_near_linear(vae)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_channels = vae.config.latent_channels
-        self.networks = {"autoencoder": ReconstructionNetwork(vae).to(memory_format=torch.channels_last)}
+        self.networks = {"autoencoder": ReconstructionNetwork(vae, train_encoder).to(memory_format=torch.channels_last)}
         self.optimizers = {"autoencoder": OptimizerSettings(learning_rate, betas)}
         self.device = torch.device("cpu")
 
@@ -140,7 +153,8 @@ class Autoencoder(Method):
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x = batch["images"]
         side = x.shape[-1] // self.factor
-        y, kl = self.networks["autoencoder"](x, random.normal("posterior", (self.latent_channels, side, side)))
+        noise = random.normal("posterior", (self.latent_channels, side, side))
+        y, kl = self.networks["autoencoder"](x, noise, self.latent_noise * random.uniform("latent_noise").float())
         y = y.float()
         pixel, edge = (y - x).abs().mean(), edge_error(y, x)
         loss = pixel + self.edge_weight * edge + self.kl_weight * kl
@@ -156,7 +170,8 @@ class Autoencoder(Method):
 
     def export(self, folder: Path) -> None:
         vae = unwrap(self.networks["autoencoder"]).vae
-        fold_latent_statistics(vae, self.images)
+        if self.train_encoder:
+            fold_latent_statistics(vae, self.images)
         vae.register_to_config(scaling_factor=1.0)
         vae.save_pretrained(folder)
 

@@ -7,7 +7,9 @@ Notable:
 - velocity prediction on a cosine schedule whose last step is (nearly) pure noise;
 - captions vary: the style word or an article comes and goes, and recoloured copies carry their colour's word
   (`data.colour`), so colours are learnt apart from things;
-- latents are computed once, before training.
+- nearly every caption has one picture, so pictures move about and are mirrored: a caption then stands for many, as
+  it does in any larger set, and one step from noise no longer gives the answer;
+- latents are computed once, before training, of a few such variants of each picture.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill.data.augment import varied
 from diffdistill.data.colour import HUES, dominant_hue, shift_hue, with_colour
 from diffdistill.data.emoji import load_emoji
 from diffdistill.diffusion import Denoiser, VPSchedule, ddim, guided
@@ -61,6 +64,9 @@ class TextToImage(Method):
         drop_text: share of samples trained with the empty prompt, for guidance.
         drop_style: share of captions without the style word.
         recolour: share of samples, among those with one dominant hue, shown in another colour with its word.
+        shift: pixels that a picture is moved by at most, up, down, left and right; 0 with `mirror` false for none.
+        mirror: turn half of the pictures left to right, those aside whose name tells the two sides apart.
+        variants: shifted and mirrored variants kept of each picture; a quarter as many of recoloured ones.
         init_from: a pipeline folder to start from.
     """
 
@@ -79,6 +85,9 @@ class TextToImage(Method):
         drop_text: float = 0.1,
         drop_style: float = 0.15,
         recolour: float = 0.15,
+        shift: int = 0,
+        mirror: bool = False,
+        variants: int = 12,
         init_from: str | None = None,
     ) -> None:
         from diffusers import AutoencoderKL
@@ -101,7 +110,7 @@ class TextToImage(Method):
         self.schedule = VPSchedule.from_config(SCHEDULER)
         self.denoiser = Denoiser(lambda x, t, c: self.networks["model"](x, t, c), self.schedule, "v")
         self.device = torch.device("cpu")
-        self._cache_latents()
+        self._cache_latents(variants if shift or mirror else 1, shift, mirror)
 
     def __len__(self) -> int:
         return len(self.set)
@@ -110,15 +119,22 @@ class TextToImage(Method):
         self.device = torch.device(device)
         self.vae.to(device)
 
-    def _cache_latents(self) -> None:
-        """Latents of every picture, and of its recoloured copies."""
-        self.latents = encode(self.vae, self.set.images)
+    def _cache_latents(self, variants: int, shift: int, mirror: bool) -> None:
+        """(variants, C, h, w) of every picture, and a quarter as many of each of its recoloured copies."""
+
+        def latents(pictures: Tensor, rows: Sequence[int], count: int) -> Tensor:
+            names = [self.set.names[i] for i in rows]
+            made = [encode(self.vae, varied(pictures, names, shift, mirror, seed)) for seed in range(count)]
+            return torch.stack(made, 1)
+
+        self.variants, few = variants, -(-variants // 4)
+        self.latents = latents(self.set.images, range(len(self.set)), variants)
         self.recoloured: dict[int, list[tuple[str, Tensor]]] = {}
         hues = dominant_hue(self.set.images)
         for colour, target in HUES.items():
             rows = [i for i, hue in enumerate(hues) if hue is not None]
             turned = torch.cat([shift_hue(self.set.images[i : i + 1], target - (hues[i] or 0.0)) for i in rows])
-            for i, latent in zip(rows, encode(self.vae, turned), strict=True):
+            for i, latent in zip(rows, latents(turned, rows, few), strict=True):
                 self.recoloured.setdefault(i, []).append((colour, latent))
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
@@ -127,6 +143,7 @@ class TextToImage(Method):
         no_style = random.bernoulli("drop_style", self.drop_style).tolist()
         article = random.bernoulli("article", 0.15).tolist()
         no_text = random.bernoulli("drop_text", self.drop_text).tolist()
+        variant = random.integers("variant", self.variants).tolist()
         captions, latents = [], []
         for k, i in enumerate(records):
             name, latent = self.set.names[i], self.latents[i]
@@ -137,7 +154,7 @@ class TextToImage(Method):
                 name = ("an " if name[0] in "aeiou" else "a ") + name
             caption = name if no_style[k] else f"{name}, {self.set.styles[i]}"
             captions.append("" if no_text[k] else caption)
-            latents.append(latent)
+            latents.append(latent[variant[k] % len(latent)])
         x0 = torch.stack(latents).to(self.device).contiguous(memory_format=torch.channels_last)
         return {"x0": x0, "ids": self.tokenize(captions)}
 
@@ -160,7 +177,7 @@ class TextToImage(Method):
         prompts = [f"{name}, {style}" for name in PREVIEW for style in ("noto", "twemoji")]
         cond, null = self.tokenize(prompts), self.tokenize([""])
         denoiser = Denoiser(unwrap(self.networks["model"]), self.schedule, "v")
-        noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.latents.shape[1:])
+        noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.latents.shape[2:])
         x0 = ddim(lambda x, t: guided(denoiser, x, t, cond, null.expand_as(cond), 2.0), noise, self.schedule, 25)
         return self.vae.decode(x0 / self.vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
 

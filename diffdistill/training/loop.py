@@ -40,6 +40,7 @@ from .checkpoint import (
     write_folder_atomically,
 )
 from .ema import Ema
+from .precision import resolve_precision
 from .settings import TrainingSettings
 from .tracking import Tracker
 
@@ -69,7 +70,7 @@ class Trainer:
     ) -> None:
         self.method, self.settings, self.run, self.fingerprint = method, settings, run, fingerprint
         self.accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
+            mixed_precision=resolve_precision(settings.mixed_precision, settings.cpu),
             cpu=settings.cpu,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
@@ -175,6 +176,8 @@ class Trainer:
         self.tracker = Tracker(self.run, s.samples, self.samples, s.report_to, main)
         self._started = time.monotonic()
         try:
+            if s.mixed_precision == "auto":
+                self.tracker.say(f"mixed_precision auto: {self.accelerator.mixed_precision}")
             if self.samples == 0:
                 self._validate()
             while self.samples < s.samples and not self._out_of_time():

@@ -16,7 +16,8 @@ class TrainingSettings:
         samples: samples the run sees in all.
         batch_size: samples per optimiser step over all processes and accumulation steps.
         gradient_accumulation_steps: micro-batches a process cuts its share into.
-        mixed_precision: "no" or "bf16" (autocast; weights and optimiser stay float32).
+        mixed_precision: "no", "bf16" (autocast; weights and optimiser stay float32), or "auto": bf16 where the device
+            computes it faster than float32, which is measured.
         seed: seeds networks made from nothing, the order of samples and everything drawn.
         lr_schedule: "constant" or "cosine" (to `lr_final` of the peak).
         lr_final: share of the peak that a cosine ends at.
@@ -42,7 +43,7 @@ class TrainingSettings:
     samples: int
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Literal["no", "bf16", "auto"] = "no"
     seed: int = 0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     lr_final: float = 0.02

@@ -122,7 +122,7 @@ def test_keys_of_other_methods_are_not_offered(capsys: pytest.CaptureFixture[str
     [
         ("training.batch_size", "many", "'many'; expected int"),
         ("training.samples", "1.5", "'1.5'; expected int"),
-        ("training.mixed_precision", "fp8", "'fp8'; expected one of 'no', 'bf16'"),
+        ("training.mixed_precision", "fp8", "'fp8'; expected one of 'no', 'bf16', 'auto'"),
         ("method.guidance_scale", "high", "'high'; expected float"),
         ("method.noise_ratio", "high", "'high'; expected float or null"),
         ("method.fake_score", "half", "'half'; expected one of 'lora', 'full'"),

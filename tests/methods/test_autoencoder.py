@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from diffdistill.errors import UserError
-from diffdistill.methods.autoencoder import fold_latent_statistics, start_near_linear
+from diffdistill.methods.autoencoder import ReconstructionNetwork, fold_latent_statistics, start_near_linear
 from diffdistill.models.export import halve
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
 
@@ -73,3 +73,20 @@ def test_a_narrowed_autoencoder_draws_the_projected_latent() -> None:
     assert torch.allclose(narrow.decode(mine).sample, vae.decode(projected).sample, atol=1e-3)
     with pytest.raises(UserError, match="has 4"):
         narrow_autoencoder(vae, 5, images)
+
+
+def test_with_the_encoder_kept_only_the_decoder_learns_and_noise_is_on_the_latent() -> None:
+    network = ReconstructionNetwork(small_vae(), train_encoder=False)
+    x, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
+    quiet, _ = network(x, torch.zeros_like(noise), torch.zeros(2))
+    with torch.no_grad():
+        posterior = network.vae.encode(x).latent_dist
+        z = posterior.mean + (posterior.var + torch.tensor([0.0, 0.09])[:, None, None, None]).sqrt() * noise
+        assert torch.allclose(quiet, network.vae.decode(posterior.mean).sample, atol=1e-6)
+        expected = network.vae.decode(z).sample
+    y, kl = network(x, noise, torch.tensor([0.0, 0.3]))
+    assert torch.allclose(y, expected, atol=1e-5) and not kl.requires_grad
+    y.square().mean().backward()
+    encoder = {n for n, p in network.named_parameters() if p.grad is None}
+    assert encoder and all(n.startswith(("vae.encoder", "vae.quant_conv")) for n in encoder)
+    assert {n for n, _ in network.named_parameters() if n.startswith(("vae.encoder", "vae.quant_conv"))} == encoder
