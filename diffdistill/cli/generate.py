@@ -57,8 +57,8 @@ def main(argv: Sequence[str]) -> None:
     kept, done = [], 0
     for chunk in images:  # nothing is made before the first pictures are: the model may be refused
         if done == 0 and out.is_dir():  # overwritten: no earlier picture may stay among the new ones
-            for old in out.glob("[0-9]*.png"):
-                old.unlink()
+            for old in (*out.glob("[0-9]*.png"), out / "grid.png"):
+                old.unlink(missing_ok=True)
         if one_file or options.grid:
             kept.append(chunk)
         if not one_file:

@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run")
     options = parser.parse_args(list(argv))
     run: Path = options.output_dir
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--output_dir {run} is a file; name a folder")
     if any((run / name).exists() for name in ("report.json", "student")) and not options.overwrite:
         raise UserError(f"{run} already holds a run; add --overwrite or name another --output_dir")
     teacher = find(options.teacher)
@@ -56,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--n is {options.n}; at least {FEWEST} pictures are needed")
 
     bench = Ruler(options.n, options.seed)
+    for name in ("report.json", "grid.png"):  # of an earlier run: none may stand beside a new student
+        (run / name).unlink(missing_ok=True)
     student = options.student or _distil(run, options.config, teacher, options.seed, options.overwrite)
     report = _teacher_numbers(bench, teacher, options.full, options.guidance)
     report["student_untrained"] = _untrained(bench, teacher, student)

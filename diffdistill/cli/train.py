@@ -32,7 +32,7 @@ from diffdistill.errors import UserError
 # settings that a continuation may change
 FREE = ("log_every", "validate_every", "checkpoint_every", "checkpoints_limit", "report_to", "max_minutes")
 # what a run leaves in its folder, removed when it is overwritten
-PRODUCTS = ("checkpoint-*", ".checkpoint-*.part", "log.jsonl", "grids", "tensorboard", "export", "export-before-*")
+PRODUCTS = ("checkpoint-*", ".checkpoint-*.part", "log.jsonl", "grids", "tensorboard", "export", "*export.new*")
 
 
 class _ParserError(Exception):

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-HANDED = re.compile(r"left|right|clock|thirty|moon|quarter|calendar|hundred")  # mirrored, another thing or not legible
+HANDED = re.compile(  # mirrored, these are another thing or not legible
+    r"left|right|clock|thirty|moon|quarter|trend|calendar|hundred|medal|musical|watch|newspaper|dvd|octagonal|banknote"
+)
 WHITE = 255
 
 

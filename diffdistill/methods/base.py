@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffdistill.distill.randomness import SampleRandom
+from diffdistill.errors import UserError
 
 Batch = dict[str, Any]
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -49,7 +50,7 @@ class Method(ABC):
     networks: dict[str, nn.Module]
     optimizers: dict[str, OptimizerSettings]
     averaged: str  # key of the network of which an exponential moving average is kept
-    content: str = ""  # digest of the teacher and prompts it was made from; a continuation must have the same
+    content: str = ""  # digest of what it was made from (teacher, prompts, pictures); a continuation has the same
 
     @abstractmethod
     def __len__(self) -> int:
@@ -75,7 +76,14 @@ class Method(ABC):
         """Move what is not in `networks` (a frozen teacher, caches) to the device."""
 
     def enable_gradient_checkpointing(self) -> None:
-        raise NotImplementedError(f"{type(self).__name__} has no gradient checkpointing")
+        raise UserError(f"training.gradient_checkpointing: {type(self).__name__} has none; set it to false")
+
+
+def check_shares(**values: float) -> None:
+    """Raise UserError for one outside [0, 1]."""
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"{name} is {value}; it is a share, from 0 to 1")
 
 
 def unwrap(module: nn.Module) -> Any:

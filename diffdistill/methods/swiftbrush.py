@@ -49,7 +49,7 @@ from diffdistill.models.export import export_one_step
 from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lora, full_copy
 from diffdistill.models.teacher import encode, load_teacher
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
 
 CACHED_BYTES = 1 << 30  # prompt embeddings are kept up to this; beyond it they are made for each batch
 
@@ -72,6 +72,7 @@ class SwiftBrush(Method):
         fake_learning_rate: likewise.
         betas: AdamW's, both networks.
         fake_updates: updates of the fake score per update of the student.
+        fake_warmup: steps at the start in which the fake score alone learns, so that it knows the student first.
         fake_weight: weight of the fake score's denoising loss, a name in `distill.DENOISING_WEIGHTS`.
         drop_text: share of samples on which the fake score is trained without a prompt.
         t_min: lower end of the times judged, as a fraction.
@@ -103,6 +104,7 @@ class SwiftBrush(Method):
         fake_learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         fake_updates: int = 1,
+        fake_warmup: int = 0,
         fake_weight: str = "alpha2_eps",
         drop_text: float = 0.1,
         t_min: float = 0.02,
@@ -119,10 +121,9 @@ class SwiftBrush(Method):
         look_up(DENOISING_WEIGHTS, fake_weight, "fake_weight")
         if not 0.0 <= t_min < t_max <= 1.0:
             raise UserError(f"t_min {t_min} and t_max {t_max} must be in order and in [0, 1]")
-        if not 0.0 <= drop_text <= 1.0:
-            raise UserError(f"drop_text is {drop_text}; it is a share, from 0 to 1")
-        if fake_updates < 1:
-            raise UserError(f"fake_updates is {fake_updates}; it must be at least 1")
+        check_shares(drop_text=drop_text)
+        if fake_updates < 1 or fake_warmup < 0:
+            raise UserError(f"fake_updates is {fake_updates}, fake_warmup {fake_warmup}; they must be at least 1 and 0")
         if student_learning_rate <= 0 or fake_learning_rate <= 0:
             raise UserError(f"learning rates {student_learning_rate}, {fake_learning_rate} must be above 0")
         if min(adversarial_weight, critic_weight) < 0:
@@ -136,7 +137,8 @@ class SwiftBrush(Method):
         set_attention(self.teacher.pipeline.unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.residual, self.weight, self.guidance_scale = residual, weight, guidance_scale
         self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
-        self.fake_updates, self.fake_weight, self.drop_text = fake_updates, fake_weight, drop_text
+        self.fake_updates, self.fake_warmup = fake_updates, fake_warmup
+        self.fake_weight, self.drop_text = fake_weight, drop_text
         self.t_min, self.t_max, self.asd_eta = t_min, t_max, asd_eta
         self.adversarial_weight, self.critic_weight = adversarial_weight, critic_weight
         self.schedule = self.teacher.schedule
@@ -191,7 +193,9 @@ class SwiftBrush(Method):
         for prompt in self.prompts:
             if prompt not in rows:
                 raise UserError(f"real_images {folder} has no picture of the prompt {prompt!r}; each needs one")
-        latents = encode(self.teacher.pipeline.vae, pictures.images[[rows[prompt] for prompt in self.prompts]])
+        images = pictures.images[[rows[prompt] for prompt in self.prompts]]
+        self.content += hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        latents = encode(self.teacher.pipeline.vae, images)
         if latents.shape[1:] != self.teacher.latent_shape:
             found, wanted = tuple(latents.shape[1:]), tuple(self.teacher.latent_shape)
             raise UserError(f"real_images {folder}: its latents have shape {found}, the teacher's {wanted}")
@@ -199,6 +203,8 @@ class SwiftBrush(Method):
 
     def phases(self, step: int) -> list[Phase]:
         fake = [Phase("fake", "fake", self._fake_loss(k)) for k in range(self.fake_updates if self.needs_fake else 0)]
+        if fake and step < self.fake_warmup:
+            return fake
         return [Phase("student", "student", self._student_loss), *fake]
 
     # ---- losses -----------------------------------------------------------------------------------------------
@@ -256,8 +262,8 @@ class SwiftBrush(Method):
 
     def _fake_loss(self, k: int) -> Any:
         def loss(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
-            x0 = carry["x0"]
-            if k > 0:  # further updates see fresh samples of the student as it is now
+            x0 = carry.get("x0")
+            if k > 0 or x0 is None:  # further updates see fresh samples of the student as it is now
                 with torch.no_grad():
                     z = random.normal(f"z/{k}", self.teacher.latent_shape)
                     x0 = self._generate(unwrap(self.networks["student"]), z, batch["cond"])

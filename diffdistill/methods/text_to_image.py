@@ -14,6 +14,7 @@ Notable:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from diffdistill.data.colour import HUES, dominant_hue, shift_hue, with_colour
 from diffdistill.data.emoji import load_emoji
 from diffdistill.diffusion import Denoiser, VPSchedule, ddim, guided
 from diffdistill.distill import SampleRandom, denoising_loss
+from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import halve
 from diffdistill.models.network import TextConditionedUNet
-from diffdistill.models.teacher import encode
+from diffdistill.models.teacher import encode, load_teacher, weights_digest
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -92,12 +94,20 @@ class TextToImage(Method):
     ) -> None:
         from diffusers import AutoencoderKL
 
+        check_shares(drop_text=drop_text, drop_style=drop_style, recolour=recolour)
+        if shift < 0 or variants < 1:
+            raise UserError(f"shift {shift} must not be below 0, and variants {variants} at least 1")
         self.vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True).requires_grad_(False).eval()
         self.drop_text, self.drop_style, self.recolour = drop_text, drop_style, recolour
         self.set = load_emoji(data)
         words = [*self.set.captions, *(" ".join(HUES) for _ in range(50)), *("a an" for _ in range(50))]
         if init_from is not None:
             unet, text_encoder, self.tokenizer = _load(init_from)
+            if unet.config.in_channels != self.vae.config.latent_channels:
+                wanted, found = unet.config.in_channels, self.vae.config.latent_channels
+                raise UserError(
+                    f"init_from {init_from} works on {wanted} latent channels, the autoencoder makes {found}"
+                )
         else:
             self.tokenizer = train_clip_tokenizer(words)
             unet = _unet(self.vae, self.set.images.shape[-1], block_out_channels, cross_attention, layers_per_block,
@@ -109,6 +119,9 @@ class TextToImage(Method):
         self.optimizers = {"model": OptimizerSettings(learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)}
         self.schedule = VPSchedule.from_config(SCHEDULER)
         self.denoiser = Denoiser(lambda x, t, c: self.networks["model"](x, t, c), self.schedule, "v")
+        pictures = hashlib.sha256(self.set.images.numpy().tobytes()).hexdigest()[:16]
+        parts = [self.vae] if init_from is None else [self.vae, unet, text_encoder]
+        self.content = pictures + "".join(map(weights_digest, parts))
         self.device = torch.device("cpu")
         self._cache_latents(variants if shift or mirror else 1, shift, mirror)
 
@@ -237,7 +250,11 @@ def _text_encoder(tokenizer: Any, width: int, layers: int) -> Any:
 
 
 def _load(folder: str) -> tuple[Any, Any, Any]:
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, safety_checker=None)
+    teacher = load_teacher(folder)
+    table = VPSchedule.from_config(SCHEDULER).alphas_cumprod
+    if teacher.prediction_type != "v" or not torch.equal(teacher.schedule.alphas_cumprod, table):
+        raise UserError(f"init_from {folder} was not trained as this is: v-prediction on the cosine schedule")
+    pipeline = teacher.pipeline
+    for part in (pipeline.unet, pipeline.text_encoder):
+        part.requires_grad_(True).train()
     return pipeline.unet, pipeline.text_encoder, pipeline.tokenizer

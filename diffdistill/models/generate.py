@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from diffdistill.errors import UserError
+
 from .teacher import Teacher, load_teacher
 
 
@@ -20,9 +22,12 @@ def generate(
     one generator a prompt.
 
     Raises:
-        UserError: no Stable-Diffusion-class pipeline at `model`.
+        UserError: no Stable-Diffusion-class pipeline at `model`, or more steps than its schedule has times.
     """
     pipeline = (load_teacher(model) if isinstance(model, str) else model).pipeline
+    times = pipeline.scheduler.config.num_train_timesteps
+    if not 1 <= steps <= times:
+        raise UserError(f"steps is {steps}; this pipeline's schedule allows 1 to {times}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 
@@ -35,7 +32,3 @@ class UNet(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
         return self.unet(x_t, time, encoder_hidden_states=cond).sample
-
-
-def parameter_dtype(module: Any) -> torch.dtype:
-    return next(module.parameters()).dtype

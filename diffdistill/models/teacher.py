@@ -6,7 +6,6 @@ Loaded through diffusers from safetensors only; the schedule (terminal SNR inclu
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +62,20 @@ class Teacher:
         return torch.cat(parts).clamp(-1, 1) / 2 + 0.5
 
     def digest(self) -> str:
-        """Hash of the scheduler's config and of the first values of every weight: tells one teacher from another."""
-        found = hashlib.sha256(json.dumps(dict(self.pipeline.scheduler.config), sort_keys=True, default=str).encode())
+        """Hash of the schedule and of the first values of every weight: tells one teacher from another."""
+        found = hashlib.sha256(self.prediction_type.encode())
+        found.update(self.schedule.alphas_cumprod.cpu().numpy().tobytes())
         for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
-            for name, tensor in part.state_dict().items():
-                found.update(name.encode() + tensor.flatten()[:256].float().cpu().numpy().tobytes())
+            found.update(weights_digest(part).encode())
         return found.hexdigest()[:16]
+
+
+def weights_digest(network: Any) -> str:
+    """Hash of the names and first values of all weights and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode() + tensor.flatten()[:256].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -109,9 +116,12 @@ def load_teacher(source: str) -> Teacher:
 
     _look_into(source)
     try:
+        kind_of_pipeline = str(StableDiffusionPipeline.load_config(source).get("_class_name"))
         config = dict(DDIMScheduler.load_config(source, subfolder="scheduler"))
     except (OSError, ValueError) as error:
         raise UserError(f"no Stable-Diffusion-class pipeline at {source}: {_first_line(error)}") from error
+    if kind_of_pipeline != "StableDiffusionPipeline":
+        raise UserError(f"teacher {source} is a {kind_of_pipeline}; expected a StableDiffusionPipeline")
     if "FlowMatch" in str(config.get("_class_name")):
         raise UserError(f"teacher {source}: {config['_class_name']} is not supported; a variance-preserving one is")
     try:  # before the weights, which may be gigabytes
@@ -119,11 +129,16 @@ def load_teacher(source: str) -> Teacher:
         schedule = VPSchedule.from_config(config)
     except ValueError as error:
         raise UserError(f"teacher {source}: {error}") from error
+    if kind == "flow":
+        raise UserError(f"teacher {source}: flow prediction on a variance-preserving schedule is not supported")
     try:
         pipeline: Any = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, safety_checker=None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = _first_line(error)
         raise UserError(f"no Stable-Diffusion-class pipeline in safetensors at {source}: {reason}") from error
+    channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if channels != latents:
+        raise UserError(f"teacher {source}: its UNet takes {channels} channels, not the {latents} of a latent alone")
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
     return Teacher(pipeline, UNet(pipeline.unet), schedule, kind)

@@ -9,7 +9,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_clip_tokenizer(captions: Iterable[str], vocabulary: int = 2048, max_length: int = 24) -> Any:
-    """A `transformers.CLIPTokenizer` whose merges come from the captions; any other text falls back to letters."""
+    """A `transformers.CLIPTokenizer` whose merges come from the captions; other ASCII text falls back to letters."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -104,7 +104,7 @@ def remove_old_checkpoints(run: Path, keep: int) -> None:
 
 
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters that require a gradient, and buffers unless all of a frozen base's."""
+    """Parameters that require a gradient, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 

@@ -69,8 +69,11 @@ class Trainer:
         fingerprint: str = "",
     ) -> None:
         self.method, self.settings, self.run, self.fingerprint = method, settings, run, fingerprint
+        folder = latest_checkpoint(run) if resume == "latest" else Path(resume) if resume else None
+        stored = None if folder is None else load_checkpoint(folder)  # None too where killed before the first one
+        self.precision = stored[1]["precision"] if stored else resolve_precision(settings.mixed_precision, settings.cpu)
         self.accelerator = Accelerator(
-            mixed_precision=resolve_precision(settings.mixed_precision, settings.cpu),
+            mixed_precision=self.precision,
             cpu=settings.cpu,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
@@ -99,8 +102,8 @@ class Trainer:
         self.samples = self.step = self.skipped = 0
         self.seconds = self.clock = 0.0
         self.saved: Path | None = None  # the checkpoint that holds the present state
-        if resume is not None:
-            self._resume(resume)
+        if folder is not None and stored is not None:
+            self._resume(folder, *stored)
         for name in list(method.networks):
             method.networks[name] = self.accelerator.prepare_model(method.networks[name])
         self._order: tuple[int, list[int]] = (-1, [])
@@ -124,6 +127,7 @@ class Trainer:
             "ema_updates": self.ema.updates,
             "processes": self.accelerator.num_processes,
             "fingerprint": self.fingerprint,
+            "precision": self.precision,
         }
         return tensors, values
 
@@ -149,11 +153,7 @@ class Trainer:
             remove_old_checkpoints(self.run, self.settings.checkpoints_limit)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self, resume: str) -> None:
-        folder = latest_checkpoint(self.run) if resume == "latest" else Path(resume)
-        if folder is None:
-            return  # killed before its first checkpoint: start again
-        tensors, values = load_checkpoint(folder)
+    def _resume(self, folder: Path, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
         if values["fingerprint"] != self.fingerprint:
             raise UserError(
                 f"{folder} was made with other settings; take the run's own config.yaml, or another output_dir"
@@ -177,7 +177,7 @@ class Trainer:
         self._started = time.monotonic()
         try:
             if s.mixed_precision == "auto":
-                self.tracker.say(f"mixed_precision auto: {self.accelerator.mixed_precision}")
+                self.tracker.say(f"mixed_precision auto: {self.precision}")
             if self.samples == 0:
                 self._validate()
             while self.samples < s.samples and not self._out_of_time():

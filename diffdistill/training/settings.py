@@ -80,6 +80,11 @@ class TrainingSettings:
                 f"training.samples {self.samples} is not a multiple of training.batch_size {self.batch_size}; "
                 f"take {steps * self.batch_size}"
             )
+        for name in ("warmup_samples", "max_skipped", "validate_every", "checkpoint_every", "max_minutes"):
+            if getattr(self, name) < 0:
+                raise UserError(f"training.{name} is {getattr(self, name)}; it must not be below 0")
+        if not self.max_grad_norm > 0:
+            raise UserError(f"training.max_grad_norm is {self.max_grad_norm}; it must be above 0, inf for no clipping")
         for name in ("ema_decay", "lr_final"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be in [0, 1]")

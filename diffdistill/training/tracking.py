@@ -86,7 +86,9 @@ class Tracker:
         path = self.run / "log.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _samples(line) <= start]
-            path.write_text("".join(line + "\n" for line in lines))
+            part = path.with_suffix(".part")
+            part.write_text("".join(line + "\n" for line in lines))
+            part.replace(path)
 
 
 def _samples(line: str) -> float:

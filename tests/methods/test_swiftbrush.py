@@ -1,5 +1,6 @@
 """Student, phases and export of SwiftBrush on a tiny random pipeline."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import SwiftBrush
 from diffdistill.models.fake_score import adapters_off
+from diffdistill.models.teacher import load_teacher
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -53,6 +55,24 @@ def test_adapters_off_is_the_teacher_and_the_base_is_shared(teacher: str) -> Non
     with adapters_off(fake):
         torch.testing.assert_close(fake(x, t, cond), expected)
     assert (fake(x, t, cond) - expected).abs().max() > 1e-3
+
+
+def test_in_the_warm_up_the_fake_score_alone_learns(teacher: str, tmp_path: Path) -> None:
+    method = build(teacher, fake_score="full", fake_warmup=2, student_learning_rate=1e-3)
+    assert [[p.name for p in method.phases(step)] for step in (1, 2)] == [["fake"], ["student", "fake"]]
+    before = {name: [p.clone() for p in net.parameters()] for name, net in method.networks.items()}
+    Trainer(method, TrainingSettings(8, batch_size=4, cpu=True), tmp_path).fit()
+    changed = {
+        name: any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True))
+        for name, net in method.networks.items()
+    }
+    assert changed == {"student": False, "fake": True}
+
+
+def test_the_digest_does_not_depend_on_how_the_scheduler_lists_its_defaults(teacher: str) -> None:
+    one, other = load_teacher(f"{teacher}/teacher"), load_teacher(f"{teacher}/teacher")
+    other.pipeline.scheduler.register_to_config(_use_default_values=["timestep_spacing", "prediction_type"])
+    assert one.digest() == other.digest()
 
 
 @pytest.mark.parametrize("noise_ratio", [None, 2.5])
@@ -116,6 +136,11 @@ def test_bad_teachers_are_one_line_errors(teacher: str, tmp_path: Path, monkeypa
     (pickled / "unet" / "diffusion_pytorch_model.safetensors").rename(pickled / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
         SwiftBrush(str(pickled), prompts)
+    other = tiny.save_tiny_pipeline(tmp_path / "other")
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(UserError, match="StableDiffusionXLPipeline"):
+        SwiftBrush(str(other), prompts)
     for adapters in ({"lora_targets": ("to_qq",)}, {"lora_rank": 0}, {"lora_targets": ("norm1",)}):
         with pytest.raises(UserError, match="lora_"):
             SwiftBrush(f"{teacher}/teacher", prompts, **adapters)
