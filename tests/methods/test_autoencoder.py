@@ -7,9 +7,16 @@ import torch
 from diffusers import AutoencoderKL
 
 from diffdistill.errors import UserError
-from diffdistill.methods.autoencoder import ReconstructionNetwork, fold_latent_statistics, start_near_linear
+from diffdistill.methods.autoencoder import (
+    Autoencoder,
+    ReconstructionNetwork,
+    fold_latent_statistics,
+    start_near_linear,
+)
 from diffdistill.models.export import halve
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
+
+EMOJI = Path(__file__).parents[2] / "assets" / "emoji"
 
 
 def small_vae() -> AutoencoderKL:
@@ -73,6 +80,21 @@ def test_a_narrowed_autoencoder_draws_the_projected_latent() -> None:
     assert torch.allclose(narrow.decode(mine).sample, vae.decode(projected).sample, atol=1e-3)
     with pytest.raises(UserError, match="has 4"):
         narrow_autoencoder(vae, 5, images)
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        ({"train_encoder": False}, "init_from"),
+        ({"crop": 60}, "multiple of 8"),
+        ({"crop": 128}, "at most 64"),
+        ({"permute_colours": 1.5}, "permute_colours"),
+        ({"latent_noise": -0.1}, "latent_noise"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused_at_once(bad: dict, what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        Autoencoder(str(EMOJI), block_out_channels=(8, 8, 8, 8), latent_channels=4, **bad)
 
 
 def test_with_the_encoder_kept_only_the_decoder_learns_and_noise_is_on_the_latent() -> None:
