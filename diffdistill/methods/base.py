@@ -50,6 +50,7 @@ class Method(ABC):
     networks: dict[str, nn.Module]
     optimizers: dict[str, OptimizerSettings]
     averaged: str  # key of the network of which an exponential moving average is kept
+    progress: float = 0.0  # share of the run that is done, from 0 to 1; the loop sets it before each step
     content: str = ""  # digest of what it was made from (teacher, prompts, pictures); a continuation has the same
 
     @abstractmethod

@@ -82,6 +82,8 @@ class SwiftBrush(Method):
         drop_text: share of samples on which the fake score is trained without a prompt.
         t_min: lower end of the times judged, as a fraction.
         t_max: upper end, not included.
+        t_max_final: where t_max arrives at the end of training, linearly; null for where it started. Shapes are settled
+            by much noise, detail by little: going down gives each its turn.
         fake_t_max: upper end of the times that the fake score learns, not included; no lower than t_max.
         noise_ratio: sigma/alpha of the time at which the student is fed; null for the last time.
         asd_eta: largest shift of ASD's later time, relative to t - t_min.
@@ -116,6 +118,7 @@ class SwiftBrush(Method):
         drop_text: float = 0.1,
         t_min: float = 0.02,
         t_max: float = 0.981,
+        t_max_final: float | None = None,
         fake_t_max: float = 1.0,
         noise_ratio: float | None = None,
         asd_eta: float = 0.1,
@@ -129,6 +132,8 @@ class SwiftBrush(Method):
         look_up(DENOISING_WEIGHTS, fake_weight, "fake_weight")
         if not 0.0 <= t_min < t_max <= 1.0:
             raise UserError(f"t_min {t_min} and t_max {t_max} must be in order and in [0, 1]")
+        if t_max_final is not None and not t_min < t_max_final <= t_max:
+            raise UserError(f"t_max_final {t_max_final} must be above t_min {t_min} and at most t_max {t_max}")
         if not t_max <= fake_t_max <= 1.0:
             raise UserError(f"fake_t_max {fake_t_max} must be from t_max {t_max}, where it judges, to 1")
         check_shares(drop_text=drop_text)
@@ -155,7 +160,9 @@ class SwiftBrush(Method):
         self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
         self.fake_updates, self.fake_warmup, self.fake_shares_pass = fake_updates, fake_warmup, fake_shares_pass
         self.fake_weight, self.drop_text = fake_weight, drop_text
-        self.t_min, self.t_max, self.fake_t_max, self.asd_eta = t_min, t_max, fake_t_max, asd_eta
+        self.t_min, self.t_max = t_min, t_max
+        self.t_max_final = t_max if t_max_final is None else t_max_final
+        self.fake_t_max, self.asd_eta = fake_t_max, asd_eta
         self.adversarial_weight, self.critic_weight = adversarial_weight, critic_weight
         self.schedule = self.teacher.schedule
         last = int(self.schedule.last)
@@ -243,7 +250,8 @@ class SwiftBrush(Method):
         shape, cond = self.teacher.latent_shape, batch["cond"]
         x0 = self._generate(self.networks["student"], random.normal("z", shape), cond)
         carry["x0"] = x0.detach()
-        t = self.schedule.timestep(random.uniform("time"), self.t_min, self.t_max)
+        t_max = self.t_max + (self.t_max_final - self.t_max) * self.progress
+        t = self.schedule.timestep(random.uniform("time"), self.t_min, t_max)
         later = None
         if "later" in RESIDUALS[self.residual].needs:
             later = self.schedule.later(t, random.uniform("later"), self.asd_eta, self.t_min)

@@ -207,6 +207,7 @@ class Trainer:
             random = SampleRandom(s.seed, indices, self.accelerator.device)
             micro.append((self.method.batch([self._record(i) for i in indices], random), random, {}))
         values: dict[str, list[Tensor]] = {}
+        self.method.progress = self._progress()
         for phase in self.method.phases(self.step):
             self._update(phase, micro, values)
         self.ema.update()
@@ -275,10 +276,12 @@ class Trainer:
         warm = min(1.0, (self.samples + s.batch_size) / s.warmup_samples) if s.warmup_samples else 1.0
         if s.lr_schedule == "constant":
             return warm
-        done = self.samples / s.samples
-        if s.max_minutes:
-            done = max(done, min(1.0, self.clock / (60 * s.max_minutes)))
-        return warm * (s.lr_final + (1 - s.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
+        return warm * (s.lr_final + (1 - s.lr_final) * 0.5 * (1 + math.cos(math.pi * self._progress())))
+
+    def _progress(self) -> float:
+        """Share of the run that is done: of its samples or, where that is more, of its minutes."""
+        s, done = self.settings, self.samples / self.settings.samples
+        return max(done, min(1.0, self.clock / (60 * s.max_minutes))) if s.max_minutes else done
 
     def _mean(self, values: dict[str, list[Tensor]]) -> dict[str, float]:
         """Mean over micro-batches and processes, one transfer for all keys."""

@@ -148,7 +148,7 @@ def test_the_rest_of_the_family_runs_without_a_fake_score(teacher: str, residual
     assert set(method.networks) == {"student"} and torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("bad", [{"weight": "sigma3"}, {"residual": "vds"}, {"t_min": 0.99}, {"fake_t_max": 0.5}])
+@pytest.mark.parametrize("bad", [{"weight": "sigma3"}, {"residual": "vds"}, {"t_min": 0.99}, {"fake_t_max": 0.5}, {"t_max_final": 0.99}])
 def test_bad_numbers_and_names_are_refused_at_once(teacher: str, bad: dict) -> None:
     with pytest.raises((UserError, ValueError), match=str(next(iter(bad.values())))):
         build(teacher, **bad)
