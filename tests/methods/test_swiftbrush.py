@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -99,6 +100,19 @@ def test_in_the_warm_up_the_fake_score_alone_learns(teacher: str, tmp_path: Path
     assert changed == {"student": False, "fake": True}
 
 
+def test_the_times_judged_come_down_with_the_progress_of_the_run(teacher: str) -> None:
+    method = build(teacher, t_max_final=0.1)
+    random, seen = SampleRandom(0, range(64)), {}
+    for progress in (0.0, 0.5, 1.0):
+        method.progress = progress
+        with patch.object(method.schedule, "add_noise", wraps=method.schedule.add_noise) as noised:
+            method.phases(0)[0].loss(method.batch([0, 1] * 32, random), random, {})
+        times = noised.call_args.args[2]
+        seen[progress] = times.min().item(), times.max().item()
+    assert all(low >= 20 for low, _ in seen.values())
+    assert [high // 100 for _, high in seen.values()] == [9, 5, 0]
+
+
 def test_the_digest_does_not_depend_on_how_the_scheduler_lists_its_defaults(teacher: str) -> None:
     one, other = load_teacher(f"{teacher}/teacher"), load_teacher(f"{teacher}/teacher")
     other.pipeline.scheduler.register_to_config(_use_default_values=["timestep_spacing", "prediction_type"])
@@ -148,7 +162,9 @@ def test_the_rest_of_the_family_runs_without_a_fake_score(teacher: str, residual
     assert set(method.networks) == {"student"} and torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("bad", [{"weight": "sigma3"}, {"residual": "vds"}, {"t_min": 0.99}, {"fake_t_max": 0.5}, {"t_max_final": 0.99}])
+@pytest.mark.parametrize(
+    "bad", [{"weight": "sigma3"}, {"residual": "vds"}, {"t_min": 0.99}, {"fake_t_max": 0.5}, {"t_max_final": 0.99}]
+)
 def test_bad_numbers_and_names_are_refused_at_once(teacher: str, bad: dict) -> None:
     with pytest.raises((UserError, ValueError), match=str(next(iter(bad.values())))):
         build(teacher, **bad)

@@ -33,7 +33,7 @@ class Small(Method):
         x0 = self.networks["student"](random.normal("z", (4,)))
         carry["x0"] = x0.detach()
         with torch.no_grad():
-            target = self.networks["fake"](x0) + batch["record"] / 10
+            target = self.networks["fake"](x0) + batch["record"] / 10 + self.progress
         loss = (x0 - target).square().mean()
         return loss * (float("nan") if self.calls == self.poison_at else 1.0), {}
 
