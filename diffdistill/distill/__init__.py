@@ -3,13 +3,13 @@
 Losses here are functions of tensors and denoisers. They hold no networks and draw no randomness of their own.
 
 - `score_distillation_loss`: SDS, CSD, VSD (DMD) and ASD with any weight; the family is the table `RESIDUALS`
-- `denoising_loss`, `denoising_error`: training the fake score, or a teacher
+- `denoising_loss`: training the fake score, or a teacher
 - `SampleRandom`: randomness that does not depend on the number of processes
 - `generator_loss`, `discriminator_loss`, `DiscriminatorHead`: an optional adversarial term
 """
 
 from .adversarial import DiscriminatorHead, approximate_r1, discriminator_loss, generator_loss
-from .denoising import DENOISING_WEIGHTS, denoising_error, denoising_loss
+from .denoising import DENOISING_WEIGHTS, denoising_loss
 from .drop_condition import drop_condition
 from .randomness import SampleRandom
 from .residual import RESIDUALS, Judgement, Residual, judge, surrogate_loss
@@ -26,7 +26,6 @@ __all__ = [
     "SampleRandom",
     "Weight",
     "approximate_r1",
-    "denoising_error",
     "denoising_loss",
     "discriminator_loss",
     "drop_condition",

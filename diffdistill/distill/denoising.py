@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffdistill.diffusion import Prediction
+from diffdistill.diffusion import Prediction, broadcast
 
 from .tables import look_up
 
@@ -66,18 +66,12 @@ def denoising_loss(
     Raises:
         ValueError: an unknown weight, or shapes that differ.
     """
+    error = look_up(DENOISING_WEIGHTS, weight, "denoising weight")
     if eps.shape != x0.shape:
         raise ValueError(f"noise has shape {tuple(eps.shape)}, x0 {tuple(x0.shape)}; they must be equal")
     x0 = x0.detach()
-    return denoising_error(denoiser(denoiser.schedule.add_noise(x0, eps, t), t, cond), x0, eps, weight)
-
-
-def denoising_error(prediction: Prediction, x0: Tensor, eps: Tensor, weight: str | DenoisingError = "eps") -> Tensor:
-    """`denoising_loss` of a prediction that is there already: at x_t = alpha x0 + sigma eps, with a graph.
-
-    Raises:
-        ValueError: an unknown weight.
-    """
-    error = look_up(DENOISING_WEIGHTS, weight, "denoising weight")
-    alpha, sigma = prediction.alpha.to(x0.dtype), prediction.sigma.to(x0.dtype)
-    return error(prediction, x0.detach(), eps, alpha, sigma).mean()
+    schedule = denoiser.schedule
+    prediction = denoiser(schedule.add_noise(x0, eps, t), t, cond)
+    alpha = broadcast(schedule.alpha(t), x0).to(x0.dtype)
+    sigma = broadcast(schedule.sigma(t), x0).to(x0.dtype)
+    return error(prediction, x0, eps, alpha, sigma).mean()

@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,13 +29,12 @@ from torch import Tensor
 
 from diffdistill.data.emoji import load_emoji
 from diffdistill.data.prompts import read_prompts
-from diffdistill.diffusion import Denoiser, Prediction
+from diffdistill.diffusion import Denoiser
 from diffdistill.distill import (
     DENOISING_WEIGHTS,
     RESIDUALS,
     WEIGHTS,
     SampleRandom,
-    denoising_error,
     denoising_loss,
     discriminator_loss,
     drop_condition,
@@ -74,17 +72,14 @@ class SwiftBrush(Method):
         fake_learning_rate: likewise.
         betas: AdamW's, both networks.
         fake_updates: updates of the fake score per update of the student.
-        fake_shares_pass: the fake score's first update takes its loss from the very pass that judged the student, the
-            same noise and time, which spares one pass a step. Needs an unguided fake score, drop_text 0 and no
-            real_images; its times are then the judge's.
         fake_warmup: steps at the start in which the fake score alone learns, so that it knows the student first.
         fake_weight: weight of the fake score's denoising loss, a name in `distill.DENOISING_WEIGHTS`.
         drop_text: share of samples on which the fake score is trained without a prompt.
         t_min: lower end of the times judged, as a fraction.
         t_max: upper end, not included.
-        t_max_final: where t_max arrives at the end of training, linearly; null for where it started. Shapes are settled
-            by much noise, detail by little: going down gives each its turn.
-        fake_t_max: upper end of the times that the fake score learns, not included; no lower than t_max.
+        t_max_final: where t_max arrives at the end of training, linearly, for the scores that judge (the adversarial
+            term keeps to t_max); null for where it started. Much noise settles shapes, little noise detail: going
+            down gives each its turn. Runs that `max_minutes` ends go by the clock, and up again if it is raised.
         noise_ratio: sigma/alpha of the time at which the student is fed; null for the last time.
         asd_eta: largest shift of ASD's later time, relative to t - t_min.
         real_images: folder laid out as assets/emoji with a picture for every prompt, for the adversarial term; null
@@ -112,14 +107,12 @@ class SwiftBrush(Method):
         fake_learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         fake_updates: int = 1,
-        fake_shares_pass: bool = False,
         fake_warmup: int = 0,
         fake_weight: str = "alpha2_eps",
         drop_text: float = 0.1,
         t_min: float = 0.02,
         t_max: float = 0.981,
         t_max_final: float | None = None,
-        fake_t_max: float = 1.0,
         noise_ratio: float | None = None,
         asd_eta: float = 0.1,
         real_images: str | None = None,
@@ -134,8 +127,6 @@ class SwiftBrush(Method):
             raise UserError(f"t_min {t_min} and t_max {t_max} must be in order and in [0, 1]")
         if t_max_final is not None and not t_min < t_max_final <= t_max:
             raise UserError(f"t_max_final {t_max_final} must be above t_min {t_min} and at most t_max {t_max}")
-        if not t_max <= fake_t_max <= 1.0:
-            raise UserError(f"fake_t_max {fake_t_max} must be from t_max {t_max}, where it judges, to 1")
         check_shares(drop_text=drop_text)
         if fake_updates < 1 or fake_warmup < 0:
             raise UserError(f"fake_updates is {fake_updates}, fake_warmup {fake_warmup}; they must be at least 1 and 0")
@@ -146,25 +137,22 @@ class SwiftBrush(Method):
         self.needs_fake = "fake" in RESIDUALS[residual].needs
         if real_images is not None and not self.needs_fake:
             raise UserError(f"real_images: the discriminator sits on the fake score, and {residual} has none; take vsd")
-        unguided = (guidance_scale if fake_guidance_scale is None else fake_guidance_scale) == 1
-        if fake_shares_pass and not (self.needs_fake and unguided and drop_text == 0 and real_images is None):
-            raise UserError(
-                "fake_shares_pass: the pass that judges must be one that the fake score can learn from; "
-                "it takes residual vsd, fake_guidance_scale 1, drop_text 0 and no real_images"
-            )
         self.prompts = read_prompts(prompts)
         self.teacher = load_teacher(teacher)
         self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
         set_attention(self.teacher.pipeline.unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.residual, self.weight, self.guidance_scale = residual, weight, guidance_scale
         self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
-        self.fake_updates, self.fake_warmup, self.fake_shares_pass = fake_updates, fake_warmup, fake_shares_pass
+        self.fake_updates, self.fake_warmup = fake_updates, fake_warmup
         self.fake_weight, self.drop_text = fake_weight, drop_text
-        self.t_min, self.t_max = t_min, t_max
+        self.t_min, self.t_max, self.asd_eta = t_min, t_max, asd_eta
         self.t_max_final = t_max if t_max_final is None else t_max_final
-        self.fake_t_max, self.asd_eta = fake_t_max, asd_eta
         self.adversarial_weight, self.critic_weight = adversarial_weight, critic_weight
         self.schedule = self.teacher.schedule
+        try:
+            self.schedule.timestep(torch.zeros(1), t_min, self.t_max_final)
+        except ValueError as error:
+            raise UserError(f"t_min {t_min}, t_max {self.t_max_final}: {error}") from error
         last = int(self.schedule.last)
         self.t_star = last if noise_ratio is None else self.schedule.index_at(noise_ratio)
         self.null = self.teacher.embed([""])
@@ -265,29 +253,15 @@ class SwiftBrush(Method):
             cond,
             self.null,
             self.guidance_scale,
-            fake=self._fake_judge(carry) if self.needs_fake else None,
+            fake=self._denoiser(unwrap(self.networks["fake"])) if self.needs_fake else None,
             fake_guidance_scale=self.fake_guidance_scale,
             later_t=later,
         )
-        if self.fake_shares_pass:
-            carry["noise"] = random.normal("noise", shape)
         if self.real is None:
             return loss, logs
         push = self._towards_real(x0.detach(), cond, random)
         logs["adversarial_rms"] = push.square().mean().sqrt()
         return loss + surrogate_loss(x0, self.adversarial_weight * push), logs
-
-    def _fake_judge(self, carry: dict[str, Any]) -> Any:
-        if not self.fake_shares_pass:
-            return self._denoiser(unwrap(self.networks["fake"]))
-
-        def keep(x_t: Tensor, t: Tensor, cond: Tensor) -> Prediction:
-            with torch.enable_grad():  # the judge runs without a graph; the fake score's loss needs this one
-                judged = self._denoiser(self.networks["fake"])(x_t, t, cond)
-            carry["judged"] = judged
-            return replace(judged, value=judged.value.detach())
-
-        return keep
 
     def _towards_real(self, x0: Tensor, cond: Tensor, random: SampleRandom) -> Tensor:
         """Gradient of the generator's loss at x0 times the number of elements: on the scale of a residual."""
@@ -301,13 +275,11 @@ class SwiftBrush(Method):
     def _fake_loss(self, k: int) -> Any:
         def loss(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
             x0 = carry.get("x0")
-            if k == 0 and "judged" in carry:
-                return denoising_error(carry.pop("judged"), carry["x0"], carry["noise"], self.fake_weight), {}
             if k > 0 or x0 is None:  # further updates see fresh samples of the student as it is now
                 with torch.no_grad():
                     z = random.normal(f"z/{k}", self.teacher.latent_shape)
                     x0 = self._generate(unwrap(self.networks["student"]), z, batch["cond"])
-            t = self.schedule.timestep(random.uniform(f"fake_time/{k}"), 0.0, self.fake_t_max)
+            t = self.schedule.timestep(random.uniform(f"fake_time/{k}"), 0.0, 1.0)
             cond = drop_condition(batch["cond"], self.null, random.bernoulli(f"fake_drop/{k}", self.drop_text))
             eps = random.normal(f"fake_noise/{k}", self.teacher.latent_shape)
             if self.real is None:

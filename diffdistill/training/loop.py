@@ -201,13 +201,13 @@ class Trainer:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         size = s.batch_size // processes // s.gradient_accumulation_steps
         first = self.samples + rank * (s.batch_size // processes)
+        self.method.progress = self._progress()
         micro: list[Any] = []
         for k in range(s.gradient_accumulation_steps):
             indices = range(first + k * size, first + (k + 1) * size)
             random = SampleRandom(s.seed, indices, self.accelerator.device)
             micro.append((self.method.batch([self._record(i) for i in indices], random), random, {}))
         values: dict[str, list[Tensor]] = {}
-        self.method.progress = self._progress()
         for phase in self.method.phases(self.step):
             self._update(phase, micro, values)
         self.ema.update()

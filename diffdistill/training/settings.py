@@ -33,9 +33,9 @@ class TrainingSettings:
         checkpoint_every: samples between checkpoints; 0 for only the last.
         checkpoints_limit: checkpoints kept; older ones are removed.
         report_to: trackers beside the JSONL file: "tensorboard", "wandb".
-        max_minutes: stop, with a checkpoint, after so many minutes of training; 0 for no limit. The learning-rate
-            schedule then follows the clock where that is ahead of the samples, so a run cut by it (and its
-            continuation) is not repeatable to the bit.
+        max_minutes: stop, with a checkpoint, after so many minutes of training; 0 for no limit. What changes over a
+            run (learning rate, times judged) then follows the clock where that is ahead of the samples, so a run cut
+            by it (and its continuation) is not repeatable to the bit.
         cpu: train on the CPU even where there is a GPU.
         allow_tf32: let matrix products on GPUs use TF32.
     """

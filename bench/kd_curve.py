@@ -1,0 +1,76 @@
+"""KD against images seen: the one-step student of every checkpoint that a run has kept.
+
+    python bench/kd_curve.py runs/emoji_swiftbrush --n 1024
+
+Take `--training.checkpoints_limit` high enough to keep them. Each checkpoint's moving average is exported as the run's
+product would be, and measured as `diffdistill quickstart` measures. Prints JSON; with --out FOLDER writes
+kd_curve.json and kd_curve.png there too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import yaml
+from safetensors.torch import load_file
+
+from diffdistill.cli.paths import find
+from diffdistill.cli.quickstart import Ruler
+from diffdistill.evaluation import write_json_atomic
+from diffdistill.models.export import export_one_step
+from diffdistill.models.teacher import load_teacher
+
+
+def curve(run: Path, checkpoints: Path, n: int, seed: int) -> list[dict[str, Any]]:
+    recipe = yaml.safe_load((run / "config.yaml").read_text())["method"]["init_args"]
+    teacher = load_teacher(find(recipe["teacher"]))
+    ratio = recipe["noise_ratio"]
+    t_star = int(teacher.schedule.last) if ratio is None else teacher.schedule.index_at(ratio)
+    bench, rows = Ruler(n, seed), []
+    teacher_unet = {name: value.clone() for name, value in teacher.pipeline.unet.state_dict().items()}
+    for folder in [None, *sorted(checkpoints.glob("checkpoint-*"))]:
+        weights = teacher_unet if folder is None else _unet(load_file(folder / "ema.safetensors"))
+        teacher.pipeline.unet.load_state_dict(weights)
+        with tempfile.TemporaryDirectory() as product:
+            export_one_step(teacher, teacher.pipeline.unet, t_star, Path(product))
+            images = 0 if folder is None else int(re.sub(r"\D", "", folder.name))
+            rows.append({"images": images, **bench.measure(product, 1, 1.0)})
+    return rows
+
+
+def _unet(average: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("unet."): value for name, value in average.items()}
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.errorbar([r["images"] for r in rows], [r["kd"] for r in rows], [r["kd_se"] for r in rows], marker="o")
+    axes.set_xlabel("images seen")
+    axes.set_ylabel(f"KD, MobileNetV2, n = {rows[0]['n']}")
+    axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--checkpoints", type=Path, help="where they are, if not in the run's folder")
+    parser.add_argument("--n", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    o = parser.parse_args()
+    found = curve(o.run, o.checkpoints or o.run, o.n, o.seed)
+    print(json.dumps(found, indent=1))
+    if o.out:
+        o.out.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(o.out / "kd_curve.json", {"rows": found})
+        _plot(found, o.out / "kd_curve.png")
