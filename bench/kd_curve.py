@@ -2,8 +2,8 @@
 
     python bench/kd_curve.py runs/emoji_swiftbrush --n 1024
 
-Take `--training.checkpoints_limit` high enough to keep them. Each checkpoint's moving average is exported as the run's
-product would be, and measured as `diffdistill quickstart` measures. Prints JSON; with --out FOLDER writes
+Take `--training.checkpoints_limit` high enough to keep them. Each checkpoint's moving average takes its place in the
+run's exported pipeline, and is measured as `diffdistill quickstart` measures. Prints JSON; with --out FOLDER writes
 kd_curve.json and kd_curve.png there too.
 """
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +22,25 @@ from safetensors.torch import load_file
 from diffdistill.cli.paths import find
 from diffdistill.cli.quickstart import Ruler
 from diffdistill.evaluation import write_json_atomic
-from diffdistill.models.export import export_one_step
 from diffdistill.models.teacher import load_teacher
 
 
-def curve(run: Path, checkpoints: Path, n: int, seed: int) -> list[dict[str, Any]]:
+def curve(run: Path, n: int, seed: int) -> list[dict[str, Any]]:
     recipe = yaml.safe_load((run / "config.yaml").read_text())["method"]["init_args"]
-    teacher = load_teacher(find(recipe["teacher"]))
-    ratio = recipe["noise_ratio"]
-    t_star = int(teacher.schedule.last) if ratio is None else teacher.schedule.index_at(ratio)
-    bench, rows = Ruler(n, seed), []
-    teacher_unet = {name: value.clone() for name, value in teacher.pipeline.unet.state_dict().items()}
-    for folder in [None, *sorted(checkpoints.glob("checkpoint-*"))]:
-        weights = teacher_unet if folder is None else _unet(load_file(folder / "ema.safetensors"))
-        teacher.pipeline.unet.load_state_dict(weights)
-        with tempfile.TemporaryDirectory() as product:
-            export_one_step(teacher, teacher.pipeline.unet, t_star, Path(product))
-            images = 0 if folder is None else int(re.sub(r"\D", "", folder.name))
-            rows.append({"images": images, **bench.measure(product, 1, 1.0)})
+    untrained = load_teacher(find(recipe["teacher"])).pipeline.unet.state_dict()
+    student, bench = load_teacher(str(run / "export")), Ruler(n, seed)
+    weights = {0: lambda: untrained}
+    for folder in sorted(run.glob("checkpoint-*")):
+        weights[int(folder.name.removeprefix("checkpoint-"))] = partial(_average, folder)
+    rows = []
+    for images, load in weights.items():
+        student.pipeline.unet.load_state_dict(load())
+        rows.append({"images": images, **bench.measure(student, 1, 1.0)})
     return rows
 
 
-def _unet(average: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix("unet."): value for name, value in average.items()}
+def _average(checkpoint: Path) -> dict[str, Any]:
+    return {name.removeprefix("unet."): value for name, value in load_file(checkpoint / "ema.safetensors").items()}
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -63,12 +58,11 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--checkpoints", type=Path, help="where they are, if not in the run's folder")
     parser.add_argument("--n", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
-    found = curve(o.run, o.checkpoints or o.run, o.n, o.seed)
+    found = curve(o.run, o.n, o.seed)
     print(json.dumps(found, indent=1))
     if o.out:
         o.out.mkdir(parents=True, exist_ok=True)
