@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.paths import find
+from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
 GRID_COLUMNS = 8
+OURS = re.compile(r"grid\.png|\d{5,}\.png")  # what this command writes into a folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,10 +38,13 @@ def main(argv: Sequence[str]) -> None:
     for name in ("steps", "n", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-    if options.guidance < 1:
-        raise UserError(f"--guidance is {options.guidance:g}; it must be at least 1, which is unguided")
+    if not 1 <= options.guidance < math.inf:
+        raise UserError(f"--guidance is {options.guidance:g}; it must be a number from 1, which is unguided")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed is {options.seed}; it must be in [0, 2^63)")
     out: Path = options.out
-    one_file = out.suffix == ".png"
+    one_file = out.suffix.lower() == ".png"
+    check_writable(out, "--out")
     if out.exists() and not options.overwrite:
         raise UserError(f"{out} is there already; add --overwrite or name another")
     if out.exists() and one_file == out.is_dir():
@@ -57,8 +63,9 @@ def main(argv: Sequence[str]) -> None:
     kept, done = [], 0
     for chunk in images:  # nothing is made before the first pictures are: the model may be refused
         if done == 0 and out.is_dir():  # overwritten: no earlier picture may stay among the new ones
-            for old in (*out.glob("[0-9]*.png"), out / "grid.png"):
-                old.unlink(missing_ok=True)
+            for old in out.glob("*.png"):
+                if OURS.fullmatch(old.name):
+                    old.unlink()
         if one_file or options.grid:
             kept.append(chunk)
         if not one_file:
@@ -74,5 +81,5 @@ def _prompts(prompt: str | None, file: Path | None, n: int) -> list[str]:
 
     if prompt is not None and not prompt.strip():
         raise UserError("--prompt is empty; say what to draw")
-    prompts = [prompt] if prompt is not None else read_prompts(file or "")
+    prompts = [prompt] if prompt is not None else read_prompts(find(str(file)))
     return [prompt for prompt in prompts for _ in range(n)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.paths import find
+from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
 FEWEST = 3  # an unbiased kernel distance and its standard error need three
@@ -16,6 +16,9 @@ FEWEST = 3  # an unbiased kernel distance and its standard error need three
 
 def main(argv: Sequence[str]) -> None:
     """Print `{generated: {kd, kd_se, fd, n, ...}, floor: {...}, protocol: {...}}` on stdout.
+
+    As many real pictures as there are generated ones (half of them, where they are fewer) are set aside, drawn
+    once: they make the floor. The others are the reference of both rows.
 
     Raises:
         UserError: an empty or missing folder, pictures of several sizes, missing weights.
@@ -27,6 +30,8 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(list(argv))
     if options.out is not None and options.out.exists():
         raise UserError(f"{options.out} is there already; name another")
+    if options.out is not None:
+        check_writable(options.out, "--out")
 
     from diffdistill.evaluation import MobileNetFeatures, quick_numbers, write_json_atomic
 
@@ -35,9 +40,10 @@ def main(argv: Sequence[str]) -> None:
     extract = MobileNetFeatures()
     real = extract(_read_reference(reference), progress=True)
     generated = extract(images, progress=True)
+    aside, rest = _split(real, len(generated))
     report = {
-        "generated": quick_numbers(generated, real),
-        "floor": _floor(real, len(generated)),
+        "generated": quick_numbers(generated, rest),
+        "floor": None if aside is None else quick_numbers(aside, rest),
         "protocol": {**extract.protocol, "images": str(options.images), "reference": str(options.reference)},
     }
     if options.out is not None:
@@ -45,11 +51,15 @@ def main(argv: Sequence[str]) -> None:
     print(json.dumps(report, indent=1))
 
 
-def _floor(real: Any, n: int) -> dict[str, Any] | None:
-    """As many real pictures as generated ones against the others, where the others are enough."""
-    from diffdistill.evaluation import real_floor
+def _split(real: Any, n: int) -> tuple[Any, Any]:
+    """The pictures set aside (None where they would be too few) and the reference."""
+    import torch
 
-    return real_floor(real, n=min(n, len(real) // 2)) if len(real) >= 2 * FEWEST else None
+    size = min(n, len(real) // 2)
+    if size < FEWEST:
+        return None, real
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
+    return real[order[:size]], real[order[size:]]
 
 
 def _read_reference(folder: Path) -> Any:

@@ -1,8 +1,11 @@
-"""Where the files that configs name are."""
+"""Where the files that configs name are, and whether a path can be written to."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from diffdistill.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -13,3 +16,12 @@ def find(path: str) -> str:
         return path
     inside = ROOT / path
     return str(inside) if inside.exists() else path
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Raise UserError where `path` could not be made or written: found out before the work, not after it."""
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if above != path and not above.is_dir():
+        raise UserError(f"{option} {path}: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{option} {path}: {above} is not writable")

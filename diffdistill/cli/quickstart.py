@@ -8,6 +8,7 @@ Images start from seed + index.
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import tempfile
 import time
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.paths import find
+from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
 STORED = "quick_numbers.json"  # beside the teacher: its figures, recomputed by --full
-GUIDANCE = (2.0, 3.0)  # beside 1
+GUIDANCE = (2.0, 3.0, 4.0)  # beside 1
 GRID = 24
 FEWEST = 3  # an unbiased kernel distance and its standard error need three
 
@@ -50,36 +51,59 @@ def main(argv: Sequence[str]) -> None:
     teacher = find(options.teacher)
     if not Path(teacher, "model_index.json").is_file():
         raise UserError(f"no teacher at {teacher}: train it with configs/emoji_teacher.yaml, or name --teacher")
-    if options.student and not Path(options.student, "model_index.json").is_file():
-        raise UserError(f"no pipeline at --student {options.student}: model_index.json is missing")
-    if min(options.guidance) < 1:
-        raise UserError(f"--guidance {min(options.guidance):g} is below 1, which is unguided")
+    chosen = find(options.student) if options.student else None
+    if chosen and not Path(chosen, "model_index.json").is_file():
+        raise UserError(f"no pipeline at --student {chosen}: model_index.json is missing")
+    if not all(1 <= scale < math.inf for scale in options.guidance):
+        raise UserError("--guidance must be numbers from 1, which is unguided")
     if options.n < FEWEST:
         raise UserError(f"--n is {options.n}; at least {FEWEST} pictures are needed")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed is {options.seed}; it must be in [0, 2^63)")
+    check_writable(run, "--output_dir")
+    if options.full:
+        check_writable(Path(teacher) / STORED, "--teacher")
+    recipe = _recipe(run, options.config, teacher, options.seed, options.overwrite)
+    _refuse_early(recipe, teacher, chosen)
 
+    started = time.perf_counter()
     bench = Ruler(options.n, options.seed)
     for name in ("report.json", "grid.png"):  # of an earlier run: none may stand beside a new student
         (run / name).unlink(missing_ok=True)
-    student = options.student or _distil(run, options.config, teacher, options.seed, options.overwrite)
+    student = chosen or _distil(run, recipe)
     report = _teacher_numbers(bench, teacher, options.full, options.guidance)
     report["student_untrained"] = _untrained(bench, teacher, student)
     print("student, 1 step", file=sys.stderr)
     report["student_1"] = bench.measure(student, 1, 1.0)
     report["floor"] = bench.floor()
     _write(run, report, bench, teacher, student)
+    print(f"seconds in all: {time.perf_counter() - started:.0f}")
 
 
-def _distil(run: Path, config: str, teacher: str, seed: int, overwrite: bool) -> str:
+def _recipe(run: Path, config: str, teacher: str, seed: int, overwrite: bool) -> list[str]:
+    """Arguments of `diffdistill train` for the student."""
+    return [
+        *("--config", config, "--method.teacher", teacher, "--training.seed", str(seed)),
+        *("--output_dir", str(run / "student"), "--overwrite", str(overwrite).lower()),
+    ]
+
+
+def _refuse_early(recipe: Sequence[str], teacher: str, student: str | None) -> None:
+    """Raise UserError for what training or measuring would refuse, before an earlier result is removed."""
+    from diffdistill.cli.train import parse
+    from diffdistill.models.teacher import load_teacher
+
+    if student is None:
+        parse(recipe)
+    for folder in filter(None, (teacher, student)):
+        load_teacher(folder)
+
+
+def _distil(run: Path, recipe: Sequence[str]) -> str:
     from diffdistill.cli.train import main as train
 
-    folder = run / "student"
-    train(
-        [
-            *("--config", config, "--method.teacher", teacher, "--training.seed", str(seed)),
-            *("--output_dir", str(folder), "--overwrite", str(overwrite).lower()),
-        ]
-    )
-    return str(folder / "export")
+    train(recipe)
+    return str(run / "student" / "export")
 
 
 class Ruler:
@@ -103,9 +127,10 @@ class Ruler:
         self.protocol = {**self.extract.protocol, "n": n, "seed": seed, "pictures": pictures}
 
     def seconds(self, model: Any, steps: int, guidance: float, n: int = 32) -> float:
-        """Seconds a picture, from one batch."""
+        """Seconds a picture, from one batch, after one of a single step to warm up."""
         from diffdistill.models.generate import generate
 
+        list(generate(model, self.prompts[:n], 1, guidance, self.seed, n))
         started = time.perf_counter()
         made = sum(len(images) for images in generate(model, self.prompts[:n], steps, guidance, self.seed, n))
         return round((time.perf_counter() - started) / made, 4)
@@ -119,12 +144,11 @@ class Ruler:
         from diffdistill.models.teacher import load_teacher
 
         loaded = load_teacher(model) if isinstance(model, str) else model
-        started = time.perf_counter()
         images = torch.cat(list(generate(loaded, self.prompts, steps, guidance, self.seed, 64)))
-        seconds = (time.perf_counter() - started) / self.n
+        seconds = self.seconds(loaded, steps, guidance)
         numbers = quick_numbers(self.extract(images), self.real[self.n :])
         nfe = steps * (2 if guidance > 1 else 1)
-        return {**numbers, "steps": steps, "nfe": nfe, "guidance": guidance, "seconds_per_image": round(seconds, 4)}
+        return {**numbers, "steps": steps, "nfe": nfe, "guidance": guidance, "seconds_per_image": seconds}
 
     def floor(self) -> dict[str, Any]:
         """The same number of real pictures, those of the prompts, against the reference."""

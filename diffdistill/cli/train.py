@@ -26,13 +26,22 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from diffdistill.cli.config_errors import explain, unknown_key
-from diffdistill.cli.paths import find
+from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
 # settings that a continuation may change
 FREE = ("log_every", "validate_every", "checkpoint_every", "checkpoints_limit", "report_to", "max_minutes")
 # what a run leaves in its folder, removed when it is overwritten
-PRODUCTS = ("checkpoint-*", ".checkpoint-*.part", "log.jsonl", "grids", "tensorboard", "export", "*export.new*")
+PRODUCTS = (
+    "checkpoint-*",
+    ".checkpoint-*.part",
+    "log.jsonl",
+    "grids",
+    "tensorboard",
+    "wandb_id",
+    "export*",
+    ".export*",
+)
 
 
 class _ParserError(Exception):
@@ -258,11 +267,16 @@ def _check_run(namespace: Namespace, run: Path) -> None:
         raise UserError("resume goes on with a run and overwrite removes it; give one of them")
     if run.exists() and not run.is_dir():
         raise UserError(f"output_dir {run} is a file; name a folder")
-    if (run / "config.yaml").exists() and not (namespace.resume or namespace.overwrite or namespace.dry_run):
+    check_writable(run, "output_dir")
+    if _holds_a_run(run) and not (namespace.resume or namespace.overwrite or namespace.dry_run):
         raise UserError(f"{run} already holds a run; add --resume latest, --overwrite true, or name another output_dir")
     for tracker in namespace.training.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise UserError(f"training.report_to names {tracker}, which is not installed: pip install {tracker}")
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or any(folder.glob("checkpoint-*"))
 
 
 def _look_beside_the_package(namespace: Namespace) -> None:
@@ -284,7 +298,7 @@ def _build_method(namespace: Namespace) -> Any:
 
 def _write_config(run: Path, recipe: dict[str, Any], anew: bool) -> None:
     """Save the resolved recipe, whole or not at all; `anew` first removes an earlier run's checkpoints and logs."""
-    if anew and (run / "config.yaml").exists():
+    if anew and _holds_a_run(run):
         for old in (path for pattern in PRODUCTS for path in run.glob(pattern)):
             if old.is_dir():
                 shutil.rmtree(old)

@@ -1,1 +1,1 @@
-"""Image sets, prompt lists and embedding caches."""
+"""Image sets and prompt lists."""

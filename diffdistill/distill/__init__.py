@@ -8,7 +8,7 @@ Losses here are functions of tensors and denoisers. They hold no networks and dr
 - `generator_loss`, `discriminator_loss`, `DiscriminatorHead`: an optional adversarial term
 """
 
-from .adversarial import DiscriminatorHead, approximate_r1, discriminator_loss, generator_loss
+from .adversarial import DiscriminatorHead, discriminator_loss, generator_loss
 from .denoising import DENOISING_WEIGHTS, denoising_loss
 from .drop_condition import drop_condition
 from .randomness import SampleRandom
@@ -25,7 +25,6 @@ __all__ = [
     "Residual",
     "SampleRandom",
     "Weight",
-    "approximate_r1",
     "denoising_loss",
     "discriminator_loss",
     "drop_condition",

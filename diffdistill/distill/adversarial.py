@@ -8,7 +8,6 @@ a few layers more. Losses are the non-saturating ones (arXiv 1406.2661, section 
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +30,6 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     1.3863
     """
     return functional.softplus(logits_fake).mean() + functional.softplus(-logits_real).mean()
-
-
-def approximate_r1(discriminator: Callable[[Tensor], Tensor], real: Tensor, noise: Tensor, std: float = 0.01) -> Tensor:
-    """mean (D(x) - D(x + std n))^2: a gradient penalty without a second derivative.
-
-    To first order std^2 |dD/dx|^2 (R1, arXiv 1801.04406). Attention kernels without a second derivative can
-    be used. Source: Adversarial Post-Training, arXiv 2501.08316.
-
-    Args:
-        discriminator: samples of shape (B, ...) to logits.
-        real: real samples of shape (B, ...).
-        noise: standard normal, of the same shape.
-        std: finite step, in units of the samples.
-    """
-    return (discriminator(real) - discriminator(real + std * noise)).square().mean()
 
 
 class DiscriminatorHead(nn.Module):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         kernel_distance,
     )
     from diffdistill.evaluation.features import MobileNetFeatures
-    from diffdistill.evaluation.quick import diversity, quick_numbers, real_floor
+    from diffdistill.evaluation.quick import diversity, quick_numbers
     from diffdistill.evaluation.report import format_table, write_json_atomic
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "frechet_distance_from_moments",
     "kernel_distance",
     "quick_numbers",
-    "real_floor",
     "write_json_atomic",
 ]
 
@@ -36,7 +35,6 @@ _MODULE_OF = {
     "frechet_distance_from_moments": "distances",
     "kernel_distance": "distances",
     "quick_numbers": "quick",
-    "real_floor": "quick",
     "write_json_atomic": "report",
 }
 

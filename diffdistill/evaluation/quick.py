@@ -1,4 +1,4 @@
-"""A few numbers in seconds, from features in hand: distances, their real-against-real floor, diversity."""
+"""A few numbers in seconds, from features in hand: distances, diversity."""
 
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -31,29 +31,6 @@ def quick_numbers(features_generated: Tensor, features_reference: Tensor) -> dic
         "n": len(features_generated),
         "n_reference": len(features_reference),
     }
-
-
-def real_floor(features: Tensor, seed: int = 0, n: int | None = None) -> dict[str, Any]:
-    """The same numbers for real images against other real images: what a perfect generator would score.
-
-    Args:
-        features: Tensor of shape (N, d), of real images.
-        seed: of the random split into two disjoint parts.
-        n: size of the part that plays the generated images, the rest being the reference. By default both
-            parts are N // 2. To set a floor beside an `fd`, make both sizes those of that `fd`.
-
-    Returns:
-        As `quick_numbers`, and `seed`.
-
-    Raises:
-        ValueError: a part with fewer than 3 rows, or what `quick_numbers` raises for.
-    """
-    total = len(features)
-    size, rest = (total // 2, total // 2) if n is None else (n, total - n)
-    if min(size, rest) < 3:
-        raise ValueError(f"both parts should have at least 3 rows, got {size} and {rest} out of {total}")
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(features.device)
-    return {**quick_numbers(features[order[:size]], features[order[size : size + rest]]), "seed": seed}
 
 
 def diversity(features: Tensor, groups: Iterable[Hashable] | Tensor) -> float:

@@ -45,7 +45,7 @@ from diffdistill.distill import (
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
-from diffdistill.models.export import export_one_step
+from diffdistill.models.export import export_one_step, halve
 from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lora, full_copy
 from diffdistill.models.teacher import encode, load_teacher
 
@@ -61,7 +61,8 @@ class SwiftBrush(Method):
         teacher: pipeline folder or hub id.
         prompts: text file, one prompt a line.
         residual: row of the score-distillation family: vsd, sds, csd or asd.
-        weight: weight on the residual: sigma2 (the paper), dmd, alpha_sigma, uniform.
+        weight: weight on the residual, a name in `distill.WEIGHTS`: sigma2 (the paper), dmd, prd, x0, uniform,
+            alpha_sigma, alpha_sigma2.
         guidance_scale: the teacher's guidance.
         fake_guidance_scale: the fake score's; null for the same as the teacher's, 1 for none.
         fake_score: lora or full.
@@ -87,6 +88,7 @@ class SwiftBrush(Method):
         adversarial_weight: weight of that term in the student's loss.
         critic_weight: weight of the discriminator's loss in the fake score's.
         attention: auto, sdpa, math or xformers.
+        half_export: store the exported UNet's and VAE's weights as float16.
     """
 
     averaged = "student"
@@ -119,6 +121,7 @@ class SwiftBrush(Method):
         adversarial_weight: float = 3e-3,
         critic_weight: float = 1e-2,
         attention: str = "auto",
+        half_export: bool = False,
     ) -> None:
         look_up(RESIDUALS, residual, "residual")
         look_up(WEIGHTS, weight, "weight")
@@ -130,8 +133,6 @@ class SwiftBrush(Method):
         check_shares(drop_text=drop_text)
         if fake_updates < 1 or fake_warmup < 0:
             raise UserError(f"fake_updates is {fake_updates}, fake_warmup {fake_warmup}; they must be at least 1 and 0")
-        if student_learning_rate <= 0 or fake_learning_rate <= 0:
-            raise UserError(f"learning rates {student_learning_rate}, {fake_learning_rate} must be above 0")
         if min(adversarial_weight, critic_weight) < 0:
             raise UserError(f"adversarial_weight {adversarial_weight}, critic_weight {critic_weight}: not below 0")
         self.needs_fake = "fake" in RESIDUALS[residual].needs
@@ -155,6 +156,12 @@ class SwiftBrush(Method):
             raise UserError(f"t_min {t_min}, t_max {self.t_max_final}: {error}") from error
         last = int(self.schedule.last)
         self.t_star = last if noise_ratio is None else self.schedule.index_at(noise_ratio)
+        if self.teacher.prediction_type == "eps" and not self.schedule.alpha(torch.tensor(self.t_star)) > 0:
+            raise UserError(
+                "the teacher predicts noise and its last time holds no signal, so one step says nothing "
+                "of x0; set noise_ratio, 2.5 say"
+            )
+        self.half_export = half_export
         self.null = self.teacher.embed([""])
         small = len(self.prompts) * self.null.nbytes <= CACHED_BYTES
         self.embeddings = self.teacher.embed(self.prompts) if small else None
@@ -310,3 +317,5 @@ class SwiftBrush(Method):
     def export(self, folder: Path) -> None:
         unet = copy.deepcopy(unwrap(self.networks["student"]).unet)
         export_one_step(self.teacher, unet, self.t_star, folder)
+        if self.half_export:
+            halve(folder)

@@ -6,7 +6,8 @@ Loaded through diffusers from safetensors only; the schedule (terminal SNR inclu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Denoiser, PredictionType, VPSchedule, from_diffusers_prediction_type
+from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_prediction_type
 from diffdistill.errors import UserError
 
 from .network import UNet
@@ -22,16 +23,12 @@ from .network import UNet
 
 @dataclass
 class Teacher:
-    """The parts, and `denoiser`: the pipeline's UNet with its schedule and prediction type."""
+    """The pipeline, its UNet as a network, and the schedule and prediction type read from its scheduler."""
 
     pipeline: Any
     network: UNet
     schedule: VPSchedule
     prediction_type: PredictionType
-
-    @property
-    def denoiser(self) -> Denoiser:
-        return Denoiser(self.network, self.schedule, self.prediction_type)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -89,16 +86,34 @@ def _look_into(source: str) -> None:
     """Refuse a folder that holds no pipeline or pickled weights, before diffusers prints its own lines about it."""
     folder = Path(source)
     if not folder.is_dir():
-        if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        local = folder.exists() or folder.parent.is_dir()  # beside other folders: a slip of the pen, not a hub id
+        if local or source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise UserError(f"no teacher at {source}: expected a pipeline folder or a hub id such as owner/name")
         return
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"no Stable-Diffusion-class pipeline at {source}: model_index.json is missing")
+    for file in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"):
+        if not (folder / file).is_file():
+            raise UserError(f"no Stable-Diffusion-class pipeline at {source}: {file} is missing")
     for part in ("unet", "vae", "text_encoder"):
         if not any((folder / part).glob("*.safetensors")):
             raise UserError(
                 f"teacher {source}: {part} has no *.safetensors weights; pickled ones (such as .bin) are never loaded"
             )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bars that diffusers and transformers show for parts that load in a moment."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [log for log in (of_diffusers, of_transformers) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
@@ -113,6 +128,7 @@ def load_teacher(source: str) -> Teacher:
             or noise schedule that is not supported.
     """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from safetensors import SafetensorError
 
     _look_into(source)
     try:
@@ -124,6 +140,8 @@ def load_teacher(source: str) -> Teacher:
         raise UserError(f"teacher {source} is a {kind_of_pipeline}; expected a StableDiffusionPipeline")
     if "FlowMatch" in str(config.get("_class_name")):
         raise UserError(f"teacher {source}: {config['_class_name']} is not supported; a variance-preserving one is")
+    if "beta_schedule" not in config and not config.get("trained_betas"):
+        raise UserError(f"teacher {source}: {config.get('_class_name')} has no beta schedule; a VP scheduler has one")
     try:  # before the weights, which may be gigabytes
         kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
         schedule = VPSchedule.from_config(config)
@@ -132,10 +150,15 @@ def load_teacher(source: str) -> Teacher:
     if kind == "flow":
         raise UserError(f"teacher {source}: flow prediction on a variance-preserving schedule is not supported")
     try:
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, safety_checker=None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with _no_bars():
+            pipeline: Any = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, safety_checker=None)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = _first_line(error)
         raise UserError(f"no Stable-Diffusion-class pipeline in safetensors at {source}: {reason}") from error
+    for name in ("unet", "vae", "text_encoder"):
+        absent = [key for key, p in getattr(pipeline, name).named_parameters() if p.is_meta]
+        if absent:
+            raise UserError(f"teacher {source}: its {name} file lacks {len(absent)} weights, {absent[0]} for one")
     channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
     if channels != latents:
         raise UserError(f"teacher {source}: its UNet takes {channels} channels, not the {latents} of a latent alone")

@@ -40,7 +40,7 @@ from .checkpoint import (
     write_folder_atomically,
 )
 from .ema import Ema
-from .precision import resolve_precision
+from .precision import on_cpu, resolve_precision
 from .settings import TrainingSettings
 from .tracking import Tracker
 
@@ -69,12 +69,12 @@ class Trainer:
         fingerprint: str = "",
     ) -> None:
         self.method, self.settings, self.run, self.fingerprint = method, settings, run, fingerprint
-        folder = latest_checkpoint(run) if resume == "latest" else Path(resume) if resume else None
+        folder = _checkpoint_to_go_on_from(run, resume)
         stored = None if folder is None else load_checkpoint(folder)  # None too where killed before the first one
         self.precision = stored[1]["precision"] if stored else resolve_precision(settings.mixed_precision, settings.cpu)
         self.accelerator = Accelerator(
             mixed_precision=self.precision,
-            cpu=settings.cpu,
+            cpu=on_cpu(settings.cpu),
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         settings.check(self.accelerator.num_processes)
@@ -102,6 +102,7 @@ class Trainer:
         self.samples = self.step = self.skipped = 0
         self.seconds = self.clock = 0.0
         self.saved: Path | None = None  # the checkpoint that holds the present state
+        self.resumed = resume is not None
         if folder is not None and stored is not None:
             self._resume(folder, *stored)
         for name in list(method.networks):
@@ -146,7 +147,7 @@ class Trainer:
     def save(self) -> None:
         tensors, values = self.state()
         if self.accelerator.is_main_process:
-            folder = self.run / f"checkpoint-{self.samples:010d}"
+            folder = self.run.resolve() / f"checkpoint-{self.samples:010d}"
             if self.saved != folder:
                 save_checkpoint(folder, tensors, values)
                 self.saved = folder
@@ -159,7 +160,7 @@ class Trainer:
                 f"{folder} was made with other settings; take the run's own config.yaml, or another output_dir"
             )
         self.restore(tensors, values)
-        self.saved = folder
+        self.saved = folder.resolve()
         if self.accelerator.is_main_process and folder.resolve().parent == self.run.resolve():
             remove_later_checkpoints(self.run / folder.name)
 
@@ -178,8 +179,11 @@ class Trainer:
         try:
             if s.mixed_precision == "auto":
                 self.tracker.say(f"mixed_precision auto: {self.precision}")
+            if self.resumed and self.saved is None:
+                self.tracker.say(f"no checkpoint in {self.run} yet: starting at 0")
             if self.samples == 0:
                 self._validate()
+            logged = self.samples
             while self.samples < s.samples and not self._out_of_time():
                 values = self._step()
                 self.saved = None
@@ -187,10 +191,15 @@ class Trainer:
                 self.tracker.advance(s.batch_size)
                 if self.step % s.log_every == 0 or self.samples >= s.samples:
                     self.tracker.log(self.samples, self.step, self._mean(values))
+                    logged = self.samples
                 if _crossed(before, self.samples, s.validate_every):
                     self._validate()
                 if _crossed(before, self.samples, s.checkpoint_every):
                     self.save()
+            if logged < self.samples:  # ended by the clock
+                self.tracker.log(self.samples, self.step, self._mean(values))
+            if self.samples % max(1, s.validate_every):
+                self._validate()
             self.save()
             return self._export()
         finally:
@@ -208,17 +217,19 @@ class Trainer:
             random = SampleRandom(s.seed, indices, self.accelerator.device)
             micro.append((self.method.batch([self._record(i) for i in indices], random), random, {}))
         values: dict[str, list[Tensor]] = {}
-        for phase in self.method.phases(self.step):
-            self._update(phase, micro, values)
-        self.ema.update()
+        stepped = {phase.trains for phase in self.method.phases(self.step) if self._update(phase, micro, values)}
+        if self.method.averaged in stepped:
+            self.ema.update()
         return values
 
-    def _update(self, phase: Phase, micro: list[Any], values: dict[str, list[Tensor]]) -> None:
+    def _update(self, phase: Phase, micro: list[Any], values: dict[str, list[Tensor]]) -> bool:
+        """One update of one network; False where it was skipped."""
         network, optimizer = self.method.networks[phase.trains], self.optimizers[phase.trains]
         bare = self.bare[phase.trains]
         settings = self.method.optimizers[phase.trains]
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * self._lr_factor()
+        finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         for k, (batch, random, carry) in enumerate(micro):
             last = k == len(micro) - 1
             with _nothing() if last else self.accelerator.no_sync(network):
@@ -226,18 +237,24 @@ class Trainer:
                     loss, logs = phase.loss(batch, random, carry)
                 self.accelerator.backward(loss / len(micro))
             values.setdefault(f"{phase.name}/loss", []).append(loss.detach())
+            finite = finite & loss.detach().isfinite()
             for key, value in logs.items():
                 values.setdefault(f"{phase.name}/{key}", []).append(value.detach())
         parameters = [p for p in bare.parameters() if p.requires_grad]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         values.setdefault(f"{phase.name}/grad_norm", []).append(norm.detach())
-        if math.isfinite(norm.item()):
+        finite = finite & norm.isfinite()
+        if self.accelerator.num_processes > 1:  # a loss is one process's own; all must agree on what they do
+            finite = self.accelerator.reduce(finite.long()) == self.accelerator.num_processes
+        good = bool(finite)
+        if good:
             if norm.item() + 1e-6 > self.settings.max_grad_norm:  # below it torch would still multiply, by 1
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
             optimizer.step()
         else:
             self._skip_or_stop(phase)
         optimizer.zero_grad(set_to_none=True)
+        return good
 
     def _skip_or_stop(self, phase: Phase) -> None:
         self.skipped += 1
@@ -309,6 +326,29 @@ class Trainer:
             new.rename(folder)
         self.accelerator.wait_for_everyone()
         return folder
+
+
+def _checkpoint_to_go_on_from(run: Path, resume: str | None) -> Path | None:
+    """The folder that `resume` names, or None to start at 0.
+
+    Raises:
+        UserError: checkpoints of which none can be read, or one of another run where this one has its own.
+    """
+    own = sorted(path.name for path in run.glob("checkpoint-*"))
+    if resume is None:
+        return None
+    if resume == "latest":
+        folder = latest_checkpoint(run)
+        if folder is None and own:
+            raise UserError(
+                f"no checkpoint in {run} can be read ({own[-1]} is the last): torn, or of another version; "
+                "add --overwrite true to start anew, or name another output_dir"
+            )
+        return folder
+    folder = Path(resume)
+    if own and folder.resolve().parent != run.resolve():
+        raise UserError(f"{folder} is another run's, and {run} holds checkpoints of its own; name another output_dir")
+    return folder
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

@@ -19,11 +19,16 @@ def resolve_precision(setting: str, cpu: bool = False) -> str:
     """
     if setting != "auto":
         return setting
-    state: Any = PartialState(cpu=cpu)
+    state: Any = PartialState(cpu=on_cpu(cpu))
     choice = ["bf16" if state.is_main_process and _fast_bf16(state.device) else "no"]
     if state.num_processes > 1:
         broadcast_object_list(choice)
     return choice[0]
+
+
+def on_cpu(cpu: bool = False) -> bool:
+    """Whether to train on the CPU: where that is asked for, or a GPU has no float64, which schedules are kept in."""
+    return cpu or torch.backends.mps.is_available()
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,8 +82,10 @@ class TrainingSettings:
                 f"take {steps * self.batch_size}"
             )
         for name in ("warmup_samples", "max_skipped", "validate_every", "checkpoint_every", "max_minutes"):
-            if getattr(self, name) < 0:
-                raise UserError(f"training.{name} is {getattr(self, name)}; it must not be below 0")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"training.{name} is {getattr(self, name)}; it must be a number from 0 up")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"training.seed is {self.seed}; it must be in [0, 2^63)")
         if not self.max_grad_norm > 0:
             raise UserError(f"training.max_grad_norm is {self.max_grad_norm}; it must be above 0, inf for no clipping")
         for name in ("ema_decay", "lr_final"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +36,23 @@ class Tracker:
         if "tensorboard" in report_to:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._boards.append(SummaryWriter(str(run / "tensorboard")))
+            self._boards.append(SummaryWriter(str(run / "tensorboard"), purge_step=start + 1))
         if "wandb" in report_to:
             try:
                 import wandb
             except ImportError as error:
                 raise UserError("report_to wandb needs the package: pip install wandb") from error
-            self._wandb = wandb.init(project="diffdistill", name=run.name, dir=str(run), resume="allow")
+            self._wandb = wandb.init(
+                project="diffdistill", name=run.name, dir=str(run), id=_wandb_id(run), resume="allow"
+            )
         else:
             self._wandb = None
 
     def log(self, samples: int, step: int, values: dict[str, float]) -> None:
         if not self.main:
             return
-        self._log.write(json.dumps({"samples": samples, "step": step, **values}) + "\n")
+        plain = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON has no NaN
+        self._log.write(json.dumps({"samples": samples, "step": step, **plain}) + "\n")
         self._log.flush()
         shown = {k.removesuffix("/loss"): f"{v:.4g}" for k, v in values.items() if k.endswith("/loss")}
         self._bar.set_postfix(shown, refresh=False)
@@ -64,9 +69,14 @@ class Tracker:
     def pictures(self, samples: int, images: Tensor) -> None:
         if not self.main:
             return
-        save_grid(self.run / "grids" / f"{samples:010d}.png", images)
+        grid = self.run / "grids" / f"{samples:010d}.png"
+        save_grid(grid, images)
         for board in self._boards:
             board.add_images("validation", images.clamp(0, 1), samples)
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({"validation": wandb.Image(str(grid))}, step=samples)
 
     def say(self, text: str) -> None:
         if self.main:
@@ -89,6 +99,14 @@ class Tracker:
             part = path.with_suffix(".part")
             part.write_text("".join(line + "\n" for line in lines))
             part.replace(path)
+
+
+def _wandb_id(run: Path) -> str:
+    """One id a run, kept in its folder, so that a continuation goes on in the same chart."""
+    file = run / "wandb_id"
+    if not file.exists():
+        file.write_text(secrets.token_hex(8))
+    return file.read_text().strip()
 
 
 def _samples(line: str) -> float:

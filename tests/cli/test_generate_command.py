@@ -11,6 +11,9 @@ from PIL import Image
 from diffdistill.cli.main import main
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(int)
 
@@ -35,11 +38,32 @@ def test_pictures_are_the_stock_pipelines(tmp_path: Path) -> None:
     assert read(tmp_path / "grid.png").shape == (8, 24, 3)
 
 
-def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     (tmp_path / "empty.txt").write_text("\n")
     out = str(tmp_path / "out")
     assert main(["generate", "--model", "m", "--prompts", str(tmp_path / "empty.txt"), "--out", out]) == 2
     assert "no prompt" in capsys.readouterr().err
     assert main(["generate", "--model", "m", "--prompt", "x", "--out", str(tmp_path)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "file").write_text("in the way")
+    for options, says in (
+        (["--guidance", "nan"], "--guidance is nan"),
+        (["--guidance", "inf"], "--guidance is inf"),
+        (["--seed", str(10**20)], "--seed is 1"),
+        (["--out", str(tmp_path / "file" / "x.png")], "file is a file, not a folder"),
+        (["--model", "assets/teachr"], "no teacher at assets/teachr"),
+    ):
+        assert main(["generate", "--model", "m", "--prompt", "x", "--out", out, *options]) == 2
+        error = capsys.readouterr().err
+        assert says in error and len(error.splitlines()) == 1
     assert not Path(out).exists()
+
+
+def test_overwriting_removes_what_was_generated_and_nothing_else(tmp_path: Path) -> None:
+    model, out = str(tiny.save_tiny_pipeline(tmp_path / "model")), tmp_path / "out"
+    out.mkdir()
+    for name in ("00007.png", "grid.png", "2024-holiday.png", "1.png"):
+        (out / name).write_text("old")
+    assert main(["generate", "--model", model, "--prompt", "red apple", "--out", str(out), "--overwrite"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["00000.png", "1.png", "2024-holiday.png"]

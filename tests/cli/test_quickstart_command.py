@@ -46,6 +46,13 @@ def test_quickstart_distils_measures_and_draws(
     assert main(["quickstart", *options]) == 2
     assert "already holds a run" in capsys.readouterr().err
 
+    # what is refused leaves the earlier result as it was
+    before = (run / "report.json").read_bytes()
+    assert main(["quickstart", *options, "--overwrite", "--config", "nowhere.yaml"]) == 2
+    (teacher / "unet" / "config.json").unlink()
+    assert main(["quickstart", *options, "--overwrite"]) == 2
+    assert (run / "report.json").read_bytes() == before and (run / "grid.png").exists()
+
 
 def test_bad_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, says in (

@@ -250,6 +250,25 @@ def test_a_run_its_config_its_resume_and_its_overwrite(capsys: pytest.CaptureFix
     assert (run / "notes.txt").exists() and yaml.safe_load(config.read_text())["method"]["init_args"]["target"] == 3.0
 
 
+def test_checkpoints_that_cannot_be_gone_on_from(capsys: pytest.CaptureFixture[str], stub: str) -> None:
+    assert main(["train", stub]) == 0
+    assert main(["train", stub, "--output_dir", "other"]) == 0
+    capsys.readouterr()
+    state = next(Path("run").glob("checkpoint-*")) / "state.json"
+    other = str(next(Path("other").glob("checkpoint-*")))
+    assert "is another run's" in refusal(capsys, "train", stub, "--resume", other)
+    state.write_text(state.read_text().replace('"format": ', '"format": 9'))
+    assert "torn, or of another version" in refusal(capsys, "train", stub, "--resume", "latest")
+    assert state.exists()
+    (Path("run") / "config.yaml").unlink()  # the checkpoints alone are a run too
+    assert "already holds a run" in refusal(capsys, "train", stub)
+
+
+def test_output_dir_below_a_file(capsys: pytest.CaptureFixture[str], stub: str) -> None:
+    Path("file").write_text("in the way")
+    assert "is a file, not a folder" in refusal(capsys, "train", stub, "--output_dir", "file/run")
+
+
 def test_output_dir_that_is_a_file(capsys: pytest.CaptureFixture[str], stub: str) -> None:
     Path("run").write_text("in the way")
     assert "is a file" in refusal(capsys, "train", stub)
@@ -270,6 +289,7 @@ def test_data_of_the_repository_is_found_from_elsewhere(
     ("fault", "says"),
     [
         ("missing", "no teacher at"),
+        ("relative", "no teacher at tests/nowhere"),
         ("pickled", "unet has no *.safetensors weights"),
         ("prediction", "direction"),
         ("empty prompts", "no prompt"),
@@ -284,9 +304,9 @@ def test_bad_teachers_and_prompts_write_nothing(tmp_path: Path, fault: str, says
     if fault == "prediction":
         config = teacher / "scheduler" / "scheduler_config.json"
         config.write_text(config.read_text().replace("v_prediction", "direction"))
-    named = tmp_path / "nowhere" if fault == "missing" else teacher
+    named = {"missing": tmp_path / "nowhere", "relative": "tests/nowhere"}.get(fault, teacher)
     command = [sys.executable, "-m", "diffdistill.cli.main", "train", SWIFTBRUSH, "--output_dir", str(run)]
     options = ["--method.teacher", str(named), "--method.prompts", str(prompts)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stdout == "" and not run.exists()
     assert len(done.stderr.splitlines()) == 1 and says in done.stderr

@@ -1,4 +1,4 @@
-"""Quick numbers, the real-against-real floor and diversity, against their definitions."""
+"""Quick numbers and diversity, against their definitions."""
 
 import doctest
 
@@ -7,7 +7,7 @@ import torch
 
 from diffdistill.evaluation import quick
 from diffdistill.evaluation.distances import frechet_distance, kernel_distance
-from diffdistill.evaluation.quick import diversity, quick_numbers, real_floor
+from diffdistill.evaluation.quick import diversity, quick_numbers
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -24,29 +24,6 @@ def test_quick_numbers_hold_both_distances() -> None:
         "n": 20,
         "n_reference": 30,
     }
-
-
-def test_floor_splits_into_disjoint_random_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = torch.arange(11.0)[:, None].repeat(1, 2)
-    seen = []
-    monkeypatch.setattr(quick, "quick_numbers", lambda x, y: seen.append((x[:, 0].tolist(), y[:, 0].tolist())) or {})
-    real_floor(rows)
-    real_floor(rows, seed=1)
-    real_floor(rows, n=3)
-    real_floor(rows)
-    assert [(len(x), len(y)) for x, y in seen] == [(5, 5), (5, 5), (3, 8), (5, 5)]
-    assert all(len({*x, *y}) == len(x) + len(y) for x, y in seen)
-    assert seen[0] == seen[3] != seen[1]
-    with pytest.raises(ValueError, match="got 2 and 9 out of 11"):
-        real_floor(rows, n=2)
-
-
-def test_floor_of_the_kernel_distance_is_about_zero() -> None:
-    floors = [real_floor(normal(60, 5, seed=0), seed=seed) for seed in range(40)]
-    kd = torch.tensor([floor["kd"] for floor in floors])
-    assert abs(kd.mean()) < floors[0]["kd_se"] / 2
-    assert floors[7]["seed"] == 7 and floors[7]["n"] == floors[7]["n_reference"] == 30
-    assert min(floor["fd"] for floor in floors) > 0  # the bias that the floor is there to show
 
 
 def test_diversity_is_the_mean_over_groups_of_the_mean_over_pairs() -> None:

@@ -1,6 +1,7 @@
 """Student, phases and export of SwiftBrush on a tiny random pipeline."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,54 @@ def test_bad_teachers_are_one_line_errors(teacher: str, tmp_path: Path, monkeypa
     config.write_text(config.read_text().replace("v_prediction", "direction"))
     with pytest.raises(UserError, match="direction"):
         SwiftBrush(str(odd), prompts)
+
+
+def test_broken_teachers_are_one_line_errors(teacher: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    prompts = f"{teacher}/prompts.txt"
+
+    def refused(folder: Path, says: str) -> None:
+        with pytest.raises(UserError, match=says) as caught:
+            SwiftBrush(str(folder), prompts)
+        assert "\n" not in str(caught.value)
+
+    torn = tiny.save_tiny_pipeline(tmp_path / "torn")
+    weights = torn / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    refused(torn, "torn")
+    wordless = tiny.save_tiny_pipeline(tmp_path / "wordless")
+    shutil.rmtree(wordless / "tokenizer")
+    refused(wordless, "tokenizer_config.json is missing")
+    holed = tiny.save_tiny_pipeline(tmp_path / "holed")
+    weights = holed / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v for k, v in load_file(weights).items() if not k.startswith("conv_in")}, weights)
+    refused(holed, "conv_in")
+    timeless = tiny.save_tiny_pipeline(tmp_path / "timeless")
+    config = timeless / "scheduler" / "scheduler_config.json"
+    config.write_text(
+        json.dumps({"_class_name": "EDMEulerScheduler", "sigma_min": 0.002, "prediction_type": "epsilon"})
+    )
+    refused(timeless, "no beta schedule")
+
+
+def test_noise_prediction_where_no_signal_is_left_is_refused(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red apple\n")
+    for kind in ("epsilon", "v_prediction"):
+        folder = tiny.save_tiny_pipeline(tmp_path / kind, kind)
+        config = folder / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": True}))
+    with pytest.raises(UserError, match="set noise_ratio"):
+        SwiftBrush(str(tmp_path / "epsilon"), str(prompts), lora_rank=2)
+    SwiftBrush(str(tmp_path / "epsilon"), str(prompts), lora_rank=2, noise_ratio=2.5)
+    SwiftBrush(str(tmp_path / "v_prediction"), str(prompts), lora_rank=2)
+
+
+def test_half_export_stores_float16(teacher: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    build(teacher, half_export=True).export(tmp_path)
+    for part, dtype in (("unet", torch.float16), ("vae", torch.float16), ("text_encoder", torch.float32)):
+        (file,) = (tmp_path / part).glob("*.safetensors")
+        assert {v.dtype for v in load_file(file).values() if v.is_floating_point()} == {dtype}
