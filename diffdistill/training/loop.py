@@ -72,11 +72,14 @@ class Trainer:
         folder = _checkpoint_to_go_on_from(run, resume)
         stored = None if folder is None else load_checkpoint(folder)  # None too where killed before the first one
         self.precision = stored[1]["precision"] if stored else resolve_precision(settings.mixed_precision, settings.cpu)
-        self.accelerator = Accelerator(
-            mixed_precision=self.precision,
-            cpu=on_cpu(settings.cpu),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=self.precision,
+                cpu=on_cpu(settings.cpu),
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
+        except ValueError as error:  # accelerate keeps one precision a process
+            raise UserError(f"training.mixed_precision {self.precision}: {error}") from error
         settings.check(self.accelerator.num_processes)
         if settings.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -311,6 +314,7 @@ class Trainer:
         if self.settings.validate_every and self.accelerator.is_main_process:
             with self.ema.applied(), torch.no_grad(), self.accelerator.autocast():
                 images = self.method.preview()
+                images = None if images is None else images.detach().clone()  # not a view of averaged weights
             if images is not None:
                 self.tracker.pictures(self.samples, images)
         self.accelerator.wait_for_everyone()

@@ -10,7 +10,6 @@ from PIL import Image
 
 from diffdistill.cli.main import main
 
-
 ROOT = Path(__file__).parents[2]
 
 

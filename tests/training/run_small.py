@@ -1,4 +1,7 @@
-"""Train the small method: run_small.py FOLDER PROCESS_SAMPLES; used as a process that tests kill or launch twice."""
+"""Train the small method: run_small.py FOLDER SAMPLES PAUSE; a process that tests kill or launch twice.
+
+Prints the samples it begins from, before the first step; PAUSE is in seconds, before each step.
+"""
 
 import sys
 import time
@@ -21,5 +24,6 @@ class Slow(Small):
 
 
 settings = TrainingSettings(samples, batch_size=8, checkpoint_every=16, log_every=1, cpu=True, ema_decay=0.9)
-print("ready", flush=True)
-Trainer(Slow(), settings, run, resume="latest").fit()
+trainer = Trainer(Slow(), settings, run, resume="latest")
+print(trainer.samples, flush=True)
+trainer.fit()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,24 +48,57 @@ def assert_same_bits(a: Path, b: Path) -> None:
             assert torch.equal(tensor, second[group][name]), (group, name)
 
 
+def started_at(starts: Path) -> list[int]:
+    """Samples that each start of a run so far went on from."""
+    return [int(line) for line in starts.read_text().splitlines()]
+
+
+def logged_anew(log: Path, old: int | None) -> int:
+    """Samples of the last whole line, once the new start has put its own file in the place of the `old` inode."""
+    if not log.exists() or log.stat().st_ino == old:
+        return 0  # lines of the killed start, which this one will drop
+    lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return json.loads(lines[-1])["samples"] if lines else 0
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended by itself with {process.returncode}"
+        assert time.monotonic() < deadline, f"nothing after {seconds} s"
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
 def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, broken, starts = tmp_path / "whole", tmp_path / "broken", tmp_path / "starts.txt"
+    log = broken / "log.jsonl"
     command = [sys.executable, str(HERE / "run_small.py")]
-    subprocess.run([*command, str(whole), "800", "0"], check=True, env=ENVIRONMENT, capture_output=True)
+    subprocess.run([*command, str(whole), "1600", "0"], check=True, env=ENVIRONMENT, capture_output=True)
     chance = random.Random(0)
-    for _ in range(10):
-        process = subprocess.Popen(
-            [*command, str(broken), "800", "0.02"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(chance.uniform(0.05, 0.4))  # the random moment itself, not a wait for something
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, str(broken), "800", "0"], check=True, env=ENVIRONMENT, capture_output=True)
+    with starts.open("wb") as stdout:
+        for kill in range(10):
+            old = log.stat().st_ino if log.exists() else None
+            process = subprocess.Popen(
+                [*command, str(broken), "1600", "0.02"], env=ENVIRONMENT, stdout=stdout, stderr=subprocess.DEVNULL
+            )
+            try:
+                wait_until(lambda kill=kill: len(started_at(starts)) > kill, process)
+                # every second kill waits for a step beyond the next checkpoint: a slow machine too gets on
+                goal = started_at(starts)[-1] + 8 * (1 if kill % 2 else 3)
+                wait_until(lambda old=old, goal=goal: logged_anew(log, old) >= goal, process)
+                time.sleep(chance.uniform(0.0, 0.1))  # the random moment itself, not a wait for something
+            finally:
+                process.send_signal(signal.SIGKILL)
+                code = process.wait()
+            assert code == -signal.SIGKILL, "the run ended before it was killed"
+        subprocess.run([*command, str(broken), "1600", "0"], check=True, env=ENVIRONMENT, stdout=stdout)
+    began = started_at(starts)
+    assert began == sorted(began) and began[0] == 0 and len(began) == 11
+    assert sum(samples > 0 for samples in began[1:]) >= 5
     assert_same_bits(whole, broken)
-    steps = [json.loads(line)["step"] for line in (broken / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 101))
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 201))
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""SwiftBrush on two processes is SwiftBrush on one, and recomputed activations change nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_pipeline import save_tiny_pipeline
+
+from diffdistill.methods import SwiftBrush
+from diffdistill.training.loop import Trainer
+from diffdistill.training.settings import TrainingSettings
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("red", "blue", "apple", "car")
+LAUNCH = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two_processes")
+    save_tiny_pipeline(folder / "teacher")
+    # 16 prompts, more than a batch of 8, so that a wrong share of the batch is another set of prompts
+    (folder / "prompts.txt").write_text("".join(f"{a} {b}\n" for a in WORDS for b in WORDS))
+    return folder
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fake_score", ["lora", "full"])
+def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, fake_score: str) -> None:
+    # Rates at which rounding stays far below the bound. A sum over 8 is rounded otherwise than two over 4, and Adam's
+    # first steps, of the gradient's sign, let that grow with the rate; the student's loss is a difference of two
+    # scores, so a fake score that soon leaves the teacher loses fewer digits.
+    recipe = {
+        "method": {
+            "class_path": "diffdistill.methods.SwiftBrush",
+            "init_args": {
+                "teacher": str(folder / "teacher"),
+                "prompts": str(folder / "prompts.txt"),
+                "fake_score": fake_score,
+                "lora_alpha": 640,
+                "student_learning_rate": 1e-5,
+                "fake_learning_rate": 3e-3,
+            },
+        },
+        "training": {"samples": 160, "batch_size": 8, "gradient_accumulation_steps": 2, "log_every": 1},
+    }
+    config = tmp_path / "recipe.yaml"
+    config.write_text(json.dumps(recipe))  # JSON is YAML
+    for processes, launch in LAUNCH.items():
+        script = [str(ROOT / "train" / "distill.py"), "--config", str(config), "--training.cpu", "true"]
+        done = subprocess.run(
+            [*launch, *script, "--output_dir", str(tmp_path / str(processes))],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    states = [tmp_path / str(processes) / "checkpoint-0000000160" / "state.json" for processes in LAUNCH]
+    assert [json.loads(state.read_text())["processes"] for state in states] == [1, 2]
+    one, two = (log_of(tmp_path / str(processes)) for processes in LAUNCH)
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 21))
+    assert one[-1]["student/loss"] > 1e-4
+    for a, b in zip(one, two, strict=True):
+        for key in ("student/loss", "fake/loss"):
+            assert a[key] == pytest.approx(b[key], rel=1e-5), (key, a["step"])
+        # Adam does not mind a gradient that is summed where it should be averaged; its norm does
+        for key in ("student/grad_norm", "fake/grad_norm"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4), (key, a["step"])
+
+
+@pytest.mark.parametrize("fake_score", ["lora", "full"])
+def test_gradient_checkpointing_runs_layers_again_and_changes_no_loss(
+    folder: Path, tmp_path: Path, fake_score: str
+) -> None:
+    logs, calls = {}, {}
+    for checkpointing in (False, True):
+        run = tmp_path / str(checkpointing)
+        run.mkdir()
+        torch.manual_seed(0)  # of the adapters
+        method = SwiftBrush(
+            str(folder / "teacher"), str(folder / "prompts.txt"), fake_score=fake_score, lora_rank=4,
+            student_learning_rate=1e-3,
+        )  # fmt: skip
+        settings = TrainingSettings(
+            32, batch_size=8, gradient_accumulation_steps=2, log_every=1, cpu=True, gradient_checkpointing=checkpointing
+        )
+        trainer = Trainer(method, settings, run)
+        counted = calls[checkpointing] = {"student": 0, "fake": 0}
+        for name in counted:
+
+            def count(*_: object, counted=counted, name=name) -> None:
+                counted[name] += 1
+
+            # in the last block: the first one has no gradient to recompute for where adapters sit on attention alone
+            trainer.bare[name].unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(count)
+        trainer.fit()
+        logs[checkpointing] = log_of(run)
+    # 8 micro-batches: each is one pass with a gradient, which is then run again; the judging passes are not
+    assert {name: calls[True][name] - calls[False][name] for name in calls[True]} == {"student": 8, "fake": 8}
+    for plain, again in zip(logs[False], logs[True], strict=True):
+        for key in ("student/loss", "student/grad_norm", "fake/loss", "fake/grad_norm"):
+            assert plain[key] == pytest.approx(again[key], rel=1e-6), (key, plain["step"])
