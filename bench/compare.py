@@ -2,9 +2,9 @@
 
     python bench/compare.py --student assets/student --n 2048 --seeds 0 1 2 --guidance 3
 
-A seed draws the prompts (the other training pictures are the reference) and the noise. The diversity within a caption is
+A seed draws the prompts (the other training pictures are the reference) and the noise. Diversity within a caption is
 the mean distance between the features of pictures of one prompt, of teacher and student. Progress is kept in --out,
-so an interrupted comparison goes on where it was. Prints JSON.
+so an interrupted comparison goes on where it was, and a new student meets the same teacher. Prints the summary as JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -35,26 +34,32 @@ def within_caption(ruler: Ruler, model: Teacher, steps: int, guidance: float) ->
 def compare(o: argparse.Namespace) -> dict[str, Any]:
     models = {"teacher": load_teacher(find(o.teacher)), "student": load_teacher(find(o.student))}
     how = {"teacher": (o.steps, o.guidance), "student": (1, 1.0)}
-    made_from = {name: model.digest() for name, model in models.items()} | {"n": o.n, "steps": o.steps}
-    made_from["guidance"] = o.guidance
     found: dict[str, Any] = json.loads(o.out.read_text()) if o.out.exists() else {}
-    if found.get("made_from") != made_from:
-        found = {"made_from": made_from, "seeds": {}}
     for seed in o.seeds:
-        rows = found["seeds"].setdefault(str(seed), {})
-        if set(rows) == set(models):
-            continue
-        ruler = Ruler(o.n, seed)
-        found["protocol"] = {k: v for k, v in ruler.protocol.items() if k not in ("seed", "pictures")}
-        for name in sorted(models, reverse=True):
-            if name not in rows:
-                rows[name] = ruler.measure(models[name], *how[name])
-                rows[name]["diversity"] = within_caption(ruler, models[name], *how[name])
-                write_json_atomic(o.out, found)
-    kd = {name: [found["seeds"][str(s)][name]["kd"] for s in o.seeds] for name in models}
-    summary = {name: {"kd": mean(v), "sd_over_seeds": stdev(v) if len(v) > 1 else None} for name, v in kd.items()}
-    ratios = [a / b for a, b in zip(kd["student"], kd["teacher"], strict=True)]
-    return {**found, "summary": {**summary, "student_over_teacher": ratios}}
+        rows = found.setdefault("seeds", {}).setdefault(str(seed), {})
+        todo = [name for name in models if not _is_of(rows.get(name, {}), models[name], o.n, *how[name])]
+        ruler = Ruler(o.n, seed) if todo else None
+        for name in todo:
+            assert ruler is not None
+            row = ruler.measure(models[name], *how[name])
+            row["diversity"] = within_caption(ruler, models[name], *how[name])
+            rows[name] = {**row, "digest": models[name].digest(), "protocol": ruler.protocol}
+            write_json_atomic(o.out, found)
+    chosen = [found["seeds"][str(seed)] for seed in o.seeds]
+    summary: dict[str, Any] = {
+        f"{key} of {name}": [round(rows[name][key], 4) for rows in chosen]
+        for key in ("kd", "kd_se", "fd", "diversity")
+        for name in models
+    }
+    summary["student's KD over teacher's"] = [
+        round(rows["student"]["kd"] / rows["teacher"]["kd"], 3) for rows in chosen
+    ]
+    return summary
+
+
+def _is_of(row: dict[str, Any], model: Teacher, n: int, steps: int, guidance: float) -> bool:
+    made = (row.get("digest"), row.get("n"), row.get("steps"), row.get("guidance"))
+    return made == (model.digest(), n, steps, guidance)
 
 
 if __name__ == "__main__":
