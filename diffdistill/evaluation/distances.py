@@ -1,17 +1,50 @@
-"""Distances between two sets of feature vectors, as pure functions in float64.
+"""The kernel distance between two sets of feature vectors, as pure functions in float64.
 
 Notable:
-- the kernel distance uses every pair (no random subsets), in tiles, so memory does not grow with n^2;
+- every pair is used (no random subsets), in tiles, so memory does not grow with n^2;
 - its standard error is the exact delete-one jackknife, which needs only row sums of the kernel;
-- the Frechet distance never forms a matrix square root: it is a sum of singular values.
+- the published mean over random subsets is there as well, from a generator of its own or from given subsets.
 
-Neither is FID or KID unless the features are those of FID's Inception network.
+It is not KID unless the features are those of FID's Inception network.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 _TILE = 2048  # a float64 tile of this side is 32 MiB
+
+
+def kernel_sums(
+    x: Tensor, y: Tensor | None, kernel: Callable[[Tensor], Tensor], tile: int = _TILE
+) -> tuple[Tensor, Tensor]:
+    """Row and column sums of the kernel matrix of x and y; of x with itself, diagonal left out, without y.
+
+    Args:
+        x: Tensor of shape (m, d).
+        y: Tensor of shape (n, d), or None.
+        kernel: takes a float64 tile of inner products to the kernel's values; may work in place.
+        tile: side of the square tiles; memory is a few of them, whatever m and n.
+
+    Returns:
+        Tensors of shape (m,) and (n,), float64; without y the second is zero.
+    """
+    other = x if y is None else y
+    rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    columns = torch.zeros(len(other), dtype=torch.float64, device=x.device)
+    for i in range(0, len(x), tile):
+        left = x[i : i + tile].detach().double()
+        for j in range(i if y is None else 0, len(other), tile):
+            values = kernel(left @ other[j : j + tile].detach().double().T)
+            if y is None and j == i:
+                values.fill_diagonal_(0)
+            rows[i : i + tile] += values.sum(1)
+            if y is not None:
+                columns[j : j + tile] += values.sum(0)
+            elif j > i:  # the mirrored tile is not computed
+                rows[j : j + tile] += values.sum(0)
+    return rows, columns
 
 
 def kernel_distance(x: Tensor, y: Tensor, tile: int = _TILE) -> tuple[float, float]:
@@ -41,11 +74,12 @@ def kernel_distance(x: Tensor, y: Tensor, tile: int = _TILE) -> tuple[float, flo
     >>> round(kd, 6)
     21.666667
     """
-    _check(x, y, minimum=3)
+    check_rows(x, y, minimum=3)
     m, n = len(x), len(y)
-    rows_xx, _ = _kernel_sums(x, None, tile)
-    rows_yy, _ = _kernel_sums(y, None, tile)
-    rows_xy, rows_yx = _kernel_sums(x, y, tile)
+    kernel = _cubic(x.shape[1])
+    rows_xx, _ = kernel_sums(x, None, kernel, tile)
+    rows_yy, _ = kernel_sums(y, None, kernel, tile)
+    rows_xy, rows_yx = kernel_sums(x, y, kernel, tile)
     sum_xx, sum_yy, sum_xy = rows_xx.sum(), rows_yy.sum(), rows_xy.sum()
     mean_xx, mean_yy, mean_xy = sum_xx / (m * (m - 1)), sum_yy / (n * (n - 1)), sum_xy / (m * n)
 
@@ -56,63 +90,70 @@ def kernel_distance(x: Tensor, y: Tensor, tile: int = _TILE) -> tuple[float, flo
     return float(mean_xx + mean_yy - 2 * mean_xy), float(variance.sqrt())
 
 
-def frechet_distance(x: Tensor, y: Tensor) -> float:
-    """Squared Frechet (2-Wasserstein) distance between Gaussians fitted to two sets.
+def kernel_distance_subsets(
+    x: Tensor,
+    y: Tensor,
+    subset_size: int = 1000,
+    subsets: int = 100,
+    seed: int = 0,
+    indices: tuple[Tensor, Tensor] | None = None,
+) -> tuple[float, float]:
+    """The kernel distance as KID is published (Binkowski et al. 2018): mean and deviation over random subsets.
 
-    |mean_x - mean_y|^2 + tr Cx + tr Cy - 2 tr (Cx Cy)^(1/2)   (Dowson and Landau 1982), covariances
-    with n - 1. With F^T F = Cx and G^T G = Cy the last trace is the sum of the singular values of F G^T.
-    F is the centred rows over sqrt(n - 1), or its R factor where n > d. That is right for every n, also
-    n < d, and loses no digits to a squared condition number.
-
-    The value is biased upwards, strongly where n is not far above d: compare only at equal n.
+    Each subset takes `subset_size` rows of x and of y without replacement. The deviation (over subsets, not n - 1) is
+    that of one subset's value, not the error of the mean; `kernel_distance` says more from the same rows.
 
     Args:
-        x: Tensor of shape (m, d), m >= 2.
-        y: Tensor of shape (n, d), n >= 2.
+        x: Tensor of shape (m, d).
+        y: Tensor of shape (n, d).
+        subset_size: rows a subset, from 2 to min(m, n).
+        subsets: how many, where `indices` are not given.
+        seed: of the generator that draws them; the global one is left alone.
+        indices: rows of x and rows of y, two integer Tensors of shape (subsets, subset_size), to take subsets drawn
+            elsewhere. torch-fidelity draws with numpy's RandomState(rng_seed), for each subset x's rows, then y's.
+
+    Returns:
+        Mean and standard deviation of the unbiased estimates.
 
     Raises:
-        ValueError: wrong shapes, too few rows, or values that are not finite.
+        ValueError: wrong shapes, subsets larger than a set, indices outside it, or values that are not finite.
 
-    >>> x = torch.tensor([[-1.0], [1.0]])
-    >>> round(frechet_distance(x, x + 3), 6)
-    9.0
+    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> mean, deviation = kernel_distance_subsets(x, x + 1, subset_size=3, subsets=2)
+    >>> round(mean, 6), deviation
+    (21.666667, 0.0)
     """
-    _check(x, y, minimum=2)
-    factor_x, mean_x = _covariance_factor(x)
-    factor_y, mean_y = _covariance_factor(y)
-    cross = torch.linalg.svdvals(factor_x @ factor_y.T).sum()
-    traces = factor_x.square().sum() + factor_y.square().sum()
-    return max(0.0, float((mean_x - mean_y).square().sum() + traces - 2 * cross))
+    check_rows(x, y, minimum=2)
+    if indices is None:
+        if not 2 <= subset_size <= min(len(x), len(y)):
+            raise ValueError(f"subset_size should be from 2 to {min(len(x), len(y))}, got {subset_size}")
+        if subsets < 1:
+            raise ValueError(f"subsets should be at least 1, got {subsets}")
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(n: int) -> Tensor:
+            return torch.randperm(n, generator=generator)[:subset_size]
+
+        indices_x, indices_y = zip(*((draw(len(x)), draw(len(y))) for _ in range(subsets)), strict=True)
+        indices = torch.stack(indices_x), torch.stack(indices_y)
+    for name, rows, index in (("x", x, indices[0]), ("y", y, indices[1])):
+        if index.ndim != 2 or index.shape != indices[0].shape or len(index) < 1 or index.shape[1] < 2:
+            shapes = [tuple(i.shape) for i in indices]
+            raise ValueError(f"indices should be two of one shape (subsets, subset_size >= 2), got {shapes}")
+        if int(index.min()) < 0 or int(index.max()) >= len(rows):
+            raise ValueError(f"indices into {name} should lie in 0..{len(rows) - 1}, got up to {int(index.max())}")
+    kernel, values = _cubic(x.shape[1]), []
+    for rows_x, rows_y in zip(*indices, strict=True):
+        m = len(rows_x)
+        chosen_x, chosen_y = x[rows_x.to(x.device)], y[rows_y.to(y.device)]
+        within = sum(float(kernel_sums(rows, None, kernel)[0].sum()) for rows in (chosen_x, chosen_y))
+        between = float(kernel_sums(chosen_x, chosen_y, kernel)[0].sum())
+        values.append(within / (m * (m - 1)) - 2 * between / m**2)
+    drawn = torch.tensor(values, dtype=torch.float64)
+    return float(drawn.mean()), float(drawn.std(correction=0))
 
 
-def frechet_distance_from_moments(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
-    """The same distance from means (d,) and covariances (d, d), for statistics that were streamed.
-
-    With Cx = L L^T the eigenvalues of Cx Cy are those of the symmetric L^T Cy L, so `eigvalsh` is enough.
-    A singular Cx has no Cholesky factor; its eigenvectors serve instead. Where n < d prefer
-    `frechet_distance`: here rounding noise in zero eigenvalues goes through a square root.
-
-    Raises:
-        ValueError: shapes that do not belong together, or values that are not finite.
-    """
-    d = mean_x.numel()
-    moments = {"mean_x": mean_x, "cov_x": cov_x, "mean_y": mean_y, "cov_y": cov_y}
-    for name, value in moments.items():
-        expected = (d,) if name.startswith("mean") else (d, d)
-        if tuple(value.shape) != expected:
-            raise ValueError(f"{name} should have shape {expected}, got {tuple(value.shape)}")
-        if not bool(value.isfinite().all()):
-            raise ValueError(f"{name} holds values that are not finite")
-    mean_x, cov_x, mean_y, cov_y = (value.double() for value in moments.values())
-    root, info = torch.linalg.cholesky_ex(cov_x)
-    if int(info) != 0:
-        eigenvalues, eigenvectors = torch.linalg.eigh(cov_x)
-        root = eigenvectors * eigenvalues.clamp_min(0).sqrt()
-    cross = torch.linalg.eigvalsh(root.T @ cov_y @ root).clamp_min(0).sqrt().sum()
-    return max(0.0, float((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross))
-
-
-def _check(x: Tensor, y: Tensor, minimum: int) -> None:
+def check_rows(x: Tensor, y: Tensor, minimum: int) -> None:
     for name, value in (("x", x), ("y", y)):
         if value.ndim != 2:
             raise ValueError(f"{name} should have shape (n, d), got {tuple(value.shape)}")
@@ -127,30 +168,5 @@ def _check(x: Tensor, y: Tensor, minimum: int) -> None:
         raise ValueError(f"x and y should have one feature size, got {x.shape[1]} and {y.shape[1]}")
 
 
-def _kernel_sums(x: Tensor, y: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
-    """Row and column sums of the kernel matrix of x and y; of x with itself, diagonal left out, without y."""
-    other = x if y is None else y
-    rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    columns = torch.zeros(len(other), dtype=torch.float64, device=x.device)
-    for i in range(0, len(x), tile):
-        left = x[i : i + tile].detach().double() / x.shape[1]
-        for j in range(i if y is None else 0, len(other), tile):
-            kernel = (left @ other[j : j + tile].detach().double().T).add_(1).pow_(3)
-            if y is None and j == i:
-                kernel.fill_diagonal_(0)
-            rows[i : i + tile] += kernel.sum(1)
-            if y is not None:
-                columns[j : j + tile] += kernel.sum(0)
-            elif j > i:  # the mirrored tile is not computed
-                rows[j : j + tile] += kernel.sum(0)
-    return rows, columns
-
-
-def _covariance_factor(x: Tensor) -> tuple[Tensor, Tensor]:
-    """F of shape (min(n, d), d) with F^T F the covariance of x, and the mean of shape (d,)."""
-    x = x.detach().double()
-    mean = x.mean(0)
-    factor = (x - mean) / (len(x) - 1) ** 0.5
-    if len(x) > x.shape[1]:
-        factor = torch.linalg.qr(factor, mode="r").R
-    return factor, mean
+def _cubic(d: int) -> Callable[[Tensor], Tensor]:
+    return lambda inner: inner.div_(d).add_(1).pow_(3)

@@ -14,12 +14,18 @@ from .teacher import Teacher, load_teacher
 
 @torch.no_grad()
 def generate(
-    model: str | Teacher, prompts: Sequence[str], steps: int, guidance: float, seed: int = 0, batch_size: int = 32
+    model: str | Teacher,
+    prompts: Sequence[str],
+    steps: int,
+    guidance: float,
+    seed: int = 0,
+    batch_size: int = 32,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Yield batches of pictures, (B, 3, H, W) in [0, 1], in the prompts' order.
 
-    Picture i starts from `torch.Generator().manual_seed(seed + i)`, as `DiffusionPipeline` does when it is given
-    one generator a prompt.
+    Picture i starts from `torch.Generator().manual_seed(seed + i)`, or from seeds[i] where they are given, as
+    `DiffusionPipeline` does when it is given one generator a prompt.
 
     Raises:
         UserError: no Stable-Diffusion-class pipeline at `model`, or more steps than its schedule has times.
@@ -33,7 +39,8 @@ def generate(
     pipeline.set_progress_bar_config(disable=True)
     for i in range(0, len(prompts), batch_size):
         chunk = list(prompts[i : i + batch_size])
-        generators = [torch.Generator().manual_seed(seed + i + k) for k in range(len(chunk))]
+        chosen = range(seed + i, seed + i + len(chunk)) if seeds is None else seeds[i : i + len(chunk)]
+        generators = [torch.Generator().manual_seed(s) for s in chosen]
         result = pipeline(
             chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt"
         )

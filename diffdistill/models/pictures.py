@@ -15,6 +15,13 @@ def save_picture(path: Path, image: Tensor) -> None:
     _write(path, _as_pil(image))
 
 
+def save_bytes(path: Path, image: Tensor) -> None:
+    """Write one picture (3, H, W), uint8, as it is; a name ending in .jpg makes a JPEG of quality 95."""
+    from PIL import Image
+
+    _write(path, Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()))
+
+
 def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
     """Write pictures (N, 3, H, W) in [0, 1] as one PNG, row by row; empty cells are white."""
     save_picture(path, _sheet(images, columns))
@@ -53,5 +60,8 @@ def _as_pil(image: Tensor) -> Any:
 def _write(path: Path, image: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.part")
-    image.save(hidden, format="PNG")
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        image.save(hidden, format="JPEG", quality=95, subsampling=0)
+    else:
+        image.save(hidden, format="PNG")
     hidden.replace(path)

@@ -1,0 +1,60 @@
+"""A pipeline folder and prompts as a source of pictures that are made when they are read: no file in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.errors import UserError
+from diffdistill.evaluation.reading import Source
+from diffdistill.models.generate import generate
+from diffdistill.models.teacher import load_teacher
+
+
+class Generated(Source):
+    """Picture i is of prompt i mod len(prompts), from noise of seed + i: neither batches nor processes matter.
+
+    Pictures are floats in [0, 1]: how they become bytes is the protocol's to say.
+
+    Args:
+        model: pipeline folder or hub id, or a loaded one.
+        prompts: as many as there are.
+        n: pictures in all.
+        steps, guidance, seed: of the sampler.
+
+    Raises:
+        UserError: no such pipeline, or no prompt.
+    """
+
+    together = True
+
+    def __init__(self, model: Any, prompts: Sequence[str], n: int, steps: int, guidance: float, seed: int) -> None:
+        if not prompts:
+            raise UserError("there is no prompt to generate from")
+        self.model = load_teacher(model) if isinstance(model, str) else model
+        self.prompts, self.n, self.steps, self.guidance, self.seed = list(prompts), n, steps, guidance, seed
+        self.name = f"{model if isinstance(model, str) else 'pipeline'}, {steps} steps, guidance {guidance:g}"
+
+    def __len__(self) -> int:
+        return self.n
+
+    def label(self, index: int) -> str:
+        return f"{index:05d}.png"
+
+    def prompt(self, index: int) -> str:
+        return self.prompts[index % len(self.prompts)]
+
+    def read_bytes(self, index: int) -> bytes:
+        return self.read(index).numpy().tobytes()
+
+    def read(self, index: int) -> Tensor:
+        return self.read_many([index])[0]
+
+    def read_many(self, indices: Sequence[int]) -> list[Tensor]:
+        prompts = [self.prompt(i) for i in indices]
+        seeds = [self.seed + i for i in indices]
+        made = generate(self.model, prompts, self.steps, self.guidance, batch_size=len(indices), seeds=seeds)
+        return list(torch.cat(list(made)).clamp(0, 1))

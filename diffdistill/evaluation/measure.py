@@ -1,0 +1,231 @@
+"""One pass over pictures under a protocol, and the numbers that come of it.
+
+    source -> crop, resize, 8 bits -> extractor -> rows or statistics, of all processes -> distances to a reference
+
+Notable:
+- a reference is read or made before anything is generated: what is wrong with it shows first;
+- references made of pictures are cached by the hash of their contents and of the protocol, written in one rename;
+- a Frechet distance is called fid only on FID's own network and weights, a kernel distance kid likewise;
+- every number carries the protocol and its hash, n, and the reference's n and source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from diffdistill.errors import UserError
+from diffdistill.evaluation.distances import kernel_distance
+from diffdistill.evaluation.extractors import Extractor
+from diffdistill.evaluation.feature_set import require_same_protocol
+from diffdistill.evaluation.frechet import frechet_terms
+from diffdistill.evaluation.loading import batches, require_one_size, share
+from diffdistill.evaluation.mmd import cmmd
+from diffdistill.evaluation.neighbours import prdc
+from diffdistill.evaluation.protocols import Protocol
+from diffdistill.evaluation.reading import Source, open_source
+from diffdistill.evaluation.states import FeatureRows
+from diffdistill.evaluation.statistics import FeatureStatistics
+
+METRICS = ("fd", "kd", "prdc", "cmmd")
+ROWS = ("kd", "prdc", "cmmd")  # what needs every row of both sides
+SUFFIX = ".safetensors"
+
+Features = FeatureRows | FeatureStatistics
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures are read: pictures a batch, threads that decode, what a corrupt one does, a progress bar."""
+
+    batch_size: int = 64
+    threads: int = 2
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    progress: bool = False
+    report: Callable[[str], None] = lambda line: None
+
+
+def collect(
+    source: Source,
+    protocol: Protocol,
+    extractor: Extractor,
+    n: int | None = None,
+    rows: bool = True,
+    reading: Reading | None = None,
+) -> Features:
+    """Features of the first n pictures, of all processes together.
+
+    Args:
+        source: the pictures.
+        protocol: crop, resize, quantisation.
+        extractor: the protocol's.
+        n: how many; None for the protocol's number, or all where it names none.
+        rows: keep every feature; otherwise only mean and scatter, in constant memory.
+        reading: see there.
+
+    Returns:
+        On every process, the features of all of them; they don't depend on the batch size or the number of processes.
+
+    Raises:
+        UserError: fewer pictures than asked for, or sizes that differ where the protocol forbids that.
+        CorruptPictureError: names a picture that cannot be read.
+    """
+    reading = reading or Reading()
+    wanted = how_many(source, protocol, n)
+    record = protocol.record(extractor)
+    kept: Features = (
+        FeatureRows(extractor.dim, record, source.name)
+        if rows
+        else FeatureStatistics(extractor.dim, record, source.name)
+    )
+    indices, shapes = share(wanted), set()
+    prepare: Any = protocol.preprocess  # a Tensor for a Tensor
+    how = (reading.threads, 2, reading.on_corrupt, reading.report, prepare, protocol.mixed_sizes)
+    stream = batches(source, indices, reading.batch_size, *how)
+    bar = None
+    if reading.progress:
+        from tqdm import tqdm
+
+        bar = tqdm(total=len(indices), desc=source.name, unit="img")
+    for batch in stream:
+        if isinstance(batch.images, Tensor):
+            shapes.add(tuple(batch.images.shape[1:]))
+            require_one_size(shapes, source.name)
+        kept.update(extractor(batch.images, reading.batch_size))
+        if bar is not None:
+            bar.update(len(batch.indices))
+    if bar is not None:
+        bar.close()
+    total = kept.all_reduce()
+    if total.n < 2:
+        raise UserError(f"{source.name}: {total.n} of {wanted} pictures could be read; at least 2 are needed")
+    if total.n < wanted:
+        reading.report(f"{source.name}: {wanted - total.n} of {wanted} pictures were left out")
+    return total
+
+
+def how_many(source: Source, protocol: Protocol, n: int | None = None) -> int:
+    """Pictures to measure: n, or the protocol's number, or all.
+
+    Raises:
+        UserError: the source holds fewer.
+    """
+    wanted = n or protocol.n_generated or len(source)
+    if wanted > len(source):
+        raise UserError(f"{source.name} holds {len(source)} pictures; {wanted} were asked for")
+    return wanted
+
+
+def read_reference(
+    path: str | Path,
+    protocol: Protocol,
+    extractor: Extractor,
+    rows: bool = True,
+    reading: Reading | None = None,
+    cache: Path | None = None,
+) -> Features:
+    """Reference features: a file that `eval ref` wrote, or pictures, whose features are then cached.
+
+    Raises:
+        UserError: features of another protocol (the keys that differ are named), or statistics alone where a number
+            was asked for that needs every row.
+    """
+    path = Path(path)
+    if path.suffix == SUFFIX:
+        found = load_features(path)
+        require_same_protocol(found, FeatureStatistics(extractor.dim, protocol.record(extractor), str(protocol)))
+        if rows and isinstance(found, FeatureStatistics):
+            raise UserError(f"{path} holds mean and scatter alone; {', '.join(ROWS)} need the rows: `eval ref --rows`")
+        return found
+    source = open_source(path)
+    key = json.dumps([source.digest(), protocol.record(extractor), len(source)], sort_keys=True)
+    folder = cache_folder() if cache is None else cache
+    file = folder / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:24]}{SUFFIX}"
+    if file.is_file():
+        try:
+            return FeatureRows.load(file)
+        except UserError:  # damaged: made again
+            pass
+    made = collect(source, protocol, extractor, len(source), True, reading)
+    if share(2).start == 0:  # the first process
+        made.save(file)
+    return made
+
+
+def load_features(path: str | Path) -> Features:
+    """Rows or statistics, whichever the file holds.
+
+    Raises:
+        UserError: neither.
+    """
+    try:
+        return FeatureRows.load(path)
+    except UserError:
+        return FeatureStatistics.load(path)
+
+
+def cache_folder() -> Path:
+    """$DIFFDISTILL_CACHE, or diffdistill in $XDG_CACHE_HOME, or in ~/.cache."""
+    own = os.environ.get("DIFFDISTILL_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffdistill"
+
+
+def distances(generated: Features, reference: Features, metrics: Sequence[str]) -> dict[str, Any]:
+    """The numbers asked for, with n and the protocol beside them.
+
+    Args:
+        generated, reference: of one protocol.
+        metrics: of `METRICS`.
+
+    Raises:
+        UserError: protocols that differ, an unknown metric, or one that these features are not made for.
+    """
+    require_same_protocol(generated, reference)
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise UserError(f"unknown metric {unknown[0]!r}; there are {', '.join(METRICS)}")
+    extractor = str(generated.protocol.get("extractor"))
+    found: dict[str, Any] = {}
+    if "fd" in metrics:
+        terms = frechet_terms(_statistics(generated), _statistics(reference))
+        found[_named("fd", generated.protocol)] = terms.total
+        found["fd_mean_term"] = terms.mean_term
+    if needed := [name for name in metrics if name in ROWS]:
+        if not (isinstance(generated, FeatureRows) and isinstance(reference, FeatureRows)):
+            raise UserError(f"{needed[0]} needs every row of both sides, and one holds mean and scatter alone")
+        x, y = generated.features, reference.features
+        if "kd" in metrics:
+            name = _named("kd", generated.protocol)
+            found[name], found[f"{name}_se"] = kernel_distance(x, y)
+        if "prdc" in metrics:
+            found.update(prdc(x, y)._asdict())
+        if "cmmd" in metrics:
+            if not extractor.startswith("clip-"):
+                raise UserError(f"cmmd is defined on CLIP's embeddings; this protocol's extractor is {extractor}")
+            found["cmmd"] = cmmd(x, y)
+    return {
+        **found,
+        "n": generated.n,
+        "n_reference": reference.n,
+        "reference": reference.source,
+        "protocol": generated.protocol,
+    }
+
+
+def _statistics(features: Features) -> FeatureStatistics:
+    return features.statistics() if isinstance(features, FeatureRows) else features
+
+
+def _named(metric: str, protocol: dict[str, Any]) -> str:
+    """fid and kid are these distances on FID's own network with the published weights, and on nothing else."""
+    from diffdistill.evaluation.inception import INCEPTION_FILE
+
+    own = protocol.get("extractor") == "inception-tf" and protocol.get("weights_sha256") == INCEPTION_FILE.sha256
+    return {"fd": "fid", "kd": "kid"}[metric] if own else metric
