@@ -21,7 +21,7 @@ from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
 STORED = "quick_numbers.json"  # beside the teacher: its figures, recomputed by --full
-GUIDANCE = (2.0, 3.0, 4.0)  # beside 1
+GUIDANCE = (2.0, 3.0)  # beside 1
 GRID = 24
 FEWEST = 3  # an unbiased kernel distance and its standard error need three
 

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     )
     from diffdistill.evaluation.mmd import cmmd
     from diffdistill.evaluation.neighbours import Neighbourhoods, nearest, prdc
+    from diffdistill.evaluation.pairs import MSSSIM, PSNR, PairMean, PairScore, ms_ssim, psnr
+    from diffdistill.evaluation.patches import (
+        PatchDistance,
+        PatchFeatures,
+        PatchScore,
+        extract_patches,
+        patch_distance,
+    )
+    from diffdistill.evaluation.perceptual import PerceptualDistance, dists, lpips, st_lpips
     from diffdistill.evaluation.quick import diversity, quick_numbers
     from diffdistill.evaluation.report import format_table, write_json_atomic
     from diffdistill.evaluation.states import (
@@ -44,11 +53,21 @@ __all__ = [
     "FrechetTerms",
     "InceptionScore",
     "KernelDistance",
+    "MSSSIM",
     "MobileNetFeatures",
     "Neighbourhoods",
     "PRDC",
+    "PSNR",
+    "PairMean",
+    "PairScore",
+    "PatchDistance",
+    "PatchFeatures",
+    "PatchScore",
+    "PerceptualDistance",
     "cmmd",
+    "dists",
     "diversity",
+    "extract_patches",
     "format_table",
     "frechet_distance",
     "frechet_distance_from_moments",
@@ -57,10 +76,15 @@ __all__ = [
     "frechet_terms",
     "kernel_distance",
     "kernel_distance_subsets",
+    "lpips",
+    "ms_ssim",
     "nearest",
+    "patch_distance",
     "prdc",
+    "psnr",
     "quick_numbers",
     "require_same_protocol",
+    "st_lpips",
     "write_json_atomic",
 ]
 
@@ -74,11 +98,21 @@ _MODULE_OF = {
     "FrechetTerms": "frechet",
     "InceptionScore": "states",
     "KernelDistance": "states",
+    "MSSSIM": "pairs",
     "MobileNetFeatures": "features",
     "Neighbourhoods": "neighbours",
     "PRDC": "states",
+    "PSNR": "pairs",
+    "PairMean": "pairs",
+    "PairScore": "pairs",
+    "PatchDistance": "patches",
+    "PatchFeatures": "patches",
+    "PatchScore": "patches",
+    "PerceptualDistance": "perceptual",
     "cmmd": "mmd",
+    "dists": "perceptual",
     "diversity": "quick",
+    "extract_patches": "patches",
     "format_table": "report",
     "frechet_distance": "frechet",
     "frechet_distance_from_moments": "frechet",
@@ -87,10 +121,15 @@ _MODULE_OF = {
     "frechet_terms": "frechet",
     "kernel_distance": "distances",
     "kernel_distance_subsets": "distances",
+    "lpips": "perceptual",
+    "ms_ssim": "pairs",
     "nearest": "neighbours",
+    "patch_distance": "patches",
     "prdc": "neighbours",
+    "psnr": "pairs",
     "quick_numbers": "quick",
     "require_same_protocol": "feature_set",
+    "st_lpips": "perceptual",
     "write_json_atomic": "report",
 }
 

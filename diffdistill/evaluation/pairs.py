@@ -81,8 +81,8 @@ def ms_ssim(x: Tensor, y: Tensor, convention: str = "per-channel") -> Tensor:
         l = (2 mx my + C1) / (mx^2 + my^2 + C1),   cs = (2 sxy + C2) / (sx^2 + sy^2 + C2)
 
     from moments under an 11 x 11 Gaussian window of deviation 1.5. From scale to scale images are halved by means of
-    2 x 2 pixels; an odd row or column is left out. A negative mean counts as 0. Where images have several channels
-    and borders, two conventions are in use, up to .003 apart:
+    2 x 2 pixels; an odd row or column is left out. A negative mean counts as 0. For channels and
+    borders two conventions are in use (white noise of 177 pixels with more added: .718 and .721):
 
         per-channel     windows inside the image alone, each channel by itself, then the mean over channels:
                         pytorch-msssim (CompressAI) and TensorFlow, where halving meets no odd side
