@@ -59,7 +59,7 @@ def compare(o: argparse.Namespace) -> dict[str, Any]:
 
 def _is_of(row: dict[str, Any], model: Teacher, n: int, steps: int, guidance: float) -> bool:
     made = (row.get("digest"), row.get("n"), row.get("steps"), row.get("guidance"))
-    return made == (model.digest(), n, steps, guidance)
+    return made == (model.digest(), n, steps, guidance)  # delete --out where the pictures or the extractor change
 
 
 if __name__ == "__main__":

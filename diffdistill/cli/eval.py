@@ -81,25 +81,23 @@ def calc(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="write the report to this file too")
     parser.add_argument("--overwrite", action="store_true")
     o = _parse(parser, argv)
-    if unknown := [name for name in o.metrics if name not in METRICS]:
-        raise UserError(f"unknown metric {unknown[0]!r}; there are {', '.join(METRICS)}")
     if o.out is not None:
         _free(o.out, o.overwrite)
 
     from diffdistill.evaluation import write_json_atomic
-    from diffdistill.evaluation.measure import ROWS, collect, distances, how_many, read_reference
+    from diffdistill.evaluation.measure import ROWS, check_metrics, collect, distances, how_many, read_reference
 
     source = _source(o)
     protocol, extractor = _protocol(o)
-    how_many(source, protocol, o.pictures)  # refused before the reference is measured
+    check_metrics(o.metrics, how_many(source, protocol, o.pictures), extractor.name)  # before a reference is measured
     rows = any(name in ROWS for name in o.metrics)
     reference = read_reference(find(o.reference), protocol, extractor, rows, _reading(o))
     generated = collect(source, protocol, extractor, o.pictures, rows, _reading(o))
-    report = {"pictures": source.name, **distances(generated, reference, o.metrics)}
+    report = {"pictures": source.name, **source.made_from(), **distances(generated, reference, o.metrics)}
     if _first():
+        print(json.dumps(report, indent=1), flush=True)
         if o.out is not None:
             write_json_atomic(o.out, report)
-        print(json.dumps(report, indent=1))
 
 
 def gen(argv: Sequence[str]) -> None:
@@ -112,23 +110,30 @@ def gen(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="a new folder")
     parser.add_argument("--layout", choices=LAYOUTS, default="plain", help="how other tools expect the files")
     parser.add_argument("--per_prompt", type=int, default=1, help="pictures a prompt")
+    parser.add_argument("--protocol", help="whose bytes are written: cut, where it cuts; by default rounded")
     o = _parse(parser, argv)
     if o.per_prompt < 1:
         raise UserError(f"--per_prompt is {o.per_prompt}; it must be at least 1")
-    if _first() and o.out.exists() and any(o.out.iterdir() if o.out.is_dir() else [o.out]):
-        raise UserError(f"{o.out} is there already; name a new folder")
     check_writable(o.out, "--out")
+    taken = o.out.exists() and any(o.out.iterdir() if o.out.is_dir() else [o.out])
     from diffdistill.evaluation.extractors import to_uint8
     from diffdistill.evaluation.loading import batches, share
+    from diffdistill.evaluation.measure import everyones
+    from diffdistill.evaluation.protocols import protocol_named
     from diffdistill.models.pictures import save_bytes
 
+    if everyones(taken)[0]:  # as the first process saw it, so that none writes where another refuses
+        raise UserError(f"{o.out} is there already; name a new folder")
+    truncate = o.protocol is not None and protocol_named(o.protocol).quantisation == "uint8-truncate"
     source = _source(o, per_prompt=o.per_prompt)
     layout = LAYOUTS[o.layout]
     if _first():
         layout.begin(o.out, source, o.per_prompt)
+    everyones(True)
     for batch in batches(source, share(len(source)), o.batch_size):
         for index, image in zip(batch.indices, batch.images, strict=True):
-            save_bytes(layout.path(o.out, index, o.per_prompt), to_uint8(image))
+            save_bytes(layout.path(o.out, index, o.per_prompt), to_uint8(image, truncate))
+    everyones(True)  # said only once all have written
     if _first():
         print(json.dumps({"folder": str(o.out), "n": len(source)}))
 
@@ -138,13 +143,16 @@ def gen(argv: Sequence[str]) -> None:
 
 def _parser(name: str, measures: bool = True) -> OneLineParser:
     parser = OneLineParser(prog=f"diffdistill eval {name}", description=(globals()[name].__doc__ or "").splitlines()[0])
-    parser.add_argument("--pictures", type=int, help="how many; by default the protocol's number, or all")
+    default = "the protocol's number, or all" if measures else "one a prompt"
+    parser.add_argument("--pictures", type=int, help=f"how many; by default {default}")
     parser.add_argument("--batch_size", type=int, default=64)
     if measures:
         parser.add_argument("--protocol", default="mobilenet-offline", help="a name, or NAME@HASH to insist on one")
         parser.add_argument("--weights", help="the extractor's weights: a file, a folder, or download")
         parser.add_argument("--weights_sha256", help="that of weights which are not the published ones")
-        parser.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is one")
+        parser.add_argument(
+            "--device", default=None, help="of the extractor: cpu or cuda; by default cuda where there is one"
+        )
         parser.add_argument("--threads", type=int, default=2, help="that decode pictures")
         parser.add_argument(
             "--on_corrupt", choices=("stop", "skip"), default="stop", help="what a corrupt picture does"
@@ -161,7 +169,7 @@ def _generator_options(parser: argparse.ArgumentParser) -> None:
 
 def _parse(parser: OneLineParser, argv: Sequence[str]) -> argparse.Namespace:
     o = parser.parse_args(list(argv))
-    for name, least in (("pictures", 2), ("batch_size", 1), ("threads", 0), ("steps", 1)):
+    for name, least in (("pictures", 1), ("batch_size", 1), ("threads", 0), ("steps", 1)):
         value = getattr(o, name, None)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
@@ -173,6 +181,8 @@ def _parse(parser: OneLineParser, argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _free(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file")
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already; add --overwrite or name another")
     check_writable(out, "--out")
@@ -199,6 +209,8 @@ def _protocol(o: argparse.Namespace) -> tuple[Any, Any]:
 
     protocol = protocol_named(o.protocol)
     device = o.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.partition(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
+        raise UserError(f"--device {device} is not there; cpu always is")
     other = o.weights_sha256 or False
     return protocol, protocol.build_extractor(o.weights, device=device, allow_other_weights=other)
 

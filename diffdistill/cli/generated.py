@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from diffdistill.errors import UserError
 from diffdistill.evaluation.reading import Source
 from diffdistill.models.generate import generate
 from diffdistill.models.teacher import load_teacher
+
+CHUNK = 16  # the networks always run on so many, since kernels round differently at other sizes
 
 
 class Generated(Source):
@@ -54,7 +57,12 @@ class Generated(Source):
         return self.read_many([index])[0]
 
     def read_many(self, indices: Sequence[int]) -> list[Tensor]:
-        prompts = [self.prompt(i) for i in indices]
-        seeds = [self.seed + i for i in indices]
-        made = generate(self.model, prompts, self.steps, self.guidance, batch_size=len(indices), seeds=seeds)
-        return list(torch.cat(list(made)).clamp(0, 1))
+        filled = [*indices, *[indices[-1]] * (-len(indices) % CHUNK)]
+        prompts, seeds = [self.prompt(i) for i in filled], [self.seed + i for i in filled]
+        made = generate(self.model, prompts, self.steps, self.guidance, batch_size=CHUNK, seeds=seeds)
+        return list(torch.cat(list(made)).clamp(0, 1)[: len(indices)])
+
+    def made_from(self) -> dict[str, Any]:
+        prompts = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
+        sampler = {"steps": self.steps, "guidance": self.guidance, "seed": self.seed}
+        return {"made_from": {"model": self.model.digest(), "prompts": prompts, **sampler}}

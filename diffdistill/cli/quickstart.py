@@ -7,6 +7,7 @@ Images start from seed + index.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import sys
@@ -90,11 +91,12 @@ def _recipe(run: Path, config: str, teacher: str, seed: int, overwrite: bool) ->
 
 def _refuse_early(recipe: Sequence[str], teacher: str, student: str | None) -> None:
     """Raise UserError for what training or measuring would refuse, before an earlier result is removed."""
-    from diffdistill.cli.train import parse
+    from diffdistill.cli.train import main as train
     from diffdistill.models.teacher import load_teacher
 
     if student is None:
-        parse(recipe)
+        with contextlib.redirect_stdout(None):
+            train([*recipe, "--dry_run"])
     for folder in filter(None, (teacher, student)):
         load_teacher(folder)
 

@@ -36,6 +36,7 @@ from diffdistill.evaluation.statistics import FeatureStatistics
 
 METRICS = ("fd", "kd", "prdc", "cmmd")
 ROWS = ("kd", "prdc", "cmmd")  # what needs every row of both sides
+FEWEST = {"fd": 2, "kd": 3, "prdc": 6, "cmmd": 2}
 SUFFIX = ".safetensors"
 
 Features = FeatureRows | FeatureStatistics
@@ -98,11 +99,16 @@ def collect(
         if isinstance(batch.images, Tensor):
             shapes.add(tuple(batch.images.shape[1:]))
             require_one_size(shapes, source.name)
-        kept.update(extractor(batch.images, reading.batch_size))
+        try:
+            kept.update(extractor(batch.images, reading.batch_size))
+        except ValueError as error:
+            first, last = source.label(batch.indices[0]), source.label(batch.indices[-1])
+            raise UserError(f"{source.name}, {first} to {last}: {error}") from error
         if bar is not None:
             bar.update(len(batch.indices))
     if bar is not None:
         bar.close()
+    require_one_size(set().union(*everyones(shapes)), source.name)
     total = kept.all_reduce()
     if total.n < 2:
         raise UserError(f"{source.name}: {total.n} of {wanted} pictures could be read; at least 2 are needed")
@@ -121,6 +127,32 @@ def how_many(source: Source, protocol: Protocol, n: int | None = None) -> int:
     if wanted > len(source):
         raise UserError(f"{source.name} holds {len(source)} pictures; {wanted} were asked for")
     return wanted
+
+
+def check_metrics(metrics: Sequence[str], n: int, extractor: str) -> None:
+    """What `distances` would refuse, before anything is measured.
+
+    Raises:
+        UserError: an unknown metric, one that is not defined on this extractor's features, or too few pictures.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise UserError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
+        if n < FEWEST[name]:
+            raise UserError(f"{name} needs at least {FEWEST[name]} pictures; there are {n}")
+        if name == "cmmd" and not extractor.startswith("clip-"):
+            raise UserError(f"cmmd is defined on CLIP's embeddings; this protocol's extractor is {extractor}")
+
+
+def everyones(value: Any) -> list[Any]:
+    """The value of every process, on every process."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def read_reference(
@@ -142,19 +174,28 @@ def read_reference(
         found = load_features(path)
         require_same_protocol(found, FeatureStatistics(extractor.dim, protocol.record(extractor), str(protocol)))
         if rows and isinstance(found, FeatureStatistics):
-            raise UserError(f"{path} holds mean and scatter alone; {', '.join(ROWS)} need the rows: `eval ref --rows`")
+            raise UserError(
+                f"{path} holds mean and scatter alone; {', '.join(ROWS)} need rows: make it again without --statistics"
+            )
         return found
     source = open_source(path)
-    key = json.dumps([source.digest(), protocol.record(extractor), len(source)], sort_keys=True)
+    kind: type[Features] = FeatureRows if rows else FeatureStatistics
+    key = json.dumps([source.digest(), protocol.record(extractor), len(source), kind.kind], sort_keys=True)
     folder = cache_folder() if cache is None else cache
     file = folder / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:24]}{SUFFIX}"
-    if file.is_file():
+    first = share(2).start == 0  # it alone looks, so that all processes go the same way
+    stored: Features | None = None
+    if first and file.is_file():
         try:
-            return FeatureRows.load(file)
+            stored = kind.load(file)
         except UserError:  # damaged: made again
-            pass
-    made = collect(source, protocol, extractor, len(source), True, reading)
-    if share(2).start == 0:  # the first process
+            stored = None
+    if any(everyones(stored is not None)):
+        found = stored or kind(extractor.dim, protocol.record(extractor))
+        found.source = source.name
+        return found.all_reduce()
+    made = collect(source, protocol, extractor, len(source), rows, reading)
+    if first and made.n == len(source):  # not what lacks the corrupt ones
         made.save(file)
     return made
 
@@ -188,10 +229,7 @@ def distances(generated: Features, reference: Features, metrics: Sequence[str]) 
         UserError: protocols that differ, an unknown metric, or one that these features are not made for.
     """
     require_same_protocol(generated, reference)
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise UserError(f"unknown metric {unknown[0]!r}; there are {', '.join(METRICS)}")
-    extractor = str(generated.protocol.get("extractor"))
+    check_metrics(metrics, min(generated.n, reference.n), str(generated.protocol.get("extractor")))
     found: dict[str, Any] = {}
     if "fd" in metrics:
         terms = frechet_terms(_statistics(generated), _statistics(reference))
@@ -207,8 +245,6 @@ def distances(generated: Features, reference: Features, metrics: Sequence[str]) 
         if "prdc" in metrics:
             found.update(prdc(x, y)._asdict())
         if "cmmd" in metrics:
-            if not extractor.startswith("clip-"):
-                raise UserError(f"cmmd is defined on CLIP's embeddings; this protocol's extractor is {extractor}")
             found["cmmd"] = cmmd(x, y)
     return {
         **found,

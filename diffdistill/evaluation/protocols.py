@@ -184,6 +184,8 @@ _RECORDS = (
     Protocol("torchmetrics", "inception-tf", "bilinear-antialias-299", "given", quantisation="uint8-truncate"),
     # FD-DINOv2 as EDM2 measures it.
     Protocol("dinov2", "dinov2-vitl14", "bicubic-antialias-224", "given", mixed_sizes=True),
+    # CMMD (arXiv 2401.09603): OpenAI's CLIP at 336 pixels, squares cut from the middle.
+    Protocol("cmmd", "clip-ViT-L-14-336", "pil-bicubic-336", "given", crop="centre-square", mixed_sizes=True),
     # No download: torchvision's MobileNetV2. Never FID.
     Protocol("mobilenet-offline", "mobilenet_v2", "bicubic-antialias-128", "given"),
     Protocol("cifar10-50k", "inception-tf", "tf1-bilinear-299", "CIFAR-10 train, all 50000 images", n_generated=50_000),

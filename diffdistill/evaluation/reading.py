@@ -14,6 +14,7 @@ import io
 import tarfile
 import threading
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,10 @@ class Source(ABC):
         """
         return decode(self.read_bytes(index), f"{self.name}: {self.label(index)}")
 
+    def made_from(self) -> dict[str, Any]:
+        """What a report says of where the pictures come from, beside their name."""
+        return {}
+
     def read_many(self, indices: Sequence[int]) -> list[Tensor]:
         """Several pictures, in the order asked for."""
         return [self.read(index) for index in indices]
@@ -71,7 +76,11 @@ class Source(ABC):
         """16 hex digits of a hash over the names and contents of all pictures."""
         found = hashlib.sha256()
         for i in range(len(self)):
-            found.update(self.label(i).encode() + b"\0" + hashlib.sha256(self.read_bytes(i)).digest())
+            try:
+                content = hashlib.sha256(self.read_bytes(i)).digest()
+            except CorruptPictureError:  # for whoever measures it to stop at or to leave out
+                content = b"unreadable"
+            found.update(self.label(i).encode() + b"\0" + content)
         return found.hexdigest()[:16]
 
 
@@ -117,6 +126,8 @@ def decode(data: bytes, what: str) -> Tensor:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise CorruptPictureError(f"{what} is {width}x{height}; at most {MAX_PIXELS:,} pixels are read")
+            if picture.mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
+                raise CorruptPictureError(f"{what} is of mode {picture.mode}; only 8 bits a channel are read")
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
                 picture = picture.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
@@ -177,7 +188,7 @@ class Zip(Source):
         try:
             with self._lock:
                 return self._zip.read(entry)
-        except (OSError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, ValueError) as error:
             raise CorruptPictureError(f"{self.name}: {entry.filename} cannot be unpacked: {error}") from error
 
 
@@ -230,7 +241,7 @@ class Emoji(Source):
         return self._set.captions[index]
 
     def read_bytes(self, index: int) -> bytes:
-        return self._set.images[index].numpy().tobytes()
+        return _shaped(self._set.images[index].numpy())
 
     def read(self, index: int) -> Tensor:
         return self._set.images[index]
@@ -250,11 +261,16 @@ class Npz(Source):
         return f"[{index}]"
 
     def read_bytes(self, index: int) -> bytes:
-        return self._pixels[index].tobytes()
+        return _shaped(self._pixels[index])
 
     def read(self, index: int) -> Tensor:
         pixels = torch.from_numpy(self._pixels[index])
         return pixels.permute(2, 0, 1) if pixels.shape[-1] == 3 else pixels
+
+
+def _shaped(pixels: Any) -> bytes:
+    """Bytes that tell arrays of other shapes apart."""
+    return f"{pixels.shape}".encode() + pixels.tobytes()
 
 
 def _npz_pixels(path: Path) -> Any:
@@ -269,7 +285,7 @@ def _npz_pixels(path: Path) -> Any:
             if name is None:
                 raise UserError(f"{path} holds {', '.join(names) or 'no array'}; expected arr_0")
             pixels = arrays[name]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zlib.error, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no readable npz: {error}") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or 3 not in (pixels.shape[-1], pixels.shape[1]):
         found = f"{pixels.dtype} {pixels.shape}"

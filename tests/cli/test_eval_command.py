@@ -49,9 +49,10 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_a_generator_measured_as_it_is_made_equals_its_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sampler = ("--model", "model", "--prompts", "prompts.txt", "--steps", "2", "--seed", "5")
     assert said(capsys, "ref", "--images", "real", "--out", "ref.safetensors")["n"] == 6
-    made = said(capsys, "calc", *sampler, "--pictures", "7", "--reference", "ref.safetensors", "--metrics", "fd", "kd", "prdc")
+    numbers = ("--metrics", "fd", "kd", "prdc")
+    made = said(capsys, "calc", *sampler, "--pictures", "7", "--reference", "ref.safetensors", *numbers)
     assert said(capsys, "gen", *sampler, "--pictures", "7", "--out", "pictures") == {"folder": "pictures", "n": 7}
-    stored = said(capsys, "calc", "--images", "pictures", "--reference", "real", "--metrics", "fd", "kd", "prdc")
+    stored = said(capsys, "calc", "--images", "pictures", "--reference", "real", *numbers)
     for key in ("fd", "kd", "kd_se", "precision", "coverage"):
         assert made[key] == pytest.approx(stored[key], rel=1e-6)
     assert made["n"] == 7 and made["protocol"]["protocol"].startswith("mobilenet-offline@")

@@ -21,6 +21,7 @@ clean@a904a284
 tf-legacy@28c1643a
 torchmetrics@fbb57c71
 dinov2@752e280f
+cmmd@8f7c999b
 mobilenet-offline@af45ac6e
 cifar10-50k@3eed1bea
 imagenet-50k@6804bb0b
