@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--seed is {options.seed}; it must be in [0, 2^63)")
     out: Path = options.out
     one_file = out.suffix.lower() == ".png"
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp"):
+        raise UserError(f"--out {out}: a grid is a .png file, and without that ending a folder of PNGs is made")
     check_writable(out, "--out")
     if out.exists() and not options.overwrite:
         raise UserError(f"{out} is there already; add --overwrite or name another")
@@ -51,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--out {out} is a {'folder' if one_file else 'file'}; name another")
     model = find(options.model)
     if Path(model).exists() and not (Path(model) / "model_index.json").is_file():
-        raise UserError(f"--model {model} is no pipeline folder: it has no model_index.json")
+        inside = next(Path(model).glob("**/export/model_index.json"), None)
+        hint = f"; there is one in {inside.parent}" if inside else ""
+        raise UserError(f"--model {model} is no pipeline folder: it has no model_index.json{hint}")
     prompts = _prompts(options.prompt, options.prompts, options.n)
 
     import torch
@@ -74,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
                 done += 1
     if kept:
         save_grid(out if one_file else out / "grid.png", torch.cat(kept), columns=min(GRID_COLUMNS, len(prompts)))
+    print(out)
 
 
 def _prompts(prompt: str | None, file: Path | None, n: int) -> list[str]:

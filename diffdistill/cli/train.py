@@ -58,7 +58,7 @@ def build_parser() -> ArgumentParser:
     from diffdistill.methods.base import Method
     from diffdistill.training.settings import TrainingSettings
 
-    parser = _Parser(prog="diffdistill train", description="Train a recipe from its config file.")
+    parser = _Parser(prog="diffdistill train", description="Train a recipe from its config file.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="the recipe's YAML file")
     parser.add_subclass_arguments(Method, "method", required=True)
     parser.add_class_arguments(TrainingSettings, "training")

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,7 @@ class Trainer:
         main = self.accelerator.is_main_process
         self.tracker = Tracker(self.run, s.samples, self.samples, s.report_to, main)
         self._started = time.monotonic()
+        handler = signal.getsignal(signal.SIGINT)
         try:
             if s.mixed_precision == "auto":
                 self.tracker.say(f"mixed_precision auto: {self.precision}")
@@ -187,7 +190,8 @@ class Trainer:
             if self.samples == 0:
                 self._validate()
             logged = self.samples
-            while self.samples < s.samples and not self._out_of_time():
+            stop = self._finish_the_step_when_interrupted()
+            while self.samples < s.samples and not self._out_of_time() and not stop:
                 values = self._step()
                 self.saved = None
                 before, self.samples, self.step = self.samples, self.samples + s.batch_size, self.step + 1
@@ -204,9 +208,31 @@ class Trainer:
             if self.samples % max(1, s.validate_every):
                 self._validate()
             self.save()
+            if stop and self.samples < s.samples:
+                self.tracker.say(f"interrupted after {self.samples} samples, which are saved: --resume latest goes on")
+                raise KeyboardInterrupt
             return self._export()
         finally:
             self.tracker.close()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+
+    def _finish_the_step_when_interrupted(self) -> list[int]:
+        """A list that the first Ctrl-C puts something into; the second one interrupts at once.
+
+        On several processes Ctrl-C interrupts at once: they would not agree on the step.
+        """
+        asked: list[int] = []
+        if self.accelerator.num_processes > 1 or threading.current_thread() is not threading.main_thread():
+            return asked
+
+        def handle(number: int, frame: Any) -> None:
+            if asked:
+                raise KeyboardInterrupt
+            asked.append(number)
+
+        signal.signal(signal.SIGINT, handle)
+        return asked
 
     def _step(self) -> dict[str, list[Tensor]]:
         s = self.settings

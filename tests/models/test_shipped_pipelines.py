@@ -42,7 +42,7 @@ def test_hearts_have_the_colour_that_was_asked_for(
     means = pictures.mean((2, 3))  # (picture, channel)
     assert means.argmax(1).tolist() == [0, 1, 2]
     top = means.topk(2, dim=1).values
-    assert (top[:, 0] - top[:, 1] > 0.1).all()
+    assert (top[:, 0] - top[:, 1] > 0.05).all()
 
 
 def test_the_students_one_step_is_at_the_noise_it_was_trained_at() -> None:

@@ -141,6 +141,25 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             assert a[key] == pytest.approx(b[key], rel=1e-5)
 
 
+def test_an_interrupted_run_finishes_its_step_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    class Interrupted(Small):
+        def phases(self, step):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().phases(step)
+
+    before = signal.getsignal(signal.SIGINT)
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    Trainer(Small(), settings(80), tmp_path / "whole").fit()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(Interrupted(), settings(80), tmp_path / "broken").fit()
+    assert final_folder(tmp_path / "broken").name == "checkpoint-0000000032"
+    assert not (tmp_path / "broken" / "export").exists() and signal.getsignal(signal.SIGINT) == before
+    Trainer(Small(), settings(80), tmp_path / "broken", resume="latest").fit()
+    assert_same_bits(tmp_path / "whole", tmp_path / "broken")
+
+
 def test_nan_stops_and_names_step_phase_and_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"step 5, phase student.*checkpoint-0000000032"):
         Trainer(Small(poison_at=5), settings(160, checkpoint_every=16), tmp_path).fit()
