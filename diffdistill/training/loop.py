@@ -12,6 +12,7 @@ Notable:
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import signal
@@ -211,11 +212,22 @@ class Trainer:
             if stop and self.samples < s.samples:
                 self.tracker.say(f"interrupted after {self.samples} samples, which are saved: --resume latest goes on")
                 raise KeyboardInterrupt
-            return self._export()
+            exported = self._export()
+            self._leave_the_other_processes()
+            return exported
         finally:
             self.tracker.close()
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
+
+    def _leave_the_other_processes(self) -> None:
+        """End the process group in order: left to the interpreter's exit, its threads now and then abort a process."""
+        if self.accelerator.num_processes == 1:
+            return
+        self.method.networks.update(self.bare)  # the wrappers hold the group
+        self.accelerator.free_memory()
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
     def _finish_the_step_when_interrupted(self) -> list[int]:
         """A list that the first Ctrl-C puts something into; the second one interrupts at once.
