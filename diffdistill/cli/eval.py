@@ -233,16 +233,13 @@ def _processes() -> Any:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    import torch
-    import torch.distributed as dist
+    from accelerate import PartialState
 
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    state = PartialState()
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        state.destroy_process_group()
 
 
 def _first() -> bool:

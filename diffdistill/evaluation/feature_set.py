@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffdistill import __version__
 from diffdistill.errors import UserError
+from diffdistill.evaluation.report import write_atomic
 
 FORMAT = 1
 _RECORD = "diffdistill"  # the key of the JSON record in a file's metadata
@@ -108,17 +109,7 @@ class FeatureSet:
             "version": __version__,
         }
         data = save({k: v.cpu().contiguous() for k, v in tensors.items()}, {_RECORD: json.dumps(record)})
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, data)
 
     @classmethod
     def _read(cls, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from diffdistill.evaluation.protocols import Protocol
 from diffdistill.evaluation.reading import Source, open_source
 from diffdistill.evaluation.states import FeatureRows
 from diffdistill.evaluation.statistics import FeatureStatistics
+from diffdistill.evaluation.weights import user_cache
 
 METRICS = ("fd", "kd", "prdc", "cmmd")
 ROWS = ("kd", "prdc", "cmmd")  # what needs every row of both sides
@@ -181,7 +181,7 @@ def read_reference(
     source = open_source(path)
     kind: type[Features] = FeatureRows if rows else FeatureStatistics
     key = json.dumps([source.digest(), protocol.record(extractor), len(source), kind.kind], sort_keys=True)
-    folder = cache_folder() if cache is None else cache
+    folder = user_cache() if cache is None else cache
     file = folder / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:24]}{SUFFIX}"
     first = share(2).start == 0  # it alone looks, so that all processes go the same way
     stored: Features | None = None
@@ -210,12 +210,6 @@ def load_features(path: str | Path) -> Features:
         return FeatureRows.load(path)
     except UserError:
         return FeatureStatistics.load(path)
-
-
-def cache_folder() -> Path:
-    """$DIFFDISTILL_CACHE, or diffdistill in $XDG_CACHE_HOME, or in ~/.cache."""
-    own = os.environ.get("DIFFDISTILL_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffdistill"
 
 
 def distances(generated: Features, reference: Features, metrics: Sequence[str]) -> dict[str, Any]:

@@ -18,13 +18,17 @@ def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
         TypeError: something that JSON has no form for.
         ValueError: a number that is not finite. `path` is left as it was in both cases.
     """
-    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes bytes to `path` in one rename; folders on the way are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -45,11 +45,18 @@ class WeightFile:
         return f"get {Path(self.name).name} ({pinned}) {self.get or f'from {self.url}'}, then {then}"
 
 
+def user_cache() -> Path:
+    """$DIFFDISTILL_CACHE, or diffdistill in $XDG_CACHE_HOME, or in ~/.cache."""
+    if folder := os.environ.get("DIFFDISTILL_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffdistill"
+
+
 def cache_folder() -> Path:
-    """Where weights are kept: $DIFFDISTILL_WEIGHTS, or diffdistill/weights in the user's cache folder."""
+    """Where weights are kept: $DIFFDISTILL_WEIGHTS, or weights in `user_cache()`."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffdistill" / "weights"
+    return user_cache() / "weights"
 
 
 def hub_cached(repo: str, name: str) -> list[Path]:

@@ -227,7 +227,7 @@ class Trainer:
         self.method.networks.update(self.bare)  # the wrappers hold the group
         self.accelerator.free_memory()
         gc.collect()
-        torch.distributed.destroy_process_group()
+        self.accelerator.end_training()
 
     def _finish_the_step_when_interrupted(self) -> list[int]:
         """A list that the first Ctrl-C puts something into; the second one interrupts at once.

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import measure
+from diffdistill.evaluation import weights
 from diffdistill.evaluation.distances import kernel_distance
 from diffdistill.evaluation.extractors import Extractor
 from diffdistill.evaluation.measure import Reading, collect, distances, read_reference
@@ -138,4 +138,4 @@ def test_corrupt_and_mixed_pictures(tmp_path: Path) -> None:
 def test_the_cache_is_where_one_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DIFFDISTILL_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert measure.cache_folder() == tmp_path / "diffdistill"
+    assert weights.user_cache() == tmp_path / "diffdistill"
