@@ -1,0 +1,49 @@
+"""`diffdistill eval gen`: pictures of a generator into a folder, in the layout of other tools where asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffdistill.cli.eval.options import generator_options, is_first, parse, parser_of, source_of
+from diffdistill.cli.paths import check_writable
+from diffdistill.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write a generator's pictures: `--model DIR --prompts FILE --out FOLDER`."""
+    from diffdistill.cli.eval.layouts import LAYOUTS
+
+    parser = parser_of("gen", main.__doc__ or "", measures=False)
+    parser.add_argument("--model", required=True, help="pipeline folder or hub id")
+    generator_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--layout", choices=LAYOUTS, default="plain", help="how other tools expect the files")
+    parser.add_argument("--per_prompt", type=int, default=1, help="pictures a prompt")
+    parser.add_argument("--protocol", help="whose bytes are written: cut, where it cuts; by default rounded")
+    o = parse(parser, argv)
+    if o.per_prompt < 1:
+        raise UserError(f"--per_prompt is {o.per_prompt}; it must be at least 1")
+    check_writable(o.out, "--out")
+    taken = o.out.exists() and any(o.out.iterdir() if o.out.is_dir() else [o.out])
+    from diffdistill.evaluation.extractors import to_uint8
+    from diffdistill.evaluation.loading import batches, share
+    from diffdistill.evaluation.measure import everyones
+    from diffdistill.evaluation.protocols import protocol_named
+    from diffdistill.models.pictures import save_bytes
+
+    if everyones(taken)[0]:  # as the first process saw it, so that none writes where another refuses
+        raise UserError(f"{o.out} is there already; name a new folder")
+    truncate = o.protocol is not None and protocol_named(o.protocol).quantisation == "uint8-truncate"
+    source = source_of(o, per_prompt=o.per_prompt)
+    layout = LAYOUTS[o.layout]
+    if is_first():
+        layout.begin(o.out, source, o.per_prompt)
+    everyones(True)
+    for batch in batches(source, share(len(source)), o.batch_size):
+        for index, image in zip(batch.indices, batch.images, strict=True):
+            save_bytes(layout.path(o.out, index, o.per_prompt), to_uint8(image, truncate))
+    everyones(True)  # said only once all have written
+    if is_first():
+        print(json.dumps({"folder": str(o.out), "n": len(source)}))

@@ -1,0 +1,119 @@
+"""Options that the commands of `diffdistill eval` share, what is built from them, and the processes they run on."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.paths import check_writable, find
+from diffdistill.errors import UserError
+
+
+def parser_of(name: str, description: str, measures: bool = True) -> OneLineParser:
+    """A parser of `eval NAME`, with what every command has; `measures` adds protocol and extractor."""
+    parser = OneLineParser(prog=f"diffdistill eval {name}", description=description.splitlines()[0])
+    default = "the protocol's number, or all" if measures else "one a prompt"
+    parser.add_argument("--pictures", type=int, help=f"how many; by default {default}")
+    parser.add_argument("--batch_size", type=int, default=64)
+    if measures:
+        parser.add_argument("--protocol", default="mobilenet-offline", help="a name, or NAME@HASH to insist on one")
+        parser.add_argument("--weights", help="the extractor's weights: a file, a folder, or download")
+        parser.add_argument("--weights_sha256", help="that of weights which are not the published ones")
+        parser.add_argument(
+            "--device", default=None, help="of the extractor: cpu or cuda; by default cuda where there is one"
+        )
+        parser.add_argument("--threads", type=int, default=2, help="that decode pictures")
+        parser.add_argument(
+            "--on_corrupt", choices=("stop", "skip"), default="stop", help="what a corrupt picture does"
+        )
+    return parser
+
+
+def generator_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", help="text file, one prompt a line; with --model")
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--guidance", type=float, default=1.0, help="1 is unguided")
+    parser.add_argument("--seed", type=int, default=0, help="picture i starts from noise of seed SEED + i")
+
+
+def parse(parser: OneLineParser, argv: Sequence[str]) -> argparse.Namespace:
+    o = parser.parse_args(list(argv))
+    for name, least in (("pictures", 1), ("batch_size", 1), ("threads", 0), ("steps", 1)):
+        value = getattr(o, name, None)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+    if hasattr(o, "guidance") and not 1 <= o.guidance < math.inf:
+        raise UserError(f"--guidance is {o.guidance:g}; it must be a number from 1, which is unguided")
+    if hasattr(o, "seed") and not 0 <= o.seed < 2**62:
+        raise UserError(f"--seed is {o.seed}; it must be in [0, 2^62)")
+    return o
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already; add --overwrite or name another")
+    check_writable(out, "--out")
+
+
+def source_of(o: argparse.Namespace, per_prompt: int = 1) -> Any:
+    if getattr(o, "images", None):
+        from diffdistill.evaluation.reading import open_source
+
+        return open_source(find(o.images))
+    from diffdistill.cli.eval.generated import Generated
+    from diffdistill.data.prompts import read_prompts
+
+    if o.prompts is None:
+        raise UserError("--model needs --prompts, a text file with one prompt a line")
+    prompts = [prompt for prompt in read_prompts(find(o.prompts)) for _ in range(per_prompt)]
+    return Generated(find(o.model), prompts, o.pictures or len(prompts), o.steps, o.guidance, o.seed)
+
+
+def protocol_of(o: argparse.Namespace) -> tuple[Any, Any]:
+    import torch
+
+    from diffdistill.evaluation.protocols import protocol_named
+
+    protocol = protocol_named(o.protocol)
+    device = o.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.partition(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
+        raise UserError(f"--device {device} is not there; cpu always is")
+    other = o.weights_sha256 or False
+    return protocol, protocol.build_extractor(o.weights, device=device, allow_other_weights=other)
+
+
+def reading_of(o: argparse.Namespace) -> Any:
+    from diffdistill.evaluation.measure import Reading
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return Reading(o.batch_size, o.threads, o.on_corrupt, progress=is_first(), report=report)
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Join the other processes where a launcher started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    state = PartialState()
+    try:
+        yield
+    finally:
+        state.destroy_process_group()
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

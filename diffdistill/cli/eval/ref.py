@@ -1,0 +1,34 @@
+"""`diffdistill eval ref`: features of real pictures, kept in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffdistill.cli.eval.options import check_free, is_first, parse, parser_of, protocol_of, reading_of
+from diffdistill.cli.paths import find
+from diffdistill.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure real pictures once: `--images PATH --protocol NAME --out FILE.safetensors`."""
+    parser = parser_of("ref", main.__doc__ or "")
+    parser.add_argument("--images", required=True, help="folder, .zip, .npz, .tar, folder of .tar shards, emoji set")
+    parser.add_argument("--out", type=Path, required=True, help="the file, ending in .safetensors")
+    parser.add_argument("--statistics", action="store_true", help="keep mean and scatter alone: enough for fd")
+    parser.add_argument("--overwrite", action="store_true")
+    o = parse(parser, argv)
+    if o.out.suffix != ".safetensors":
+        raise UserError(f"--out {o.out} should end in .safetensors")
+    check_free(o.out, o.overwrite)
+
+    from diffdistill.evaluation.measure import collect
+    from diffdistill.evaluation.reading import open_source
+
+    source = open_source(find(o.images))
+    protocol, extractor = protocol_of(o)
+    features = collect(source, protocol, extractor, o.pictures or len(source), not o.statistics, reading_of(o))
+    if is_first():
+        features.save(o.out)
+        print(json.dumps({"file": str(o.out), "n": features.n, "protocol": features.protocol}, indent=1))
