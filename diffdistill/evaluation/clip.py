@@ -75,6 +75,7 @@ class ClipFeatures(Extractor):
         self._side: int = sides.pop()
         self._mean, self._std = how["mean"], how["std"]
         self.name = f"clip-{model}/{pretrained}"
+        self.kind, self.key = "clip", f"({model}/{pretrained}, {prefix!r}, x1)"
         self.resize = f"pil-bicubic-{self._side}"
         self.dim = self.text([""]).shape[1]
 

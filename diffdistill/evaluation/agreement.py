@@ -1,0 +1,105 @@
+"""How well pictures agree with their captions: the mean cosine of their embeddings, and retrieval among all captions.
+
+Notable:
+- the same numbers for every pair of towers; the key they are printed under names the towers, because a cosine of
+  other towers, of another prefix or on another scale is another number;
+- retrieval is among the different captions of the set: a picture whose caption occurs twice is right with either;
+- R@1 and R@5 depend on how many captions there are (chance is k over their number): compare at an equal number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+_TILE = 4096
+
+
+class Towers(Protocol):
+    """An image and a text tower with one joint space, as `clip.ClipFeatures` and `align.AlignFeatures`."""
+
+    name: str
+    dim: int
+    kind: str  # "clip" or "align": no other towers' number is called CLIP score
+    key: str  # what their numbers' names end in, as "(ViT-g-14/laion2b_s12b_b42k, 'A photo depicts ', x1)"
+
+    @property
+    def protocol(self) -> dict[str, Any]: ...
+
+    def __call__(self, images: Tensor | Sequence[Tensor], batch_size: int = 64, progress: bool = False) -> Tensor: ...
+
+    def text(self, captions: Sequence[str]) -> Tensor: ...
+
+
+class Agreement(NamedTuple):
+    """score: mean cosine of picture and caption, in [-1, 1]; se: its standard error; r1, r5: in [0, 1]."""
+
+    score: float
+    se: float
+    r1: float
+    r5: float
+    n: int
+    captions: int
+
+
+def agreement(pictures: Tensor, texts: Tensor, captions: Sequence[str]) -> Agreement:
+    """Mean cosine of pictures and their captions, and how often the caption is among the 1 or 5 nearest.
+
+    The score is Hessel et al. 2021 (arXiv 2104.08718, eq. 1) without its factor 2.5 and without clipping at 0, on
+    the scale of the distillation papers (about 0.3 for a good match by CLIP). Retrieval counts a picture as found
+    at k when fewer than k other captions are strictly nearer, ties ranked at random, so that embeddings that are all
+    equal score k over the number of captions, not 1.
+
+    Args:
+        pictures: Tensor of shape (n, d), embeddings of length 1.
+        texts: Tensor of shape (n, d), of length 1; row i belongs to picture i.
+        captions: n strings, of which equal ones have equal rows.
+
+    Raises:
+        ValueError: shapes that do not agree, no row, or values that are not finite.
+
+    >>> eye = torch.eye(3)
+    >>> agreement(eye, eye[[0, 2, 1]], ["a", "b", "c"])
+    Agreement(score=0.333..., se=0.333..., r1=0.333..., r5=1.0, n=3, captions=3)
+    """
+    if pictures.ndim != 2 or pictures.shape != texts.shape or len(captions) != len(pictures) or not len(pictures):
+        raise ValueError(
+            f"pictures and texts should have one shape (n, d) with n captions, got {tuple(pictures.shape)}, "
+            f"{tuple(texts.shape)} and {len(captions)} captions"
+        )
+    x, y = pictures.double(), texts.double()
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("embeddings hold values that are not finite")
+    first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
+    rows = sorted(first.values())
+    choices, place = y[rows], {captions[row]: k for k, row in enumerate(rows)}
+    own = torch.tensor([place[caption] for caption in captions])
+    cosines, found = [], {1: 0.0, 5: 0.0}
+    for start in range(0, len(x), _TILE):
+        part, mine = x[start : start + _TILE], own[start : start + _TILE]
+        all_of = part @ choices.T
+        right = all_of.gather(1, mine[:, None])
+        nearer = (all_of > right).sum(1)
+        tied = (all_of == right).sum(1) - 1
+        for k in found:  # with t ties, the rank is uniform on nearer .. nearer + t
+            found[k] += float(((k - nearer) / (tied + 1)).clamp(0, 1).sum())
+        cosines.append(right[:, 0])
+    cosine = torch.cat(cosines)
+    n = len(x)
+    se = float(cosine.std() / n**0.5) if n > 1 else 0.0
+    return Agreement(float(cosine.mean()), se, found[1] / n, found[5] / n, n, len(rows))
+
+
+def report(towers: Towers, found: Agreement) -> dict[str, Any]:
+    """The numbers under names that say what made them, with the towers' protocol beside them."""
+    kind, key = towers.kind, towers.key
+    numbers = {"score": found.score, "score_se": found.se, "r1": found.r1, "r5": found.r5}
+    return {
+        **{f"{kind}_{name}{key}": value for name, value in numbers.items()},
+        f"{kind}_n": found.n,
+        f"{kind}_captions": found.captions,
+        f"{kind}_protocol": towers.protocol,
+    }
