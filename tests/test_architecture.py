@@ -39,7 +39,7 @@ def test_the_package_and_the_command_import_nothing_heavy() -> None:
     assert loaded_by("import diffdistill, diffdistill.cli.main") == set()
 
 
-@pytest.mark.parametrize("command", [(), ("generate",), ("measure",), ("quickstart",)])
+@pytest.mark.parametrize("command", [(), ("generate",), ("quickstart",), ("eval", "calc"), ("eval", "pairs")])
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     assert loaded_by(help_of(*command)) == set()
 

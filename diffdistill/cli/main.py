@@ -15,7 +15,6 @@ COMMANDS = {
     "train": "train a recipe from its config file",
     "generate": "pictures from a pipeline folder, a teacher's or a student's",
     "eval": "references, distances and pictures under a named protocol",
-    "measure": "kernel and Frechet distance of a folder of pictures to real ones",
 }
 USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:12}{v}\n" for k, v in COMMANDS.items())
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -53,6 +54,20 @@ class Reading:
     report: Callable[[str], None] = lambda line: None
 
 
+class Pass(NamedTuple):
+    """One extractor's share in a pass over pictures.
+
+    Args:
+        extractor: of the protocol, or towers beside it (`agreement.Towers`).
+        rows: keep every feature; otherwise only mean and scatter, in constant memory.
+        first: only pictures whose index is below this; None takes all.
+    """
+
+    extractor: Any
+    rows: bool = True
+    first: int | None = None
+
+
 def collect(
     source: Source,
     protocol: Protocol,
@@ -78,42 +93,60 @@ def collect(
         UserError: fewer pictures than asked for, or sizes that differ where the protocol forbids that.
         CorruptPictureError: names a picture that cannot be read.
     """
+    return collect_several(source, protocol, [Pass(extractor, rows)], n, reading)[0]
+
+
+def collect_several(
+    source: Source,
+    protocol: Protocol,
+    passes: Sequence[Pass],
+    n: int | None = None,
+    reading: Reading | None = None,
+) -> list[Features]:
+    """`collect` for several extractors, which all see the same pictures, each read or made once.
+
+    Args:
+        passes: at least one; messages and the least number of pictures go by the first, which should take all.
+
+    Returns:
+        The features of each pass, in the order of `passes`.
+    """
     reading = reading or Reading()
     wanted = how_many(source, protocol, n)
-    record = protocol.record(extractor)
-    kept: Features = (
-        FeatureRows(extractor.dim, record, source.name)
-        if rows
-        else FeatureStatistics(extractor.dim, record, source.name)
-    )
+    kept: list[Features] = []
+    for extractor, rows, _ in passes:
+        kind: type[Features] = FeatureRows if rows else FeatureStatistics
+        kept.append(kind(extractor.dim, protocol.record(extractor), source.name))
     indices, shapes = share(wanted), set()
     prepare: Any = protocol.preprocess  # a Tensor for a Tensor
     how = (reading.threads, 2, reading.on_corrupt, reading.report, prepare, protocol.mixed_sizes)
     stream = batches(source, indices, reading.batch_size, *how)
-    bar = None
-    if reading.progress:
-        from tqdm import tqdm
+    with ExitStack() as stack:  # the bar ends its line before an error is written
+        bar = None
+        if reading.progress:
+            from tqdm import tqdm
 
-        bar = tqdm(total=len(indices), desc=source.name, unit="img")
-    for batch in stream:
-        if isinstance(batch.images, Tensor):
-            shapes.add(tuple(batch.images.shape[1:]))
-            require_one_size(shapes, source.name)
-        try:
-            kept.update(extractor(batch.images, reading.batch_size))
-        except ValueError as error:
-            first, last = source.label(batch.indices[0]), source.label(batch.indices[-1])
-            raise UserError(f"{source.name}, {first} to {last}: {error}") from error
-        if bar is not None:
-            bar.update(len(batch.indices))
-    if bar is not None:
-        bar.close()
+            bar = stack.enter_context(tqdm(total=len(indices), desc=source.name, unit="img"))
+        for batch in stream:
+            if isinstance(batch.images, Tensor):
+                shapes.add(tuple(batch.images.shape[1:]))
+                require_one_size(shapes, source.name)
+            try:
+                for features, (extractor, _, first) in zip(kept, passes, strict=True):
+                    taken = len(batch.indices) if first is None else sum(i < first for i in batch.indices)  # in order
+                    if taken:
+                        features.update(extractor(batch.images[:taken], reading.batch_size))
+            except ValueError as error:
+                start, end = source.label(batch.indices[0]), source.label(batch.indices[-1])
+                raise UserError(f"{source.name}, {start} to {end}: {error}") from error
+            if bar is not None:
+                bar.update(len(batch.indices))
     require_one_size(set().union(*everyones(shapes)), source.name)
-    total = kept.all_reduce()
-    if total.n < 2:
-        raise UserError(f"{source.name}: {total.n} of {wanted} pictures could be read; at least 2 are needed")
-    if total.n < wanted:
-        reading.report(f"{source.name}: {wanted - total.n} of {wanted} pictures were left out")
+    total: list[Features] = [features.all_reduce() for features in kept]
+    if total[0].n < 2:
+        raise UserError(f"{source.name}: {total[0].n} of {wanted} pictures could be read; at least 2 are needed")
+    if total[0].n < wanted:
+        reading.report(f"{source.name}: {wanted - total[0].n} of {wanted} pictures were left out")
     return total
 
 
@@ -227,14 +260,14 @@ def distances(generated: Features, reference: Features, metrics: Sequence[str]) 
     found: dict[str, Any] = {}
     if "fd" in metrics:
         terms = frechet_terms(_statistics(generated), _statistics(reference))
-        found[_named("fd", generated.protocol)] = terms.total
+        found[named("fd", generated.protocol)] = terms.total
         found["fd_mean_term"] = terms.mean_term
     if needed := [name for name in metrics if name in ROWS]:
         if not (isinstance(generated, FeatureRows) and isinstance(reference, FeatureRows)):
             raise UserError(f"{needed[0]} needs every row of both sides, and one holds mean and scatter alone")
         x, y = generated.features, reference.features
         if "kd" in metrics:
-            name = _named("kd", generated.protocol)
+            name = named("kd", generated.protocol)
             found[name], found[f"{name}_se"] = kernel_distance(x, y)
         if "prdc" in metrics:
             found.update(prdc(x, y)._asdict())
@@ -253,7 +286,7 @@ def _statistics(features: Features) -> FeatureStatistics:
     return features.statistics() if isinstance(features, FeatureRows) else features
 
 
-def _named(metric: str, protocol: dict[str, Any]) -> str:
+def named(metric: str, protocol: dict[str, Any]) -> str:
     """fid and kid are these distances on FID's own network with the published weights, and on nothing else."""
     from diffdistill.evaluation.inception import INCEPTION_FILE
 

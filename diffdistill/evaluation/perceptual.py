@@ -13,11 +13,12 @@ Notable:
 
 import importlib.util
 import pickle
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from diffdistill.errors import UserError
 from diffdistill.evaluation.extractors import IMAGENET_MEAN, IMAGENET_STD, plain_float32
 from diffdistill.evaluation.pairs import unit_pair
+from diffdistill.evaluation.perceptual_trunks import Trunk, l2_pool, trunk_named
 from diffdistill.evaluation.weights import WeightFile, check, find, first_line
 
 _TORCHVISION = "https://download.pytorch.org/models"
@@ -38,67 +40,6 @@ SHA256 = {
     "vgg_shift_tolerant.pth": "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250",
     "dists/weights.pt": "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
 }
-
-
-class Convolution(NamedTuple):
-    """A convolution and its ReLU; `blurred` blurs and halves between the two."""
-
-    name: str
-    inputs: int
-    outputs: int
-    kernel: int = 3
-    padding: int = 1
-    stride: int = 1
-    blurred: bool = False
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """Convolutions in five stages, each giving a feature map.
-
-    Args:
-        stages: of convolutions.
-        pooled: stages before which `pool` is applied.
-        pool: halves a map.
-        least_side: fewest pixels a side that leave a map at the end.
-    """
-
-    stages: Sequence[Sequence[Convolution]]
-    pooled: Sequence[int]
-    pool: Callable[[Tensor], Tensor]
-    least_side: int
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors, by name."""
-        layers = [layer for stage in self.stages for layer in stage]
-        weights = {f"{v.name}.weight": (v.outputs, v.inputs, v.kernel, v.kernel) for v in layers}
-        return weights | {f"{v.name}.bias": (v.outputs,) for v in layers}
-
-    @property
-    def channels(self) -> list[int]:
-        """Of each feature map."""
-        return [stage[-1].outputs for stage in self.stages]
-
-    def maps(self, tensors: Mapping[str, Tensor], x: Tensor) -> Iterator[Tensor]:
-        """The five feature maps of normalised images (N, 3, H, W)."""
-        for number, stage in enumerate(self.stages):
-            if number in self.pooled:
-                x = self.pool(x)
-            for v in stage:
-                x = F.conv2d(x, tensors[f"{v.name}.weight"], tensors[f"{v.name}.bias"], v.stride, v.padding)
-                x = F.relu(blur_and_halve(x) if v.blurred else x)
-            yield x
-
-
-def blur_and_halve(x: Tensor) -> Tensor:
-    """Every second value after the binomial filter (1, 2, 1) / 4 along both axes, the border reflected, two wide."""
-    return _binomial(F.pad(x, (2, 2, 2, 2), mode="reflect"))
-
-
-def l2_pool(x: Tensor) -> Tensor:
-    """sqrt(g * x^2) at every second value (Ding et al. 2020), g a Hann window of three taps, zeros past the border."""
-    return (_binomial(F.pad(x.square(), (1, 1, 1, 1))) + 1e-12).sqrt()
 
 
 class PerceptualDistance(ABC):
@@ -210,7 +151,7 @@ def lpips(
     Raises:
         UserError: files that are missing, have another hash, or are not this network's; an unknown net.
     """
-    trunk = _trunk(net)
+    trunk = trunk_named(net)
     convolutions, digest = _load_torchvision(net, trunk, weights, allow_other_weights)
     places = {"torchmetrics": f"functional/image/lpips_models/{net}.pth", "lpips": f"weights/v0.1/{net}.pth"}
     file = _file("LPIPS head", f"lpips-v0.1/{net}.pth", "from the package torchmetrics or lpips")
@@ -240,7 +181,7 @@ def st_lpips(
     Raises:
         UserError: a file that is missing, has another hash, or is not this network's; an unknown net.
     """
-    trunk = _trunk(net, tolerant=True)
+    trunk = trunk_named(net, tolerant=True)
     how = "by `make venv`, or `pip install --no-deps stlpips-pytorch`"
     file = _file("ST-LPIPS", f"{net}_shift_tolerant.pth", how)
     places = {"stlpips_pytorch": f"weights/vST0.0/{net}_shift_tolerant.pth"}
@@ -270,7 +211,7 @@ def dists(
     Raises:
         UserError: files that are missing, have another hash, or are not this network's.
     """
-    trunk = replace(_trunk("vgg"), pool=l2_pool, least_side=1)
+    trunk = replace(trunk_named("vgg"), pool=l2_pool, least_side=1)
     convolutions, digest = _load_torchvision("vgg", trunk, weights, allow_other_weights)
     places = {"torchmetrics": "functional/image/dists_models/weights.pt", "DISTS_pytorch": "weights.pt"}
     file = _file("DISTS head", "dists/weights.pt", "from the package torchmetrics or dists-pytorch")
@@ -279,48 +220,6 @@ def dists(
     hashes = {"trunk_sha256": digest, "heads_sha256": head_digest}
     name = "dists" if _published(hashes) else "perceptual-texture-vgg"
     return TextureDistance(name, hashes, trunk, {**convolutions, **head}, torch.device(device))
-
-
-# By network: channels and kernels of the stages, and where their convolutions lie among all modules, torchvision's and
-# those with blurs between them.
-_WIDTHS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
-_KERNELS = {"alex": (11, 5, 3, 3, 3), "vgg": (3, 3, 3, 3, 3)}
-_MODULES = {
-    ("alex", False): ((0,), (3,), (6,), (8,), (10,)),
-    ("alex", True): ((0,), (5,), (9,), (11,), (13,)),
-    ("vgg", False): ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)),
-    ("vgg", True): ((0, 2), (6, 8), (12, 14, 16), (20, 22, 24), (28, 30, 32)),
-}
-_LEAST_SIDES = {("alex", False): 31, ("alex", True): 21, ("vgg", False): 16, ("vgg", True): 18}
-
-
-def _trunk(net: str, tolerant: bool = False) -> Trunk:
-    """Shift-tolerant pooling is a maximum at every place and then a blur that halves, and AlexNet's first stride of 4
-    is a stride of 1 and such a blur."""
-    if net not in _WIDTHS:
-        raise UserError(f"net should be one of {', '.join(_WIDTHS)}, got {net!r}")
-    stages, inputs = [], 3
-    for number, modules in enumerate(_MODULES[net, tolerant]):
-        stage, width, kernel = [], _WIDTHS[net][number], _KERNELS[net][number]
-        for module in modules:
-            name = f"net.slice{number + 1}.{module}" if tolerant else f"features.{module}"
-            stage.append(Convolution(name, inputs, width, kernel, padding=1 if kernel == 3 else 2))
-            inputs = width
-        stages.append(stage)
-    if net == "alex":
-        stages[0] = [stages[0][0]._replace(stride=1 if tolerant else 4, blurred=tolerant)]
-    window = 3 if net == "alex" else 2
-
-    def pool(x: Tensor) -> Tensor:
-        return blur_and_halve(F.max_pool2d(x, window, 1)) if tolerant else F.max_pool2d(x, window, 2)
-
-    return Trunk(stages, (1, 2) if net == "alex" else (1, 2, 3, 4), pool, _LEAST_SIDES[net, tolerant])
-
-
-def _binomial(x: Tensor) -> Tensor:
-    taps = torch.tensor([0.25, 0.5, 0.25], device=x.device)
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(x, kernel, stride=2, groups=x.shape[1])
 
 
 def _head_shapes(trunk: Trunk) -> dict[str, tuple[int, ...]]:
@@ -360,7 +259,10 @@ def _load(
         path = find(file, given, also)
         digest = check(file, path, allow_other)
     except UserError as error:
-        raise UserError(str(error).replace(" weights=", f" {argument}=")) from error
+        message = str(error).replace(" weights=", f" {argument}=")
+        if argument != "weights":  # a sha256 names the trunk that is meant
+            message = re.sub(r"allow_other_weights=\S+", "allow_other_weights=True", message)
+        raise UserError(message) from error
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:

@@ -64,6 +64,10 @@ class Source(ABC):
         """
         return decode(self.read_bytes(index), f"{self.name}: {self.label(index)}")
 
+    def captions(self) -> list[str] | None:
+        """Each picture's caption, where the source knows them."""
+        return None
+
     def made_from(self) -> dict[str, Any]:
         """What a report says of where the pictures come from, beside their name."""
         return {}
@@ -135,7 +139,7 @@ def decode(data: bytes, what: str) -> Tensor:
                 picture = white
             pixels = np.array(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise CorruptPictureError(f"{what} cannot be read as a picture: {error}") from error
+        raise CorruptPictureError(f"{what} cannot be read as a picture: {str(error).partition(' <')[0]}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -239,6 +243,9 @@ class Emoji(Source):
 
     def label(self, index: int) -> str:
         return self._set.captions[index]
+
+    def captions(self) -> list[str]:
+        return self._set.captions
 
     def read_bytes(self, index: int) -> bytes:
         return _shaped(self._set.images[index].numpy())

@@ -126,7 +126,7 @@ def check(file: WeightFile, path: Path, allow_other: bool | str = False) -> str:
     elif not allow_other and file.sha256 is not None and digest != file.sha256:
         raise UserError(
             f"wrong {file.title} weights in {path}: sha256 is {digest}, should be {file.sha256}; {file.advice} "
-            "(or allow_other_weights=True if this file is meant)"
+            f'(or allow_other_weights="{digest}" if this file is meant)'
         )
     return digest
 

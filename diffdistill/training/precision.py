@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def on_cpu(cpu: bool = False) -> bool:
     return cpu or torch.backends.mps.is_available()
 
 
+@cache  # one answer a process: a second run in it may not find another precision than the first
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

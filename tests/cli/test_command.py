@@ -1,13 +1,10 @@
 """The dispatcher, and what the commands without a config refuse."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from diffdistill import __version__
 from diffdistill.cli import main as dispatcher
@@ -60,14 +57,17 @@ def test_a_message_of_several_lines_is_one_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "diffdistill: error: first second\n"
 
 
-@pytest.mark.parametrize("command", ["generate", "measure"])
-def test_unknown_option_names_the_nearest(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    given = {
-        "generate": ["--model", "m", "--prompt", "x", "--out", "o", "--stpes", "3"],
-        "measure": ["--images", "i", "--refrence", "r"],
-    }[command]
-    nearest = {"generate": "--steps", "measure": "--reference"}[command]
-    assert f"the nearest is {nearest}" in refusal(capsys, command, *given)
+@pytest.mark.parametrize(
+    ("command", "nearest"),
+    [
+        (("generate", "--model", "m", "--prompt", "x", "--out", "o", "--stpes", "3"), "--steps"),
+        (("eval", "calc", "--images", "i", "--refrence", "r"), "--reference"),
+    ],
+)
+def test_unknown_option_names_the_nearest(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], nearest: str
+) -> None:
+    assert f"the nearest is {nearest}" in refusal(capsys, *command)
 
 
 def test_generate_refuses_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -85,33 +85,9 @@ def test_generate_refuses_and_writes_nothing(capsys: pytest.CaptureFixture[str],
     assert not out.exists()
 
 
-def test_measure_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "holds 0 PNG pictures" in refusal(capsys, "measure", "--images", str(tmp_path / "none"))
-    for i, side in enumerate((8, 8, 16)):
-        Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
-    assert "2.png is 16x16, 0.png 8x8" in refusal(capsys, "measure", "--images", str(tmp_path))
-    (tmp_path / "2.png").write_text("no picture")
-    assert "2.png is not a readable picture" in refusal(capsys, "measure", "--images", str(tmp_path))
-
-
-def test_measure_of_two_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    draw = np.random.default_rng(0)
-    for name, n, top in (("a", 4, 256), ("b", 8, 64)):
-        (tmp_path / name).mkdir()
-        for i in range(n):
-            Image.fromarray(draw.integers(0, top, (16, 16, 3), dtype=np.uint8)).save(tmp_path / name / f"{i}.png")
-    report = tmp_path / "report.json"
-    command = ["measure", "--images", str(tmp_path / "a"), "--reference", str(tmp_path / "b"), "--out", str(report)]
-    assert main(command) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said == json.loads(report.read_text())
-    for row in ("generated", "floor"):  # the same reference: four of the eight are set aside for the floor
-        assert (said[row]["n"], said[row]["n_reference"]) == (4, 4)
-    assert said["generated"]["kd"] > said["floor"]["kd"]
-    assert said["protocol"]["extractor"] == "mobilenet_v2"
-
-
-@pytest.mark.parametrize("script", ["train/distill.py", "train/teacher.py", "train/autoencoder.py", "eval/quick.py"])
+@pytest.mark.parametrize(
+    "script", ["train/distill.py", "train/teacher.py", "train/autoencoder.py", "eval/calc.py", "eval/pairs.py"]
+)
 def test_scripts_run_from_the_root_and_refuse_in_one_line(script: str) -> None:
     done = subprocess.run(
         [sys.executable, script, "--no_such_option", "1"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,17 +1,17 @@
 """`eval ref | calc | gen` through the command: a generator, stored pictures, one process and two, refusals."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from eval_calls import noise, refused, said
 from PIL import Image
 from tiny_pipeline import save_tiny_pipeline
 
-from diffdistill.cli.main import main
 from diffdistill.evaluation.features import _packaged_weights
 
 ROOT = Path(__file__).parents[2]
@@ -23,27 +23,10 @@ pytestmark = pytest.mark.skipif(weights is None or not weights.is_file(), reason
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
-    draw = np.random.default_rng(0)
-    Path("real").mkdir()
-    for i in range(6):
-        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f"real/{i}.png")
+    noise("real", 6, 0)
     Path("prompts.txt").write_text("red apple\nblue car\ngreen pear\n")
     save_tiny_pipeline(tmp_path / "model")
     return tmp_path
-
-
-def said(capsys: pytest.CaptureFixture[str], *argv: str) -> dict:
-    capsys.readouterr()
-    assert main(["eval", *argv]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    capsys.readouterr()
-    assert main(["eval", *argv]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == "" and len(captured.err.splitlines()) == 1
-    return captured.err
 
 
 def test_a_generator_measured_as_it_is_made_equals_its_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +70,36 @@ def test_layouts_of_other_tools(here: Path, capsys: pytest.CaptureFixture[str]) 
         assert picture.format == "JPEG"
 
 
-def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompts_record_is_carried_whole(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        {"tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}], "prompt": "a red apple"},
+        {"tag": "counting", "include": [{"class": "car", "count": 2}], "exclude": [], "prompt": "two blue cars"},
+    ]
+    Path("geneval.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n\n")
+    sampler = ("--model", "model", "--prompts", "geneval.jsonl", "--per_prompt", "2")
+    said(capsys, "gen", *sampler, "--layout", "geneval", "--out", "g")
+    for i, record in enumerate(records):
+        text = Path(f"g/{i:05d}/metadata.jsonl").read_text()
+        assert json.loads(text) == record and text.count("\n") == 1
+    said(capsys, "gen", *sampler, "--pictures", "5", "--out", "p")  # the prompts from their start again
+    assert Path("p/prompts.txt").read_text().splitlines() == ["a red apple"] * 2 + ["two blue cars"] * 2 + [
+        "a red apple"
+    ]
+    carried = [json.loads(line) for line in Path("p/metadata.jsonl").read_text().splitlines()]
+    assert carried == [records[i] for i in (0, 0, 1, 1, 0)]
+    made = said(capsys, "calc", *sampler[:4], "--pictures", "5", "--reference", "real")
+    Path("plain.txt").write_text("a red apple\ntwo blue cars\n")
+    plain = said(capsys, "calc", *sampler[:3], "plain.txt", "--pictures", "5", "--reference", "real")
+    assert made["kd"] == plain["kd"] and made["made_from"] == plain["made_from"]
+    Path("geneval.jsonl").write_text('{"prompt": "a red apple"}\n{"tag": "colors"}\n')
+    refusal = refused(capsys, "gen", *sampler, "--out", "q")
+    assert 'line 2 should be an object with a "prompt"' in refusal and not Path("q").exists()
+
+
+def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFDISTILL_WEIGHTS", str(here / "weights"))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(here / "hub"))
+    Path("other.pth").write_bytes(b"other")
     for argv, says in (
         (("clac",), "unknown command eval 'clac'"),
         (("calc", "--images", "real", "--reference", "nowhere"), "no pictures at nowhere"),
@@ -96,6 +108,14 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("calc", "--images", "real", "--reference", "real", "--protocol", "clean@00000000"), "do not compare"),
         (("calc", "--images", "real", "--reference", "real", "--pictures", "9"), "holds 6 pictures; 9 were asked for"),
         (("calc", "--model", "model", "--reference", "real"), "--model needs --prompts"),
+        (
+            ("calc", "--images", "real", "--reference", "real", "--protocol", "clean"),
+            "--weights PATH, or --weights download",
+        ),
+        (
+            ("calc", "--images", "real", "--reference", "real", "--weights", "other.pth"),
+            f"(or --weights_sha256 {hashlib.sha256(b'other').hexdigest()} if this file is meant)",
+        ),
         (("ref", "--images", "real", "--out", "ref.npz"), "should end in .safetensors"),
         (("gen", "--model", "model", "--prompts", "prompts.txt", "--out", "real"), "real is there already"),
     ):

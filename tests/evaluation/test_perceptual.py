@@ -19,6 +19,7 @@ from diffdistill.errors import UserError
 from diffdistill.evaluation import perceptual
 from diffdistill.evaluation.pairs import PairMean
 from diffdistill.evaluation.perceptual import PerceptualDistance, dists, lpips, st_lpips
+from diffdistill.evaluation.perceptual_trunks import trunk_named
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +254,7 @@ def test_a_distance_has_its_published_name_with_published_files_only(
 
 
 def test_names_of_other_shift_tolerant_weights(tmp_path: Path) -> None:
-    trunk = perceptual._trunk("alex", tolerant=True)
+    trunk = trunk_named("alex", tolerant=True)
     shapes = {**trunk.shapes, **perceptual._head_shapes(trunk), "scaling_layer.shift": (1, 3, 1, 1)}
     state = {name: torch.ones(shape) for name, shape in {**shapes, "scaling_layer.scale": (1, 3, 1, 1)}.items()}
     torch.save(state, tmp_path / "ones.pth")
@@ -263,7 +264,7 @@ def test_names_of_other_shift_tolerant_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("net", "tolerant"), [("alex", False), ("alex", True), ("vgg", False), ("vgg", True)])
 def test_the_least_side_is_the_least(net: str, tolerant: bool) -> None:
-    trunk = perceptual._trunk(net, tolerant)
+    trunk = trunk_named(net, tolerant)
     tensors = {name: torch.zeros(shape) for name, shape in trunk.shapes.items()}
     assert len(list(trunk.maps(tensors, torch.zeros(1, 3, trunk.least_side, trunk.least_side + 1)))) == 5
     with pytest.raises(RuntimeError):

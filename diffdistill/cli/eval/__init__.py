@@ -16,7 +16,10 @@ from diffdistill.errors import UserError
 COMMANDS = {
     "ref": "features of real pictures, kept in one file",
     "calc": "distances of pictures, or of a generator, to a reference",
+    "pairs": "how far pictures are from their originals, one by one",
     "gen": "pictures of a generator into a folder, in the layout of other tools where asked for",
+    "report": "what a sweep found, as one HTML page",
+    "sweep": "pipelines over steps, guidance and seeds, resumable",
 }
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffdistill.cli.eval.options import generator_options, is_first, parse, parser_of, source_of
+from diffdistill.cli.eval.options import generator_options, is_first, parse, parser_of, prompt_records, source_of
 from diffdistill.cli.paths import check_writable
 from diffdistill.errors import UserError
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> None:
     source = source_of(o, per_prompt=o.per_prompt)
     layout = LAYOUTS[o.layout]
     if is_first():
-        layout.begin(o.out, source, o.per_prompt)
+        records = [record for record in prompt_records(o) for _ in range(o.per_prompt)]
+        layout.begin(o.out, [records[i % len(records)] for i in range(len(source))], o.per_prompt)
     everyones(True)
     for batch in batches(source, share(len(source)), o.batch_size):
         for index, image in zip(batch.indices, batch.images, strict=True):

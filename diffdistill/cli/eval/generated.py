@@ -50,6 +50,9 @@ class Generated(Source):
     def prompt(self, index: int) -> str:
         return self.prompts[index % len(self.prompts)]
 
+    def captions(self) -> list[str]:
+        return [self.prompt(index) for index in range(self.n)]
+
     def read_bytes(self, index: int) -> bytes:
         return self.read(index).numpy().tobytes()
 

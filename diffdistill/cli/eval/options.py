@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ def parser_of(name: str, description: str, measures: bool = True) -> OneLinePars
 
 
 def generator_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", help="text file, one prompt a line; with --model")
+    parser.add_argument("--prompts", help="text file, one prompt a line, or .jsonl with a prompt in each; with --model")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--guidance", type=float, default=1.0, help="1 is unguided")
     parser.add_argument("--seed", type=int, default=0, help="picture i starts from noise of seed SEED + i")
@@ -69,26 +70,55 @@ def source_of(o: argparse.Namespace, per_prompt: int = 1) -> Any:
         from diffdistill.evaluation.reading import open_source
 
         return open_source(find(o.images))
+    prompts = [record["prompt"] for record in prompt_records(o) for _ in range(per_prompt)]  # before torch is loaded
     from diffdistill.cli.eval.generated import Generated
-    from diffdistill.data.prompts import read_prompts
 
-    if o.prompts is None:
-        raise UserError("--model needs --prompts, a text file with one prompt a line")
-    prompts = [prompt for prompt in read_prompts(find(o.prompts)) for _ in range(per_prompt)]
     return Generated(find(o.model), prompts, o.pictures or len(prompts), o.steps, o.guidance, o.seed)
 
 
-def protocol_of(o: argparse.Namespace) -> tuple[Any, Any]:
-    import torch
+def prompt_records(o: argparse.Namespace) -> list[dict[str, Any]]:
+    """The lines of --prompts, each with a "prompt" and, from a .jsonl, whatever else it holds."""
+    from diffdistill.data.prompts import read_prompt_records
 
+    if o.prompts is None:
+        raise UserError("--model needs --prompts, a text file with one prompt a line")
+    return read_prompt_records(find(o.prompts))
+
+
+def protocol_of(o: argparse.Namespace) -> tuple[Any, Any]:
     from diffdistill.evaluation.protocols import protocol_named
 
-    protocol = protocol_named(o.protocol)
-    device = o.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    protocol, device = protocol_named(o.protocol), device_of(o)
+    with in_options(weights="--weights", allow_other_weights="--weights_sha256"):
+        return protocol, protocol.build_extractor(o.weights, device, o.weights_sha256 or False)
+
+
+def device_of(o: argparse.Namespace) -> str:
+    import torch
+
+    device: str = o.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.partition(":")[0] not in ("cpu", "cuda") or (device != "cpu" and not torch.cuda.is_available()):
         raise UserError(f"--device {device} is not there; cpu always is")
-    other = o.weights_sha256 or False
-    return protocol, protocol.build_extractor(o.weights, device=device, allow_other_weights=other)
+    return device
+
+
+@contextmanager
+def in_options(**options: str) -> Iterator[None]:
+    """What the library says of its arguments, said of the command's: `weights="download"` as `--weights download`.
+
+    Advice to give an argument that the command has no option for is left out, as is allow_other_weights=True, since no
+    option takes just any file.
+    """
+
+    def said(found: re.Match[str]) -> str:
+        return f"{options[found[1]]} {found[2]}" if found[1] in options else found[0]
+
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace("allow_other_weights=True", "no_option=True")
+        message = re.sub(r'\b(\w+)="?(\w+)"?', said, message)
+        raise UserError(re.sub(r", then pass \w+=PATH| \(or \w+=[^)]*\)", "", message)) from error
 
 
 def reading_of(o: argparse.Namespace) -> Any:

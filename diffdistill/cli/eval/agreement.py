@@ -1,0 +1,97 @@
+"""`--agreement align|clip`: the options, the towers, whose caption is which picture's, and the numbers' names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from diffdistill.cli.eval.options import device_of, in_options
+from diffdistill.cli.paths import find
+from diffdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from diffdistill.evaluation.agreement import Towers
+    from diffdistill.evaluation.protocols import Protocol
+    from diffdistill.evaluation.reading import Source
+    from diffdistill.evaluation.states import FeatureRows
+
+_CLIP = ("clip_model", "clip_prefix", "clip_weights", "clip_weights_sha256")
+
+
+def agreement_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("agreement of pictures and captions; needs no reference")
+    group.add_argument("--agreement", choices=("align", "clip"), help="by which towers")
+    group.add_argument(
+        "--captions", help="text file, one a line in the order of the pictures; a generator's are its prompts"
+    )
+    group.add_argument("--clip_model", metavar="MODEL/TAG", help="of open_clip, where the protocol names none")
+    group.add_argument("--clip_prefix", help="put before every caption, where the protocol names no CLIP")
+    group.add_argument("--clip_weights", help="a file, or download")
+    group.add_argument("--clip_weights_sha256", help="that of weights which are not the published ones")
+
+
+def check_agreement(o: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is read."""
+    if o.agreement is None and o.captions is not None:
+        raise UserError("--captions needs --agreement align or --agreement clip")
+    for name in _CLIP:
+        if getattr(o, name) is not None and o.agreement != "clip":
+            raise UserError(f"--{name} needs --agreement clip")
+    if o.captions is not None and o.model is not None:
+        raise UserError("--captions is for --images; the captions of --model are its --prompts")
+    if o.agreement is not None and o.on_corrupt == "skip":
+        raise UserError("--agreement needs every picture, each beside its caption; leave out --on_corrupt skip")
+    if o.clip_model is not None and not all(o.clip_model.partition("/")):
+        raise UserError(f"--clip_model {o.clip_model} should be MODEL/TAG, as ViT-B-32-quickgelu/openai")
+
+
+def captions_of(o: argparse.Namespace, source: Source, n: int) -> list[str]:
+    """The captions of the first n pictures: of --captions, or of a source that knows them."""
+    from diffdistill.data.prompts import read_captions
+
+    if o.captions is None:
+        known = source.captions()
+        if known is None:
+            raise UserError("--agreement needs --captions, a text file with one caption a line, a line a picture")
+        return known[:n]
+    captions = read_captions(find(o.captions))
+    if len(captions) not in (n, len(source)):
+        raise UserError(f"{o.captions} holds {len(captions)} captions, {source.name} {len(source)} pictures")
+    return captions[:n]
+
+
+def towers_of(o: argparse.Namespace, protocol: Protocol) -> Towers:
+    """The image and the text tower that --agreement names."""
+    device = device_of(o)
+    if o.agreement == "align":
+        from diffdistill.evaluation.align import AlignFeatures
+
+        with in_options():
+            return AlignFeatures(device=device)
+    if protocol.clip_model is not None:
+        for name, given in (("clip_model", o.clip_model), ("clip_prefix", o.clip_prefix)):
+            if given not in (None, getattr(protocol, name)):
+                raise UserError(f"--{name} {given!r}: {protocol} has {getattr(protocol, name)!r}; leave the option out")
+    elif o.clip_model is None:
+        raise UserError(f"{protocol} names no CLIP; add --clip_model MODEL/TAG, as ViT-B-32-quickgelu/openai")
+    else:
+        protocol = replace(protocol, clip_model=o.clip_model, clip_prefix=o.clip_prefix or "")
+    with in_options(weights="--clip_weights", allow_other_weights="--clip_weights_sha256"):
+        return protocol.build_clip(o.clip_weights, device, o.clip_weights_sha256 or False)
+
+
+def agreement_numbers(towers: Towers, pictures: FeatureRows, captions: Sequence[str]) -> dict[str, Any]:
+    """The numbers under the towers' names, with the protocol the pictures were embedded under."""
+    import torch
+
+    from diffdistill.evaluation.agreement import agreement, report
+
+    place = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}  # each embedded once
+    texts = towers.text(list(place))[torch.tensor([place[caption] for caption in captions])]
+    try:
+        found = agreement(pictures.features, texts, captions)
+    except ValueError as error:
+        raise UserError(f"{pictures.source}: {error}") from error
+    return {**report(towers, found), f"{towers.kind}_protocol": pictures.protocol}

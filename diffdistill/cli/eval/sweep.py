@@ -1,0 +1,112 @@
+"""`diffdistill eval sweep`: several pipelines over steps, guidance and seeds; interrupted, it goes on where it was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.eval.options import is_first, parse, parser_of
+from diffdistill.cli.paths import check_writable, find
+from diffdistill.errors import UserError
+
+PICTURES = 512  # by default, where the protocol names no number
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure pipelines over steps, guidance and seeds: `--models DIR ... --students DIR ... --out FOLDER`."""
+    shared = parser_of("sweep", main.__doc__ or "")
+    how = {"parents": [shared], "conflict_handler": "resolve"}  # --pictures has another default here
+    parser = OneLineParser(prog=shared.prog, description=shared.description, **how)
+    parser.add_argument("--pictures", type=int, help=f"a cell; by default the protocol's number, or {PICTURES}")
+    where = "pipeline folders or hub ids, or NAME=PATH"
+    parser.add_argument("--models", nargs="+", default=[], help=f"{where}: measured at every --steps and --guidance")
+    parser.add_argument("--students", nargs="+", default=[], help=f"{where}: measured at every --steps, unguided")
+    parser.add_argument("--steps", dest="step_counts", metavar="N", type=int, nargs="+", default=[1, 2, 4, 8, 25, 50])
+    parser.add_argument("--guidance", dest="scales", metavar="W", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.0])
+    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--reference", default="assets/emoji", help="emoji set; with --prompts also as of `eval calc`")
+    parser.add_argument("--prompts", help="text file, one prompt a line; by default captions drawn from --reference")
+    parser.add_argument("--real", help="with --prompts: real pictures, for the floor")
+    parser.add_argument(
+        "--metrics", nargs="+", default=["fd", "kd", "prdc"], metavar="METRIC", help="of fd, kd, prdc, cmmd"
+    )
+    parser.add_argument("--agreement", choices=("align", "clip", "none"), default="align", help="of picture and prompt")
+    parser.add_argument("--agreement_pictures", type=int, default=128, help="the first so many of a cell, at most all")
+    parser.add_argument("--clip_model", metavar="MODEL/TAG", help="of open_clip, where the protocol names none")
+    parser.add_argument("--clip_prefix", help="put before every caption, where the protocol names no CLIP")
+    parser.add_argument("--clip_weights", help="a file, or download")
+    parser.add_argument("--clip_weights_sha256", help="that of weights which are not the published ones")
+    parser.add_argument("--out", type=Path, required=True, help="a folder: new, or that of a sweep to go on with")
+    o = _checked(parse(parser, argv))
+    named = _named(o)
+
+    from diffdistill.cli.eval.sweep_run import Sweep
+
+    sweep = Sweep(o, named)
+    made = sweep.run()
+    if is_first():
+        print(json.dumps({"sweep": str(sweep.out / "sweep.json"), "cells": len(sweep.order), "made": made}))
+
+
+def _checked(o: argparse.Namespace) -> argparse.Namespace:
+    """Raise UserError for what is wrong with the options alone; values given twice are taken once."""
+    for option, values, least, most in (
+        ("--steps", o.step_counts, 1, math.inf),
+        ("--guidance", o.scales, 1, 1e6),
+        ("--seeds", o.seeds, 0, 2**40),
+    ):
+        for value in values:
+            if not least <= value <= most or value == math.inf:
+                bounds = f"at least {least}" if most == math.inf else f"from {least} to {most:g}"
+                raise UserError(f"{option} has {value:g}; each must be {bounds}")
+    o.step_counts, o.scales, o.seeds = (list(dict.fromkeys(v)) for v in (o.step_counts, o.scales, o.seeds))
+    if not o.models and not o.students:
+        raise UserError("there is nothing to measure; name --models, --students or both")
+    if o.agreement_pictures < 2:
+        raise UserError(f"--agreement_pictures is {o.agreement_pictures}; it must be at least 2")
+    for name in ("clip_model", "clip_prefix", "clip_weights", "clip_weights_sha256"):
+        if getattr(o, name) is not None and o.agreement != "clip":
+            raise UserError(f"--{name} needs --agreement clip")
+    if o.clip_model is not None and not all(o.clip_model.partition("/")):
+        raise UserError(f"--clip_model {o.clip_model} should be MODEL/TAG, as ViT-B-32-quickgelu/openai")
+    if o.real is not None and o.prompts is None:
+        raise UserError("--real goes with --prompts; without them, the emoji set gives the real pictures itself")
+    if o.real is not None and Path(find(o.real)).resolve() == Path(find(o.reference)).resolve():
+        raise UserError("--real is the reference itself; name other real pictures")
+    if o.prompts is None and not Path(find(o.reference), "concepts.tsv").is_file():
+        raise UserError(f"--reference {o.reference} is no emoji set to draw prompts from; name --prompts FILE")
+    if o.out.exists() and not o.out.is_dir():
+        raise UserError(f"--out {o.out} is a file; name a folder")
+    if o.out.is_dir() and not (o.out / "cells").is_dir() and any(p.name[0] != "." for p in o.out.iterdir()):
+        raise UserError(f"--out {o.out} holds something that is no sweep; name a new folder")
+    check_writable(o.out, "--out")
+    return o
+
+
+def _named(o: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """By name, the path as it was given, and "model" or "student".
+
+    Raises:
+        UserError: a name that is given twice, or cannot be part of a file's.
+    """
+    found = []
+    for kind, values in (("model", o.models), ("student", o.students)):
+        for value in values:
+            name, equals, path = value.partition("=")
+            if not equals or Path(find(value)).exists():
+                name, path = Path(value).name or Path(value).resolve().name, value
+            if not re.fullmatch(r"\w[\w .+-]*", name):
+                raise UserError(
+                    f"{value!r} gives a generator the name {name!r}; name it as in teacher={path or 'PATH'}"
+                )
+            found.append((name, path, kind))
+    twice = [name for name, n in Counter(name for name, _, _ in found).items() if n > 1]
+    if twice:
+        raise UserError(f"two generators are called {twice[0]!r}; name them as in {twice[0]}-2=PATH")
+    return {name: (path, kind) for name, path, kind in found}

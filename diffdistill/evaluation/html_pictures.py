@@ -1,0 +1,137 @@
+"""Pictures in a page: strips under their prompts, and pairs of a picture and its nearest training picture.
+
+Every PNG is inlined as base64. A strip of k pictures is one <img>; its columns line up with k cells of a CSS grid,
+`--k` wide by `--cell` pixels: small pictures are shown at a whole multiple of their size, so that pixels stay square.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from statistics import median
+
+from diffdistill.evaluation.metric_columns import Column, best_of, digits, error_of, guided, rows_of, setting
+from diffdistill.evaluation.sweep_record import Measured, Picture, Row, Sweep, read_strip
+
+SMALL = 96  # pictures up to this many pixels are enlarged without smoothing
+CELL = 80  # pixels a larger picture is shown at
+
+
+def cell_of(side: int) -> int:
+    """Pixels at which a picture of `side` pixels is shown.
+
+    >>> [cell_of(side) for side in (8, 32, 64, 96, 512)]
+    [64, 64, 64, 96, 80]
+    """
+    return side * max(1, 64 // side) if side <= SMALL else CELL
+
+
+def grids(sweep: Sweep, ranked_by: Column | None) -> str:
+    """The best guidance of each number of steps, open; all rows of each guidance, folded. "" without strips."""
+    rows = [row for generator in sweep.generators for row in rows_of(sweep, generator.name) if row.strip]
+    if not rows:
+        return ""
+    k = len(sweep.prompts)
+    strips = {row.strip: read_strip(sweep.folder, row.strip, k) for row in rows if row.strip}
+    side = max(picture.side for picture in strips.values())
+    images = {name: _image(picture, "a picture for each prompt") for name, picture in strips.items()}
+    real = ""
+    if sweep.floor and sweep.floor.strip:
+        real = _row("real pictures", "", _image(read_strip(sweep.folder, sweep.floor.strip, k), "real pictures"))
+
+    def grid(chosen: Sequence[Row]) -> str:
+        lines = "".join(_strip_row(sweep, row, images[str(row.strip)]) for row in chosen)
+        return _sheet(side, _heads(sweep.prompts) + real + lines, k)
+
+    best = []
+    for generator in sweep.generators:
+        mine = [row for row in rows if row.generator == generator.name]
+        for steps in sorted({row.steps for row in mine}):
+            at = [row for row in mine if row.steps == steps]
+            best.append(best_of(at, ranked_by) or at[0])
+    guidances = sorted({row.guidance for row in rows})
+    several = len(rows) > len(best)
+    title = "Each number of steps at its best guidance" if several else "Each number of steps"
+    parts = [_fold(title, len(best), grid(best), True)]
+    if several:
+        for guidance in guidances:
+            chosen = [row for row in rows if row.guidance == guidance]
+            parts.append(
+                _fold(f"Guidance {guidance:g}{', unguided' if guidance == 1 else ''}", len(chosen), grid(chosen))
+            )
+    return "".join(parts)
+
+
+def neighbours(sweep: Sweep, ranked_by: Column | None) -> str:
+    """A panel for the best row of each generator that has one, and for the floor. "" where there is none."""
+    panels = []
+    for generator in sweep.generators:
+        rows = [row for row in rows_of(sweep, generator.name) if row.nearest and row.distances]
+        row = best_of(rows, ranked_by) or next(iter(rows), None)
+        if row is not None:
+            panels.append(_panel(sweep, row, generator.name, setting(row, guided(sweep, generator.name)), "generated"))
+    if sweep.floor and sweep.floor.nearest and sweep.floor.distances:
+        panels.append(_panel(sweep, sweep.floor, "real pictures", "held out", "held out"))
+    return "".join(panels)
+
+
+def median_distance(measured: Measured) -> tuple[float | None, float | None, str]:
+    """Median distance to the nearest training picture, its sd over seeds, and of how many pictures it is."""
+    if (value := measured.mean.get("nearest_median")) is not None:
+        return value, error_of(measured, "nearest_median"), "all"
+    return (median(measured.distances), None, "shown") if measured.distances else (None, None, "")
+
+
+def _panel(sweep: Sweep, measured: Measured, name: str, how: str, upper: str) -> str:
+    distances = measured.distances or []
+    k = len(distances)
+    picture = read_strip(sweep.folder, measured.nearest or "", k, rows=2)
+    middle, _, of = median_distance(measured)
+    of = "median of all" if of == "all" else "median of these"
+    decimals = digits(distances)
+    cells = "".join(f"<span>{distance:.{decimals}f}</span>" for distance in distances)
+    label = f"<b>{escape(name)}</b><small>{escape(how)}</small><small>{of} {middle or 0:.{decimals}f}</small>"
+    names = f'<span class="which"><small>{upper}</small><small>nearest</small></span>'
+    body = (
+        f'<div class="row pair"><div class="label">{label}</div>{names}'
+        f"{_image(picture, f'{name}: pictures above, the nearest training picture of each below')}</div>"
+        f'<div class="row under"><div class="label"><small>distance</small></div>{_cells(cells)}</div>'
+    )
+    return _sheet(picture.side, body, k)
+
+
+def _strip_row(sweep: Sweep, row: Row, image: str) -> str:
+    guidance = f", guidance {row.guidance:g}" if guided(sweep, row.generator) else ""
+    return _row(row.generator, f"{setting(row, False)}{guidance}", image)
+
+
+def _row(label: str, small: str, image: str) -> str:
+    more = f"<small>{escape(small)}</small>" if small else ""
+    return f'<div class="row"><div class="label"><b>{escape(label)}</b>{more}</div>{image}</div>'
+
+
+def _heads(prompts: Sequence[str]) -> str:
+    cells = "".join(f'<span title="{escape(prompt)}">{escape(prompt)}</span>' for prompt in prompts)
+    return f'<div class="row heads"><div class="label"></div>{_cells(cells)}</div>'
+
+
+def _cells(inside: str) -> str:
+    return f'<div class="cells">{inside}</div>'
+
+
+def _sheet(side: int, inside: str, k: int) -> str:
+    look = " pixels" if side <= SMALL else ""
+    style = f"--cell:{cell_of(side)}px;--k:{k}"
+    return f'<div class="scroll" tabindex="0"><div class="sheet{look}" style="{style}">{inside}</div></div>'
+
+
+def _fold(title: str, rows: int, inside: str, is_open: bool = False) -> str:
+    count = f'<span class="count">{rows} row{"" if rows == 1 else "s"}</span>'
+    return f"<details{' open' if is_open else ''}><summary>{escape(title)} {count}</summary>{inside}</details>"
+
+
+def _image(picture: Picture, alt: str = "") -> str:
+    data = base64.b64encode(picture.png).decode("ascii")
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<img src="data:image/png;base64,{data}" {size} alt="{escape(alt)}">'

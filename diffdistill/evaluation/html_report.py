@@ -1,0 +1,286 @@
+"""A sweep as one HTML page that needs nothing else: no network, no library, and no script to be read.
+
+Notable:
+- curves, pictures, numbers and protocol of `sweep.json`, and the record itself, in the order they are asked for;
+- every string of the record is escaped; a content security policy forbids the page to load anything, and any script
+  but its own, by hash;
+- the same sweep gives the same bytes: no date, no random id.
+
+Importing this module needs no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from diffdistill import __version__
+from diffdistill.evaluation.html_curves import curves, trade_off
+from diffdistill.evaluation.html_pictures import grids, neighbours
+from diffdistill.evaluation.html_style import SCRIPT, STYLE
+from diffdistill.evaluation.html_tables import all_rows, best_rows, generators, medians
+from diffdistill.evaluation.metric_columns import (
+    IN_WORDS,
+    Column,
+    best_of,
+    columns_of,
+    guided,
+    headline_column,
+    plotted,
+    rows_of,
+    setting,
+)
+from diffdistill.evaluation.sweep_record import Measured, Sweep, read_sweep
+
+
+@dataclass
+class Numbered:
+    """Captions, numbered in the order in which they are asked for."""
+
+    figures: int = 0
+    tables: int = 0
+
+    def figure(self, text: str) -> str:
+        self.figures += 1
+        return f"<figcaption><b>Figure {self.figures}.</b> {text}</figcaption>"
+
+    def table(self, text: str) -> str:
+        self.tables += 1
+        return f"<figcaption><b>Table {self.tables}.</b> {text}</figcaption>"
+
+
+def html_report(folder: str | Path, title: str | None = None) -> str:
+    """The page of the sweep in `folder`.
+
+    Args:
+        folder: what `diffdistill eval sweep` wrote: sweep.json and PNG files.
+        title: of the page; by default it names the generators.
+
+    Raises:
+        UserError: the sweep is not as its contract says, or has no row.
+    """
+    sweep = read_sweep(folder)
+    columns = columns_of(sweep)
+    ranked_by = headline_column(columns)
+    title = title or f"{listed([g.name for g in sweep.generators])}: quality against steps and guidance"
+    captions = Numbered()
+    best = _best(sweep, columns, ranked_by, captions)
+    sections = [
+        ("curves", "Curves", _curves(sweep, columns, ranked_by, captions)),
+        ("pictures", "Side by side", _pictures(sweep, ranked_by, captions)),
+        ("nearest", "Nearest training pictures", _nearest(sweep, ranked_by, captions)),
+        ("numbers", "All numbers", _numbers(sweep, columns, captions)),
+        ("protocol", "Protocol", _protocol(sweep)),
+    ]
+    there = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in there)
+    body = "".join(f'<section id="{key}"><h2>{name}</h2>{inside}</section>\n' for key, name, inside in there)
+    record = json.dumps(sweep.raw, ensure_ascii=False).replace("<", "\\u003c")  # so that nothing in it ends the element
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_policy()}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="diffdistill {__version__}">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header><h1>{escape(title)}</h1>
+<p>{_what_was_measured(sweep, columns)}</p>
+{_incomplete(sweep)}
+<p class="headline">{_headline(sweep, ranked_by)}</p>
+{best}
+<nav>{links}</nav></header>
+<main>
+{body}</main>
+<footer><p class="soft">Made by <code>diffdistill eval report</code>, version {__version__}.</p></footer>
+<script type="application/json" id="sweep">{record}</script>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def headline(sweep: Sweep, ranked_by: Column | None) -> list[tuple[str, str]]:
+    """The best row of each generator, students first: who and how, and the number with its error."""
+    said: list[tuple[str, str]] = []
+    for generator in sorted(sweep.generators, key=lambda g: g.kind != "student"):
+        rows = rows_of(sweep, generator.name)
+        row = best_of(rows, ranked_by)
+        if row is not None and ranked_by is not None:
+            who = f"{generator.name}, " if len(rows) == 1 else f"{generator.name}\u2019s best, "
+            metric = f"{ranked_by.label} " if not said else ""
+            how = setting(row, guided(sweep, generator.name))
+            said.append((f"{who}{how}: ", f"{metric}{ranked_by.with_error(row)}"))
+    return said
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a sentence.
+
+    >>> listed(["kd"]), listed(["kd", "fd"]), listed(["kd", "fd", "recall"])
+    ('kd', 'kd and fd', 'kd, fd and recall')
+    """
+    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
+
+
+def _headline(sweep: Sweep, ranked_by: Column | None) -> str:
+    said = headline(sweep, ranked_by)
+    sentence = "; ".join(f"{escape(who)}<b>{escape(number)}</b>" for who, number in said)
+    return f"{sentence}." if said else "No row has a number yet."
+
+
+def _what_was_measured(sweep: Sweep, columns: Sequence[Column]) -> str:
+    names = [column.label for column in plotted(sweep, columns) if column.key != sweep.agreement_metric]
+    protocol = sweep.protocol.get("protocol")
+    under = f" under protocol <code>{escape(protocol)}</code>" if isinstance(protocol, str) else ""
+    text = (
+        f"{escape(listed(names) or 'Numbers')} of {sweep.pictures:,} pictures a seed ({_seeds(sweep)}) against "
+        f"{sweep.reference_n:,} real ones of <code>{escape(sweep.reference)}</code>{under}"
+    )
+    if sweep.agreement_metric:
+        of = f" of {sweep.agreement_pictures:,} pictures" if sweep.agreement_pictures else ""
+        text += f"; agreement{of} with their captions by <code>{escape(sweep.agreement_metric)}</code>"
+    steps = listed([str(steps) for steps in sorted({row.steps for row in sweep.rows})])
+    guidances = listed([f"{guidance:g}" for guidance in sorted({row.guidance for row in sweep.rows})])
+    names = [generator.name for generator in sweep.generators]
+    return f"{text}; of {escape(listed(names))}, at {steps} steps and guidance {guidances}."
+
+
+def _incomplete(sweep: Sweep) -> str:
+    if sweep.complete:
+        return ""
+    full = sum(len(row.seeds) == len(sweep.seeds) for row in sweep.rows)
+    return (
+        f'<p class="incomplete" role="note"><b>This sweep is not complete.</b> {len(sweep.rows)} rows are there, '
+        f"{full} of them with every seed; what is best among them may change.</p>"
+    )
+
+
+def _best(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, captions: Numbered) -> str:
+    if ranked_by is None or all(best_of(rows_of(sweep, g.name), ranked_by) is None for g in sweep.generators):
+        return ""
+    text = (
+        f"The row of each generator whose {escape(ranked_by.label)} is best, out of all its steps and guidance. "
+        f"{_errors(sweep)} Passes: of the network, for one picture."
+    )
+    return f"<figure>{best_rows(sweep, columns, ranked_by, captions.table(text))}</figure>"
+
+
+def _curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, captions: Numbered) -> str:
+    shown = plotted(sweep, columns)
+    drawn = curves(sweep, shown, ranked_by)
+    if not drawn:
+        return ""
+    several = any(len({row.guidance for row in rows_of(sweep, g.name)}) > 1 for g in sweep.generators)
+    text = "Each number against the number of steps, doubling along the axis. A line is one generator at one guidance"
+    if several:
+        text += " (g; fainter is lower"
+        text += f", thick is where its {escape(ranked_by.label)} is best)" if ranked_by else ")"
+    text += f". {_errors(sweep, 'Bars')} Dotted: a line\u2019s last value carried across, not measured along it."
+    if sweep.floor:
+        text += " Dashed: real pictures that are not in the reference, measured the same way."
+    text += " Hover over a point for its numbers."
+    words = "".join(f"<dt>{escape(column.label)}</dt><dd>{_in_words(sweep, column)}</dd>" for column in shown)
+    out = f'<figure><div class="plots">{"".join(drawn)}</div>{captions.figure(text)}</figure><dl>{words}</dl>'
+    distance = next((column for column in shown if column.better == "lower"), None)
+    agreement = next((column for column in shown if column.key == sweep.agreement_metric), None)
+    if plot := trade_off(sweep, distance, agreement):
+        text = "What guidance trades, at each generator\u2019s largest number of steps. "
+        text += "The number beside a point is its guidance. " if several else ""
+        text += _floor_point(sweep, distance, agreement)
+        out += f'<figure class="beside"><div>{plot}</div>{captions.figure(text)}</figure>'
+    return out
+
+
+def _floor_point(sweep: Sweep, *columns: Column | None) -> str:
+    known = [c for c in columns if c is not None and sweep.floor and sweep.floor.mean.get(c.key) is not None]
+    if not known or sweep.floor is None:
+        return ""
+    return f"Real pictures, not drawn: {', '.join(_unbroken(c, sweep.floor) for c in known)}."
+
+
+def _unbroken(column: Column, measured: Measured) -> str:
+    """A number with its error that no line ends within."""
+    return f"{escape(column.label)} {column.with_error(measured)}".replace(" ", "\u00a0")
+
+
+def _in_words(sweep: Sweep, column: Column) -> str:
+    if column.key == sweep.agreement_metric:
+        words = f"mean cosine of a picture and its caption, <code>{escape(column.key)}</code>"
+    else:
+        words = IN_WORDS.get(column.key, "")
+    return f"{words}; {column.better} is better" if column.better else words
+
+
+def _pictures(sweep: Sweep, ranked_by: Column | None, captions: Numbered) -> str:
+    drawn = grids(sweep, ranked_by)
+    if not drawn:
+        return ""
+    text = f"The same {len(sweep.prompts)} prompts and the same starting noise in every row, none chosen by its look."
+    if ranked_by:
+        text += f" Best guidance: by {escape(ranked_by.label)}."
+    return f"<figure>{drawn}{captions.figure(text)}</figure>"
+
+
+def _nearest(sweep: Sweep, ranked_by: Column | None, captions: Numbered) -> str:
+    drawn = neighbours(sweep, ranked_by)
+    table = medians(sweep, ranked_by, "")
+    if not drawn and not table:
+        return ""
+    out = ""
+    if drawn:
+        text = (
+            "Each picture, and under it the training picture nearest to it. The number is their distance in the "
+            "protocol\u2019s features."
+        )
+        out += f"<figure>{drawn}{captions.figure(text)}</figure>"
+    if table:
+        text = (
+            "How to read it: distances near 0 are memorised copies of training pictures. Real pictures held out "
+            "of the training set say how near pictures come that were not copied: a median like theirs is no sign "
+            "of memorising, one far below it is."
+        )
+        out += f"<figure>{table}{captions.table(text)}</figure>"
+    return out
+
+
+def _numbers(sweep: Sweep, columns: Sequence[Column], captions: Numbered) -> str:
+    text = f"Every row. {_errors(sweep)} Bold: the best of a column. A dash: not measured. A click on a head sorts."
+    return f"<figure>{all_rows(sweep, columns, captions.table(text))}</figure>"
+
+
+def _protocol(sweep: Sweep) -> str:
+    record = {key: value for key, value in sweep.raw.items() if key not in ("rows", "floor")}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[\n([\d\s,]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)  # seeds in one line
+    prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in sweep.prompts)
+    return (
+        "<p>Numbers compare only under one protocol, one reference and one number of pictures. What these were "
+        f'made with, to copy:</p>{generators(sweep)}<pre tabindex="0">{escape(text)}</pre>'
+        f"<details><summary>The {len(sweep.prompts)} prompts of the pictures</summary><ol>{prompts}</ol></details>"
+    )
+
+
+def _errors(sweep: Sweep, what: str = "±") -> str:
+    are = "are" if what == "Bars" else "is"
+    if len(sweep.seeds) > 1:
+        return f"{what} {are} the standard deviation over {len(sweep.seeds)} seeds, {sweep.pictures:,} pictures each."
+    return f"{what} {are} a standard error over {sweep.pictures:,} pictures where there is one; there is one seed."
+
+
+def _seeds(sweep: Sweep) -> str:
+    return f"seed{'' if len(sweep.seeds) == 1 else 's'} {listed([str(seed) for seed in sweep.seeds])}"
+
+
+def _policy() -> str:
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

@@ -1,0 +1,173 @@
+"""The numbers of a sweep as columns: what each is called, which way is better, how many digits, and which row is best.
+
+Importing this module needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from diffdistill.evaluation.sweep_record import Measured, Row, Sweep
+
+NAMES = {
+    "kd": "KD",
+    "kid": "KID",
+    "cmmd": "CMMD",
+    "fd": "FD",
+    "fid": "FID",
+    "seconds_per_image": "s a picture",
+    "nearest_median": "nearest, median",
+}
+FIRST = ("kd", "kid", "cmmd", "fd", "fid")  # then agreement, then what is not here
+THEN = ("recall", "precision", "coverage", "density")
+LAST = ("nearest_median", "seconds_per_image")
+LOWER = {"kd", "kid", "cmmd", "fd", "fid", "seconds_per_image"}
+HIGHER = {"recall", "precision", "coverage", "density"}
+IN_WORDS = {
+    "kd": "kernel distance",
+    "kid": "kernel distance",
+    "cmmd": "kernel distance of CLIP embeddings",
+    "fd": "Fréchet distance",
+    "fid": "Fréchet distance",
+    "recall": "share of real pictures that lie near generated ones: variety",
+    "precision": "share of pictures that lie near real ones: fidelity",
+    "coverage": "share of real pictures with a generated one near",
+    "density": "how many real pictures' neighbourhoods hold a generated one",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """better: "lower", "higher", or "" where neither is better; decimals: as many for every row."""
+
+    key: str
+    label: str
+    better: str
+    decimals: int
+
+    @property
+    def arrow(self) -> str:
+        return {"lower": "↓", "higher": "↑", "": ""}[self.better]
+
+    def number(self, value: float | None) -> str:
+        """The number with a real minus, a dash where there is none; zero has no sign.
+
+        >>> Column("kd", "KD", "lower", 3).number(-0.0123), Column("kd", "KD", "lower", 3).number(-0.0001)
+        ('−0.012', '0.000')
+        """
+        if value is None:
+            return "–"
+        text = f"{value:.{self.decimals}f}"
+        return text.replace("-", "−" if any(c in "123456789" for c in text) else "")
+
+    def with_error(self, measured: Measured) -> str:
+        """Mean ± `error_of`, the mean alone where there is no error."""
+        error = error_of(measured, self.key)
+        mean = self.number(measured.mean.get(self.key))
+        return mean if error is None or mean == "–" else f"{mean} ± {self.number(error)}"
+
+
+def columns_of(sweep: Sweep) -> list[Column]:
+    """A column for every number that some row has, standard errors aside, in the order they are shown."""
+    sets = _all_sets(sweep)
+    keys = list(dict.fromkeys(key for s in sets for key, value in s.mean.items() if value is not None))
+    keys = [key for key in keys if not key.partition("(")[0].endswith("_se")]
+    agreement = [sweep.agreement_metric] if sweep.agreement_metric else []
+    order = [*FIRST, *agreement, *THEN]
+    front = [key for key in order if key in keys]
+    rest = [key for key in keys if key not in (*order, *LAST)]
+    keys = [*front, *rest, *(key for key in LAST if key in keys)]
+    return [Column(key, label_of(key, sweep), better_of(key, sweep), _decimals(sets, key)) for key in keys]
+
+
+def plotted(sweep: Sweep, columns: Iterable[Column]) -> list[Column]:
+    """Those that have a curve: distances, agreement, and shares."""
+    keys = {*FIRST, *THEN, sweep.agreement_metric} - {"density"}  # which coverage has replaced
+    return [column for column in columns if column.key in keys]
+
+
+def label_of(key: str, sweep: Sweep) -> str:
+    """A short name; agreement's full key, which names the towers, stands in the protocol.
+
+    >>> class S: agreement_metric = "clip_score(ViT-g-14, 'A photo depicts ', x1)"
+    >>> label_of(S.agreement_metric, S), label_of("clip_r1(ViT-g-14)", S), label_of("kd", S)
+    ('agreement', 'agreement R@1', 'KD')
+    """
+    stem = key.partition("(")[0]
+    kind = (sweep.agreement_metric or "").partition("_")[0]
+    if key == sweep.agreement_metric:
+        return "agreement"
+    if kind and stem in (f"{kind}_r1", f"{kind}_r5"):
+        return f"agreement R@{stem[-1]}"
+    return NAMES.get(key, stem.replace("_", " "))
+
+
+def better_of(key: str, sweep: Sweep) -> str:
+    """Which way is better, "" where it is not known."""
+    agreement = label_of(key, sweep).startswith("agreement")
+    return "lower" if key in LOWER else "higher" if key in HIGHER or agreement else ""
+
+
+def headline_column(columns: Iterable[Column]) -> Column | None:
+    """What rows are ranked by: KD where it is measured, else the first that has a better side."""
+    return next((column for column in columns if column.better), None)
+
+
+def error_of(measured: Measured, key: str) -> float | None:
+    """Standard deviation over seeds; of one seed the standard error over pictures, where the row has it."""
+    sd = measured.sd.get(key)
+    return measured.mean.get(f"{key}_se") if sd is None and len(measured.seeds) <= 1 else sd
+
+
+def best_of(rows: Iterable[Row], column: Column | None) -> Row | None:
+    """The row whose mean is best; of equal ones the one with fewer passes; None where no row has the number."""
+    if column is None:
+        return None
+    sign = -1 if column.better == "higher" else 1
+    ranked = [
+        (sign * value, row.nfe or row.steps, row) for row in rows if (value := row.mean.get(column.key)) is not None
+    ]
+    return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None
+
+
+def rows_of(sweep: Sweep, generator: str) -> list[Row]:
+    """A generator's rows by guidance and steps."""
+    return sorted((r for r in sweep.rows if r.generator == generator), key=lambda r: (r.guidance, r.steps))
+
+
+def setting(row: Row, with_guidance: bool = True) -> str:
+    """A row's sampler in words: "1 step", "50 steps at guidance 3"."""
+    steps = f"{row.steps} step{'' if row.steps == 1 else 's'}"
+    return f"{steps} at guidance {row.guidance:g}" if with_guidance else steps
+
+
+def guided(sweep: Sweep, generator: str) -> bool:
+    """Whether guidance is worth naming: the generator was measured at other ones than 1."""
+    return any(row.guidance != 1 for row in sweep.rows if row.generator == generator)
+
+
+def _all_sets(sweep: Sweep) -> list[Measured]:
+    return [*sweep.rows, *([sweep.floor] if sweep.floor else [])]
+
+
+def _decimals(sets: Iterable[Measured], key: str) -> int:
+    """`digits` of the means, and one more where most errors would be nought without it and are not with it."""
+    sets = list(sets)
+    needed = digits([v for s in sets if (v := s.mean.get(key)) is not None])
+    errors = [error for s in sets if (error := error_of(s, key))]
+    return needed + (bool(errors) and 0.05 < median(errors) * 10.0**needed < 0.5)
+
+
+def digits(values: Iterable[float]) -> int:
+    """Decimals that show three digits or four of the largest value.
+
+    >>> [digits([value]) for value in (1234, 248.31, 12.312, 0.2384, 0.01234)]
+    [1, 1, 2, 3, 4]
+    """
+    largest = max(map(abs, values), default=0.0)
+    if largest == 0:
+        return 3
+    return min(8, 2 + (largest < 1) - (largest >= 100) + max(0, -math.floor(math.log10(largest)) - 1))

@@ -1,0 +1,72 @@
+"""Pictures of two sources as pairs, by name, or in order where a source has no names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffdistill.errors import UserError
+from diffdistill.evaluation.reading import PICTURES, Npz, Shards, Source
+
+_NAMED = 3  # missing partners a message names
+
+
+class Pairs(Source):
+    """Each picture of `reference` above the picture of `images` of the same name: uint8 (6, H, W), in its order.
+
+    Names are paths inside the source without their endings; of an .npz, which has none, pictures pair in order.
+
+    Raises:
+        UserError: a picture without a partner, two of one name, or, from `read`, two of different sizes.
+    """
+
+    def __init__(self, reference: Source, images: Source) -> None:
+        self.name = f"{images.name} against {reference.name}"
+        self.reference, self.images = reference, images
+        if isinstance(reference, Npz) or isinstance(images, Npz):
+            if len(reference) != len(images):
+                raise UserError(
+                    f"{reference.name} holds {len(reference)} pictures, {images.name} {len(images)}; "
+                    "an .npz pairs in order and needs as many"
+                )
+            self._places = [(i, i) for i in range(len(reference))]
+            return
+        ours, theirs = _by_name(reference), _by_name(images)
+        for names, others, source in ((ours, theirs, images), (theirs, ours, reference)):
+            if lacking := [name for name in names if name not in others]:
+                more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+                raise UserError(f"{source.name} has no partner for {', '.join(lacking[:_NAMED])}{more}")
+        self._places = [(index, theirs[name]) for name, index in ours.items()]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def label(self, index: int) -> str:
+        return self.reference.label(self._places[index][0])
+
+    def read_bytes(self, index: int) -> bytes:
+        ours, theirs = self._places[index]
+        return self.reference.read_bytes(ours) + self.images.read_bytes(theirs)
+
+    def read(self, index: int) -> Tensor:
+        ours, theirs = self._places[index]
+        x, y = self.reference.read(ours), self.images.read(theirs)
+        if x.shape != y.shape:
+            (h, w), (other_h, other_w) = x.shape[1:], y.shape[1:]
+            sizes = f"{w}x{h} in {self.reference.name}, {other_w}x{other_h} in {self.images.name}"
+            raise UserError(f"{self.label(index)} is {sizes}; a pair needs one size")
+        return torch.cat([x, y])
+
+
+def _by_name(source: Source) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for index in range(len(source)):
+        label = source.label(index)
+        inside = label.partition("/")[2] if isinstance(source, Shards) else label
+        name = inside[: -len(Path(inside).suffix)] if inside.lower().endswith(PICTURES) else inside
+        if name in found:
+            raise UserError(f"{source.name} holds two pictures named {name}: {source.label(found[name])} and {label}")
+        found[name] = index
+    return found

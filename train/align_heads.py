@@ -1,0 +1,108 @@
+"""Train the heads of align_score on captioned emoji: `python train/align_heads.py --out HEADS.safetensors`.
+
+One pass of the image tower (a few minutes, kept in the cache), then seconds. Concepts held out from the set's training
+split are kept from the heads too; how well they are retrieved goes into the file and from there into every report.
+With --validate N, that many training concepts stand in for the held-out ones, which choices are to be made on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.cli.main import guard
+from diffdistill.cli.paths import check_writable, find
+from diffdistill.data.emoji import EmojiSet, load_emoji
+from diffdistill.errors import UserError
+from diffdistill.evaluation.agreement import agreement
+from diffdistill.evaluation.align import TowerFeatures, tower_record
+from diffdistill.evaluation.align_heads import Heads, Pairs, fit
+from diffdistill.evaluation.minilm import SentenceEncoder
+from diffdistill.evaluation.weights import user_cache
+
+NAME_ALONE = 0.3  # how often a picture is shown with its name alone, without the style
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="assets/emoji", help="an emoji set")
+    parser.add_argument("--out", type=Path, help="the file, ending in .safetensors")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--noise", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--validate", type=int, help="training concepts to hold out in place of the held-out ones")
+    parser.add_argument("--overwrite", action="store_true")
+    o = parser.parse_args()
+    if (o.out is None) == (o.validate is None):
+        raise UserError("give --out, or --validate to try settings without a file")
+    if o.out is not None:
+        check_writable(o.out, "--out")
+        if o.out.exists() and not o.overwrite:
+            raise UserError(f"{o.out} is there already; add --overwrite or name another")
+    pictures, held_out = load_emoji(find(o.data), "all"), set(load_emoji(find(o.data), "heldout").names)
+    tower, encoder = TowerFeatures(), SentenceEncoder()
+    vectors = _vectors(tower, pictures)
+    if o.validate is not None:
+        left = sorted(set(pictures.names) - held_out)
+        away = set(random.Random(o.seed).sample(left, o.validate))
+        kept = [i for i, name in enumerate(pictures.names) if name not in held_out]
+        pictures, vectors, held_out = pictures.subset(kept), vectors[kept], away
+    heads = _fitted(pictures, vectors, encoder, held_out, o)
+    heads.record = {
+        "towers": tower_record(tower, encoder),
+        "held_out": _retrieval(heads, pictures, vectors, encoder, lambda name: name in held_out),
+        "trained_on": _retrieval(heads, pictures, vectors, encoder, lambda name: name not in held_out),
+        "settings": {"epochs": o.epochs, "noise": o.noise, "seed": o.seed, "name_alone": NAME_ALONE},
+    }
+    print(json.dumps(heads.record, indent=1))
+    if o.out is not None:
+        heads.save(o.out)
+
+
+def _vectors(tower: TowerFeatures, pictures: EmojiSet) -> Tensor:
+    """The image tower's vectors, from the cache where a run before made them."""
+    import hashlib
+
+    from safetensors.torch import load_file, save
+
+    from diffdistill.evaluation.report import write_atomic
+
+    contents = hashlib.sha256(pictures.images.numpy().tobytes()).hexdigest()
+    key = hashlib.sha256(json.dumps([contents, tower.protocol], sort_keys=True).encode()).hexdigest()[:24]
+    file = user_cache() / f"tower-{key}.safetensors"
+    if not file.is_file():
+        write_atomic(file, save({"vectors": tower(pictures.images, progress=True)}))
+    return load_file(file)["vectors"]
+
+
+def _fitted(pictures: EmojiSet, vectors: Tensor, encoder: SentenceEncoder, held_out: set[str], o: Any) -> Heads:
+    captions = sorted({*pictures.captions, *pictures.names})
+    row = {caption: i for i, caption in enumerate(captions)}
+    kept = [i for i, name in enumerate(pictures.names) if name not in held_out]
+    choices = torch.tensor([[row[pictures.captions[i]], row[pictures.names[i]]] for i in kept])
+    odds = torch.tensor([1 - NAME_ALONE, NAME_ALONE])
+    pairs = Pairs(vectors[kept], encoder(captions), choices, odds)
+    return fit(pairs, epochs=o.epochs, noise=o.noise, seed=o.seed)
+
+
+def _retrieval(heads: Heads, pictures: EmojiSet, vectors: Tensor, encoder: SentenceEncoder, keep: Any) -> Any:
+    """Captions "NAME, STYLE" for the pictures kept, then names alone, each among all of its kind."""
+    kept = [i for i, name in enumerate(pictures.names) if keep(name)]
+    found = {}
+    with torch.inference_mode():
+        for kind, texts in (("captions", pictures.captions), ("names", pictures.names)):
+            chosen = [texts[i] for i in kept]
+            a = agreement(heads.pictures(vectors[kept]), heads.captions(encoder(chosen)), chosen)
+            found[kind] = {"r1": round(a.r1, 4), "r5": round(a.r5, 4), "among": a.captions, "score": round(a.score, 4)}
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))
