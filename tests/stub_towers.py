@@ -32,8 +32,8 @@ class StubTowers(Extractor):
 
 
 def stand_in() -> ModuleType:
-    """A module to put in the place of `diffdistill.evaluation.align`."""
-    module = ModuleType("diffdistill.evaluation.align")
+    """A module to put in the place of `diffdistill.evaluation.align.features`."""
+    module = ModuleType("diffdistill.evaluation.align.features")
     module.AlignFeatures = StubTowers  # type: ignore[attr-defined]
     return module
 
@@ -41,5 +41,5 @@ def stand_in() -> ModuleType:
 if __name__ == "__main__":  # `eval calc` in a process of its own, with these towers
     from diffdistill.cli.eval import main
 
-    sys.modules["diffdistill.evaluation.align"] = stand_in()
+    sys.modules["diffdistill.evaluation.align.features"] = stand_in()
     main(["calc", *sys.argv[1:]])

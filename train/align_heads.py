@@ -22,9 +22,9 @@ from diffdistill.cli.paths import check_writable, find
 from diffdistill.data.emoji import EmojiSet, load_emoji
 from diffdistill.errors import UserError
 from diffdistill.evaluation.agreement import agreement
-from diffdistill.evaluation.align import TowerFeatures, tower_record
-from diffdistill.evaluation.align_heads import Heads, Pairs, fit
-from diffdistill.evaluation.minilm import SentenceEncoder
+from diffdistill.evaluation.align.features import TowerFeatures, tower_record
+from diffdistill.evaluation.align.heads import Heads, Pairs, fit
+from diffdistill.evaluation.align.minilm import SentenceEncoder
 from diffdistill.evaluation.weights import user_cache
 
 NAME_ALONE = 0.3  # how often a picture is shown with its name alone, without the style

@@ -20,8 +20,8 @@ from diffdistill.cli.main import main
 from diffdistill.data.emoji import STYLES, load_emoji
 from diffdistill.evaluation.agreement import agreement
 from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights
+from diffdistill.evaluation.page.record import read_strip, read_sweep
 from diffdistill.evaluation.quick import quick_numbers
-from diffdistill.evaluation.sweep_record import read_strip, read_sweep
 from diffdistill.models.generate import generate
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ class Stub:
 
 
 def align_module() -> types.ModuleType:
-    module = types.ModuleType("diffdistill.evaluation.align")
+    module = types.ModuleType("diffdistill.evaluation.align.features")
     module.AlignFeatures = Stub  # type: ignore[attr-defined]
     return module
 
@@ -70,7 +70,7 @@ def save_tiny_emoji(folder: Path) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.align", align_module())
+    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.align.features", align_module())
     save_tiny_emoji(tmp_path / "emoji")
     save_tiny_pipeline(tmp_path / "model")
     return tmp_path
@@ -249,7 +249,8 @@ def test_seeds_put_in_another_order_keep_what_is_there(
 def test_two_processes_equal_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.py").write_text(
         f"import sys\nsys.path[:0] = [{str(ROOT / 'tests' / 'cli')!r}, {str(ROOT / 'tests')!r}]\n"
-        "import test_eval_sweep\nsys.modules['diffdistill.evaluation.align'] = test_eval_sweep.align_module()\n"
+        "import test_eval_sweep\n"
+        "sys.modules['diffdistill.evaluation.align.features'] = test_eval_sweep.align_module()\n"
         "from diffdistill.cli.eval import main\nfrom diffdistill.cli.main import guard\n"
         "sys.exit(guard(lambda: main(sys.argv[1:])))\n"
     )

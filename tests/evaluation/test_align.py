@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from diffdistill.data.emoji import load_emoji
 from diffdistill.errors import UserError
 from diffdistill.evaluation.agreement import agreement
-from diffdistill.evaluation.align import CLIP_MEAN, CLIP_STD, HEADS, AlignFeatures
-from diffdistill.evaluation.align_heads import Heads, Pairs, fit, info_nce
+from diffdistill.evaluation.align.features import CLIP_MEAN, CLIP_STD, HEADS, AlignFeatures
+from diffdistill.evaluation.align.heads import Heads, Pairs, fit, info_nce
+from diffdistill.evaluation.align.int8_vit import PACKAGE, VIT_FILE, dequantised, load_image_tower
+from diffdistill.evaluation.align.minilm import PACKAGE as SENTENCES
+from diffdistill.evaluation.align.minilm import SentenceEncoder, packaged
 from diffdistill.evaluation.extractors import normalise
-from diffdistill.evaluation.int8_vit import PACKAGE, VIT_FILE, dequantised, load_image_tower
-from diffdistill.evaluation.minilm import PACKAGE as SENTENCES
-from diffdistill.evaluation.minilm import SentenceEncoder, packaged
 from diffdistill.evaluation.resize import resize
 
 ASSETS = Path(__file__).parents[2] / "assets"

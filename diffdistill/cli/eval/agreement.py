@@ -66,7 +66,7 @@ def towers_of(o: argparse.Namespace, protocol: Protocol) -> Towers:
     """The image and the text tower that --agreement names."""
     device = device_of(o)
     if o.agreement == "align":
-        from diffdistill.evaluation.align import AlignFeatures
+        from diffdistill.evaluation.align.features import AlignFeatures
 
         with in_options():
             return AlignFeatures(device=device)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     if out.suffix != ".html":
         raise UserError(f"--out {out} should end in .html")
 
-    from diffdistill.evaluation.html_report import html_report
+    from diffdistill.evaluation.page.report import html_report
     from diffdistill.evaluation.report import write_atomic
 
     if not is_first():

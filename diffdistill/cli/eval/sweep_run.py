@@ -36,7 +36,7 @@ from diffdistill.errors import UserError
 from diffdistill.evaluation.measure import ROWS, Features, Pass, check_metrics, collect_several, everyones
 from diffdistill.evaluation.report import write_atomic, write_json_atomic
 from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.sweep_cells import (
+from diffdistill.evaluation.sweep.cells import (
     SAMPLES,
     Cell,
     Cells,
@@ -47,8 +47,8 @@ from diffdistill.evaluation.sweep_cells import (
     numbers_of,
     side_by_side,
 )
-from diffdistill.evaluation.sweep_ground import EmojiGround, GivenGround, Ground
-from diffdistill.evaluation.sweep_table import REAL, Row, in_order, rows_of, table
+from diffdistill.evaluation.sweep.ground import EmojiGround, GivenGround, Ground
+from diffdistill.evaluation.sweep.table import REAL, Row, in_order, rows_of, table
 from diffdistill.models.generate import generate
 from diffdistill.models.teacher import Teacher, load_teacher
 

@@ -33,7 +33,7 @@ from diffdistill.evaluation.reading import Source
 from diffdistill.evaluation.report import write_atomic, write_json_atomic
 from diffdistill.evaluation.resize import resize
 from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.sweep_ground import Training
+from diffdistill.evaluation.sweep.ground import Training
 
 VERSION = 1
 SAMPLES = 12  # pictures shown of a cell

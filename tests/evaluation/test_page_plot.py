@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from diffdistill.evaluation import curves, plot_axes
-from diffdistill.evaluation.curves import Plot, Point, Series, cut, draw
-from diffdistill.evaluation.plot_axes import axis_over, round_ticks, spread
+from diffdistill.evaluation.page import axes, plot
+from diffdistill.evaluation.page.axes import axis_over, round_ticks, spread
+from diffdistill.evaluation.page.plot import Plot, Point, Series, cut, draw
 
 
 def coordinates(pattern: str, svg: str) -> list[tuple[float, ...]]:
@@ -103,5 +103,5 @@ def test_names_are_cut_in_the_middle_and_escaped() -> None:
 
 
 def test_docstring_examples() -> None:
-    for module in (curves, plot_axes):
+    for module in (plot, axes):
         assert not doctest.testmod(module).failed

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from diffdistill.evaluation.sweep_record import Measured, Row, Sweep
+from diffdistill.evaluation.page.record import Measured, Row, Sweep
 
 NAMES = {
     "kd": "KD",

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from diffdistill.evaluation.plot_axes import Axis, axis_over, round_ticks, spread, written
+from diffdistill.evaluation.page.axes import Axis, axis_over, round_ticks, spread, written
 
 WIDTH, HEIGHT = 360, 284
 TOP, BOTTOM, LEFT = 34, 40, 44

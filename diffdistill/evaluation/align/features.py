@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.align_heads import Heads
+from diffdistill.evaluation.align.heads import Heads
+from diffdistill.evaluation.align.int8_vit import DIM, load_image_tower
+from diffdistill.evaluation.align.minilm import SentenceEncoder
 from diffdistill.evaluation.extractors import Extractor, normalise
-from diffdistill.evaluation.int8_vit import DIM, load_image_tower
-from diffdistill.evaluation.minilm import SentenceEncoder
 from diffdistill.evaluation.resize import resize
 from diffdistill.evaluation.weights import sha256_of
 
-HEADS = Path(__file__).resolve().parents[2] / "assets" / "align" / "heads.safetensors"
+HEADS = Path(__file__).resolve().parents[3] / "assets" / "align" / "heads.safetensors"
 SIDE = 160
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from html import escape
 from statistics import median
 
-from diffdistill.evaluation.metric_columns import Column, best_of, digits, error_of, guided, rows_of, setting
-from diffdistill.evaluation.sweep_record import Measured, Picture, Row, Sweep, read_strip
+from diffdistill.evaluation.page.columns import Column, best_of, digits, error_of, guided, rows_of, setting
+from diffdistill.evaluation.page.record import Measured, Picture, Row, Sweep, read_strip
 
 SMALL = 96  # pictures up to this many pixels are enlarged without smoothing
 CELL = 80  # pixels a larger picture is shown at

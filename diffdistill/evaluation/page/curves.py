@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffdistill.evaluation.curves import LABEL_CHARACTERS, Plot, Point, Series, cut, draw
-from diffdistill.evaluation.metric_columns import Column, best_of, error_of, guided, rows_of, setting
-from diffdistill.evaluation.sweep_record import Row, Sweep
+from diffdistill.evaluation.page.columns import Column, best_of, error_of, guided, rows_of, setting
+from diffdistill.evaluation.page.plot import LABEL_CHARACTERS, Plot, Point, Series, cut, draw
+from diffdistill.evaluation.page.record import Row, Sweep
 
 
 def curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None) -> list[str]:
