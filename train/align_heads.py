@@ -61,9 +61,9 @@ def main() -> None:
         "trained_on": _retrieval(heads, pictures, vectors, encoder, lambda name: name not in held_out),
         "settings": {"epochs": o.epochs, "noise": o.noise, "seed": o.seed, "name_alone": NAME_ALONE},
     }
-    print(json.dumps(heads.record, indent=1))
     if o.out is not None:
         heads.save(o.out)
+    print(json.dumps(heads.record, indent=1))
 
 
 def _vectors(tower: TowerFeatures, pictures: EmojiSet) -> Tensor:
