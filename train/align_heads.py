@@ -42,6 +42,8 @@ def main() -> None:
     o = parser.parse_args()
     if (o.out is None) == (o.validate is None):
         raise UserError("give --out, or --validate to try settings without a file")
+    if o.epochs < 1 or not 0 <= o.noise < 10:
+        raise UserError(f"--epochs {o.epochs} and --noise {o.noise:g} should be at least 1 and in [0, 10)")
     if o.out is not None:
         check_writable(o.out, "--out")
         if o.out.exists() and not o.overwrite:
@@ -51,6 +53,8 @@ def main() -> None:
     vectors = _vectors(tower, pictures)
     if o.validate is not None:
         left = sorted(set(pictures.names) - held_out)
+        if not 2 <= o.validate < len(left):
+            raise UserError(f"--validate is {o.validate}; it must be in [2, {len(left)})")
         away = set(random.Random(o.seed).sample(left, o.validate))
         kept = [i for i, name in enumerate(pictures.names) if name not in held_out]
         pictures, vectors, held_out = pictures.subset(kept), vectors[kept], away

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _TILE = 4096
+_SLACK = 1e-12
 
 
 class Towers(Protocol):
@@ -82,10 +83,10 @@ def agreement(pictures: Tensor, texts: Tensor, captions: Sequence[str]) -> Agree
         part, mine = x[start : start + _TILE], own[start : start + _TILE]
         all_of = part @ choices.T
         right = all_of.gather(1, mine[:, None])
-        nearer = (all_of > right).sum(1)
-        tied = (all_of == right).sum(1) - 1
+        nearer = (all_of > right + _SLACK).sum(1)  # equal rows differ by the rounding of a product's tiles
+        tied = ((all_of - right).abs() <= _SLACK).sum(1) - 1
         for k in found:  # with t ties, the rank is uniform on nearer .. nearer + t
-            found[k] += float(((k - nearer) / (tied + 1)).clamp(0, 1).sum())
+            found[k] += float(((k - nearer).double() / (tied + 1)).clamp(0, 1).sum())
         cosines.append(right[:, 0])
     cosine = torch.cat(cosines)
     n = len(x)

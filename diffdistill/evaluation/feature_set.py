@@ -143,6 +143,18 @@ class FeatureSet:
         return record, tensors
 
 
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """What kind of features a file says it holds; None where it says nothing that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            kind = json.loads((file.metadata() or {})[_RECORD])["kind"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
 def require_same_protocol(a: FeatureSet, b: FeatureSet) -> None:
     """Features that were made differently do not compare.
 

@@ -64,10 +64,11 @@ def batches(
 
     Raises:
         CorruptPictureError: names the picture.
+        UserError: a picture that `prepare` refuses, named.
     """
 
     def one(index: int) -> Tensor:
-        return prepare(source.read(index))
+        return _prepared(prepare, source.read(index), source, index)
 
     kept: list[tuple[int, Tensor]] = []
     stream = _in_order(one, indices, threads, ahead * batch_size, on_corrupt, report)
@@ -88,7 +89,16 @@ def _made_together(
 ) -> Iterator[tuple[int, Tensor]]:
     todo = iter(indices)
     while chunk := list(islice(todo, batch_size)):
-        yield from zip(chunk, map(prepare, source.read_many(chunk)), strict=True)
+        for index, image in zip(chunk, source.read_many(chunk), strict=True):
+            yield index, _prepared(prepare, image, source, index)
+
+
+def _prepared(prepare: Callable[[Tensor], Tensor], image: Tensor, source: Source, index: int) -> Tensor:
+    """What is not a picture (NaN, another range) is an error that names it."""
+    try:
+        return prepare(image)
+    except ValueError as error:
+        raise UserError(f"{source.name}: {source.label(index)}: {error}") from error
 
 
 def require_one_size(shapes: set[tuple[int, ...]], name: str) -> None:

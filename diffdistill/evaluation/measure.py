@@ -24,7 +24,7 @@ from torch import Tensor
 from diffdistill.errors import UserError
 from diffdistill.evaluation.distances import kernel_distance
 from diffdistill.evaluation.extractors import Extractor
-from diffdistill.evaluation.feature_set import require_same_protocol
+from diffdistill.evaluation.feature_set import kind_of, require_same_protocol
 from diffdistill.evaluation.frechet import frechet_terms
 from diffdistill.evaluation.loading import batches, require_one_size, share
 from diffdistill.evaluation.mmd import cmmd
@@ -237,12 +237,10 @@ def load_features(path: str | Path) -> Features:
     """Rows or statistics, whichever the file holds.
 
     Raises:
-        UserError: neither.
+        UserError: neither, or a damaged one.
     """
-    try:
-        return FeatureRows.load(path)
-    except UserError:
-        return FeatureStatistics.load(path)
+    kind: type[Features] = FeatureStatistics if kind_of(path) == FeatureStatistics.kind else FeatureRows
+    return kind.load(path)
 
 
 def distances(generated: Features, reference: Features, metrics: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from eval_calls import noise, refused, said
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill.evaluation.features import _packaged_weights
@@ -56,6 +58,27 @@ def test_two_processes_give_the_numbers_of_one(here: Path) -> None:
         assert other["n"] == 7
         for key in ("fd", "kd", "kd_se"):
             assert other[key] == pytest.approx(found[0][key], rel=1e-9)
+
+
+def test_pictures_that_are_none_are_one_line_and_leave_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("model/vae/diffusion_pytorch_model.safetensors")
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"][:] = float("nan")
+    save_file(weights, file)
+    sampler = ("--model", "model", "--prompts", "prompts.txt")
+    for argv in (("calc", *sampler, "--reference", "real"), ("gen", *sampler, "--out", "pictures")):
+        said_of = refused(capsys, *argv)
+        assert "00000.png: images should lie in [0, 1], got values from nan" in said_of
+    assert not Path("pictures").exists()
+
+
+def test_a_damaged_reference_says_what_is_wrong(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "ref", "--images", "real", "--out", "ref.safetensors")
+    with safe_open("ref.safetensors", framework="pt") as file:
+        record, rows = file.metadata(), file.get_tensor("rows")
+    rows[0, 0] = float("nan")
+    save_file({"rows": rows}, "ref.safetensors", record)
+    assert "not finite" in refused(capsys, "calc", "--images", "real", "--reference", "ref.safetensors")
 
 
 def test_layouts_of_other_tools(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,10 +29,10 @@ def test_retrieval_is_that_of_a_sort() -> None:
     assert found.r5 == float((order[:, :5] == right).any(1).double().mean())
 
 
-def test_embeddings_that_say_nothing_score_chance() -> None:
-    same = unit(1, 4).expand(20, 4)
-    found = agreement(same, same, [str(i) for i in range(20)])
-    assert found.r1 == pytest.approx(1 / 20) and found.r5 == pytest.approx(5 / 20)
+@pytest.mark.parametrize(("n", "d"), [(20, 4), (5, 256), (37, 256)])
+def test_captions_that_all_say_the_same_score_chance(n: int, d: int) -> None:
+    found = agreement(unit(n, d), unit(1, d, 1).expand(n, d), [str(i) for i in range(n)])
+    assert found.r1 == pytest.approx(1 / n, rel=1e-12) and found.r5 == pytest.approx(5 / n, rel=1e-12)
 
 
 def test_a_repeated_caption_is_one_choice() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from diffdistill.cli.eval.options import generator_options, is_first, parse, parser_of, prompt_records, source_of
 from diffdistill.cli.paths import check_writable
 from diffdistill.errors import UserError
+
+NAMES = 100_000
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,18 +36,25 @@ def main(argv: Sequence[str]) -> None:
     from diffdistill.evaluation.protocols import protocol_named
     from diffdistill.models.pictures import save_bytes
 
+    if (o.pictures or 0) > NAMES:
+        raise UserError(
+            f"--pictures is {o.pictures}; names of five digits, whose order is that of the pictures, allow {NAMES}"
+        )
     if everyones(taken)[0]:  # as the first process saw it, so that none writes where another refuses
         raise UserError(f"{o.out} is there already; name a new folder")
     truncate = o.protocol is not None and protocol_named(o.protocol).quantisation == "uint8-truncate"
     source = source_of(o, per_prompt=o.per_prompt)
     layout = LAYOUTS[o.layout]
+    made = batches(source, share(len(source)), o.batch_size, prepare=lambda image: to_uint8(image, truncate))
+    first = next(made, None)  # what fails at once leaves no folder
+    everyones(True)
     if is_first():
         records = [record for record in prompt_records(o) for _ in range(o.per_prompt)]
         layout.begin(o.out, [records[i % len(records)] for i in range(len(source))], o.per_prompt)
     everyones(True)
-    for batch in batches(source, share(len(source)), o.batch_size):
+    for batch in chain([] if first is None else [first], made):
         for index, image in zip(batch.indices, batch.images, strict=True):
-            save_bytes(layout.path(o.out, index, o.per_prompt), to_uint8(image, truncate))
+            save_bytes(layout.path(o.out, index, o.per_prompt), image)
     everyones(True)  # said only once all have written
     if is_first():
         print(json.dumps({"folder": str(o.out), "n": len(source)}))

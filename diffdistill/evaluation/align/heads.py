@@ -82,12 +82,16 @@ class Heads(nn.Module):
                 record = json.loads((file.metadata() or {})[_RECORD])
                 tensors = {name: file.get_tensor(name).float() for name in sorted(file.keys())}
             (hidden, sentence), picture = tensors["sentence.0.weight"].shape, len(tensors["mean"])
+            if tensors["picture.weight"].shape != (WIDTH, picture):  # before as much memory is taken
+                raise ValueError(f"picture.weight is {tuple(tensors['picture.weight'].shape)}")
             with torch.random.fork_rng(devices=[]):
                 heads = cls(picture, sentence, hidden)
             heads.load_state_dict(tensors)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} holds no heads ({type(error).__name__}: {error})") from error
-        heads.record = record if isinstance(record, dict) else {}
+        if not (isinstance(record, dict) and isinstance(record.get("towers", {}), dict)):
+            raise UserError(f"{path} holds no heads: its record is damaged")
+        heads.record = record
         return heads.eval().requires_grad_(False)
 
 

