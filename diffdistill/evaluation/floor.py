@@ -21,10 +21,11 @@ def set_aside(features: FeatureRows, n: int) -> tuple[FeatureRows, FeatureRows]:
     if not 0 <= n <= features.n:
         raise ValueError(f"n should be in [0, {features.n}], got {n}")
     order = torch.randperm(features.n, generator=torch.Generator().manual_seed(SEED))
-    return _rows(features, order[:n]), _rows(features, order[n:])
+    return chosen_rows(features, order[:n]), chosen_rows(features, order[n:])
 
 
-def _rows(features: FeatureRows, index: Tensor) -> FeatureRows:
+def chosen_rows(features: FeatureRows, index: Tensor) -> FeatureRows:
+    """The rows at `index`, in its order, under the same protocol and source."""
     chosen = features.empty()
     chosen.update(features.features[index])
     return chosen

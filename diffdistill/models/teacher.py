@@ -6,6 +6,7 @@ Loaded through diffusers from safetensors only; the schedule (terminal SNR inclu
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,44 +36,64 @@ class Teacher:
         config = self.pipeline.unet.config
         return config.in_channels, config.sample_size, config.sample_size
 
-    @torch.no_grad()
     def embed(self, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Prompt embeddings (N, L, D), as the stock pipeline makes them."""
-        p, chunks = self.pipeline, []
-        device = p.text_encoder.device
-        for i in range(0, len(prompts), batch_size):
-            ids = p.tokenizer(
-                list(prompts[i : i + batch_size]),
-                padding="max_length",
-                truncation=True,
-                max_length=p.tokenizer.model_max_length,
-                return_tensors="pt",
-            )["input_ids"]
-            chunks.append(p.text_encoder(ids.to(device))[0])
-        return torch.cat(chunks)
+        return embed(self.pipeline, prompts, batch_size)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1]."""
-        vae = self.pipeline.vae
-        parts = [vae.decode(z).sample.float() for z in (latents / vae.config.scaling_factor).split(batch_size)]
-        return torch.cat(parts).clamp(-1, 1) / 2 + 0.5
+        return decode(self.pipeline.vae, latents, batch_size)
 
     def digest(self) -> str:
-        """Hash of the schedule and of the first values of every weight: tells one teacher from another."""
+        """Hash of schedule, tokenizer, and all weights and settings of the networks: tells one teacher from another."""
         found = hashlib.sha256(self.prediction_type.encode())
         found.update(self.schedule.alphas_cumprod.cpu().numpy().tobytes())
-        for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
+        p = self.pipeline
+        words = p.tokenizer.backend_tokenizer.to_str() if hasattr(p.tokenizer, "backend_tokenizer") else "{}"
+        text = {"model": json.loads(words).get("model"), "length": p.tokenizer.model_max_length}  # the rest is of calls
+        settings = [_settings(dict(p.unet.config)), _settings(dict(p.vae.config)), text]
+        found.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        for part in (p.unet, p.vae, p.text_encoder):
             found.update(weights_digest(part).encode())
         return found.hexdigest()[:16]
 
 
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what says where a network came from and which version wrote it."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
 def weights_digest(network: Any) -> str:
-    """Hash of the names and first values of all weights and buffers."""
+    """Hash of the names, shapes, types and values of all weights and buffers."""
     found = hashlib.sha256()
     for name, tensor in network.state_dict().items():
-        found.update(name.encode() + tensor.flatten()[:256].float().cpu().numpy().tobytes())
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()[:16]
+
+
+@torch.no_grad()
+def embed(pipeline: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
+    """Prompt embeddings (N, L, D) by a pipeline's tokenizer and text encoder."""
+    p, chunks = pipeline, []
+    device = p.text_encoder.device
+    for i in range(0, len(prompts), batch_size):
+        ids = p.tokenizer(
+            list(prompts[i : i + batch_size]),
+            padding="max_length",
+            truncation=True,
+            max_length=p.tokenizer.model_max_length,
+            return_tensors="pt",
+        )["input_ids"]
+        chunks.append(p.text_encoder(ids.to(device))[0])
+    return torch.cat(chunks)
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor, batch_size: int = 16) -> Tensor:
+    """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1] by an AutoencoderKL."""
+    parts = [vae.decode(z).sample.float() for z in (latents / vae.config.scaling_factor).split(batch_size)]
+    return torch.cat(parts).clamp(-1, 1) / 2 + 0.5
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eval_calls import noise, refused
+from fake_sweep import write_png
 from PIL import Image
 from tiny_pipeline import save_tiny_pipeline
 from torch import Tensor
@@ -18,10 +21,14 @@ from torch import Tensor
 from diffdistill.cli.eval import generated
 from diffdistill.cli.main import main
 from diffdistill.data.emoji import STYLES, load_emoji
+from diffdistill.evaluation import measure
 from diffdistill.evaluation.agreement import agreement
 from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights
 from diffdistill.evaluation.page.record import read_strip, read_sweep
 from diffdistill.evaluation.quick import quick_numbers
+from diffdistill.evaluation.sweep import cells
+from diffdistill.evaluation.sweep.cells import Watched, side_by_side
+from diffdistill.evaluation.sweep.ground import Stack
 from diffdistill.models.generate import generate
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +161,55 @@ def test_cells_are_what_calc_and_the_library_say(here: Path, capsys: pytest.Capt
     floor = quick_numbers(real[:PICTURES], real[PICTURES:])
     assert found["floor"]["seeds"]["1"]["kd"] == pytest.approx(floor["kd"], rel=1e-9, abs=1e-12)
     assert found["reference"] == {"source": "emoji", "n": 16}
+    assert found["timing"] == {"pictures_at_a_time": 16, "on": [{"threads": torch.get_num_threads(), "device": "cpu"}]}
+    assert row["seeds"]["1"]["align_captions"] == 5
+
+    held = load_emoji("emoji", "heldout")
+    assert len(held) == 4  # all there are, fewer than a cell's five
+    expected = agreement(stub(held.images), stub.text(held.captions), held.captions)
+    unseen = found["floor"]["unseen"]
+    assert unseen["align_score"] == pytest.approx(expected.score, rel=1e-6)
+    assert (unseen["align_r1"], unseen["align_captions"], unseen["n"]) == (pytest.approx(expected.r1), 4, 4)
+    own = emoji.subset(order[:5])
+    expected = agreement(stub(own.images), stub.text(own.captions), own.captions)
+    assert found["floor"]["seeds"]["1"]["align_score"] == pytest.approx(expected.score, rel=1e-6)
+    assert found["floor"]["sd"]["nearest_median"] is None and found["floor"]["sd"]["kd"] > 0
+    assert (found["prompts_of"], found["nearest_of"]) == ("training", "training")
+
+
+def test_network_passes_are_counted_and_seconds_are_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = torch.nn.Identity()
+
+    class Made(Stack):
+        def read_many(self, indices: Any) -> list[Tensor]:  # a chunk filled up to 4, two passes each, both halves
+            for _ in range(2):
+                network(torch.zeros(8, 1))
+            return super().read_many(indices)
+
+    clock = iter([0.0, 8.0, 10.0, 10.4, 20.0, 20.8])  # a slow chunk, as when something else runs, and two others
+    monkeypatch.setattr(cells.time, "perf_counter", lambda: next(clock))
+    pictures = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 2, 2)
+    source = Watched(Made(pictures, ["a"] * 10, "made"), 3, 4, network)
+    assert [int(p[0, 0, 0]) for p in source.read_many(range(10))] == list(range(10))
+    assert source.seconds_per_image() == pytest.approx(0.8 / 4) and source.nfe() == 4
+    network(torch.zeros(8, 1))  # outside, uncounted
+    assert source.nfe() == 4 and not network._forward_pre_hooks
+
+
+@pytest.mark.parametrize("sizes", [[(500, 200), (64, 64)], [(40, 20), (32, 32)], [(3000, 1)]])
+def test_pictures_of_any_size_are_fitted_to_squares_of_one_side(sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+    images = [torch.full((3, h, w), 10, dtype=torch.uint8) for h, w in sizes]
+    panel = side_by_side(images)
+    side = min(128, max(map(max, sizes)))
+    assert panel.shape == (3, side, side * len(sizes))
+    for (h, w), square in zip(sizes, panel.split(side, 2), strict=True):
+        scale = min(1, side / max(h, w))
+        dark = (square[0] == 10).nonzero()
+        extent = (dark.max(0).values - dark.min(0).values + 1).tolist()
+        assert extent == [max(1, round(h * scale)), max(1, round(w * scale))]  # not stretched, not enlarged
+        assert (square[0] == 255).sum() == side * side - len(dark)
+    write_png(tmp_path / "strip.png", panel.permute(1, 2, 0).numpy())
+    read_strip(tmp_path, "strip.png", len(sizes))
 
 
 def test_strips_and_nearest_are_the_first_seeds_pictures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +344,9 @@ def test_a_generator_that_has_learned_by_heart_is_exposed(
     assert np.array_equal(panel[:64], panel[64:])
 
 
-def test_prompts_and_a_reference_of_ones_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prompts_and_a_reference_of_ones_own(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw = np.random.default_rng(0)
     for name, n in (("real", 9), ("other", 10)):
         Path(name).mkdir()
@@ -309,10 +367,104 @@ def test_prompts_and_a_reference_of_ones_own(here: Path, capsys: pytest.CaptureF
         assert found["samples"]["prompts"][:4] == ["red apple", "blue car", "green pear", "red apple"]
         if floor is None:
             assert found["floor"] is None and row["nearest"] is None and "nearest_median" not in row["mean"]
+            assert found["prompts_of"] == "file"
         else:
             assert row["nearest"] is not None and len(row["nearest_distances"]) == 7
             assert found["floor"]["strip"] is None and "align_score" not in found["floor"]["mean"]
             assert found["floor"]["sd"]["kd"] > 0  # each seed draws
+            assert found["nearest_of"] == "reference" and found["floor"]["unseen"] is None
+            pictures = found["floor"]
+
+    said(capsys, "ref", "--images", "other", "--out", "other.safetensors")
+    out = ("--out", "out-features")
+    said(capsys, "sweep", *options, "--reference", "ref.safetensors", "--real", "other.safetensors", *out)
+    features = record("out-features")["floor"]
+    for seed in "01":
+        assert features["seeds"][seed]["kd"] == pytest.approx(pictures["seeds"][seed]["kd"], rel=1e-9)
+    loads, load = [], measure.load_features
+    monkeypatch.setattr(measure, "load_features", lambda path: loads.append(path) or load(path))
+    said(capsys, "sweep", *options, "--reference", "ref.safetensors", "--out", "out-once")
+    assert len(loads) == 1
+
+
+def test_pictures_of_other_sizes_are_reportable(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(0)
+    Path("real").mkdir()
+    for i in range(8):
+        Image.fromarray(draw.integers(0, 256, (8, 200, 3), dtype=np.uint8)).save(f"real/{i}.png")
+    Path("prompts.txt").write_text("red apple\n")
+    options = ("--prompts", "prompts.txt", "--pictures", "6", "--steps", "1", "--agreement", "none", "--seeds", "0")
+    said(capsys, "sweep", "--students", "model", *options, "--reference", "real", "--out", "out")
+    (row,) = record()["rows"]
+    assert Image.open(f"out/{row['nearest']}").size == (6 * 128, 2 * 128)
+    said(capsys, "report", "--sweep", "out")
+
+
+def test_corrupt_pictures_are_not_counted_and_too_few_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise("real", 9, 0)
+    noise("other", 7, 1)
+    Path("prompts.txt").write_text("red apple\n")
+    Path("real/03.png").write_bytes(b"no picture")
+    options = ("sweep", "--students", "model", "--prompts", "prompts.txt", "--pictures", "7", "--steps", "1")
+    options = (*options, "--agreement", "none", "--reference", "real", "--on_corrupt", "skip")
+    said(capsys, *options, "--seeds", "0", "--out", "out")
+    assert record()["reference"]["n"] == 8
+    said(capsys, *options, "--seeds", "0", "--out", "out")  # from the cells alone
+    assert record()["reference"]["n"] == 8
+    Path("other/03.png").write_bytes(b"no picture")
+    line = refused(capsys, *options, "--real", "other", "--out", "out2")
+    assert "--real other holds 7 pictures, of which 6 could be read; a cell has 7" in line
+
+
+def test_the_same_pictures_are_no_floor_by_whatever_path(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise("real", 8, 0)
+    shutil.copytree("real", "copy")
+    Path("renamed").mkdir()
+    for i in range(8):
+        shutil.copy(f"real/{i:02d}.png", f"renamed/x{i:02d}.png")
+    said(capsys, "ref", "--images", "real", "--out", "ref.safetensors")
+    shutil.copy("ref.safetensors", "other.safetensors")
+    Path("prompts.txt").write_text("red apple\n")
+    options = ("sweep", "--students", "model", "--prompts", "prompts.txt", "--pictures", "7", "--agreement", "none")
+    for reference, real in (
+        ("real", "real"), ("real", "copy"), ("real", "renamed"), ("real", "ref.safetensors"),
+        ("ref.safetensors", "other.safetensors"),
+    ):  # fmt: skip
+        line = refused(capsys, *options, "--reference", reference, "--real", real, "--out", "out")
+        assert f"--real {real} is the reference itself" in line
+
+
+def test_what_a_report_could_not_show_is_refused_before_the_work(
+    here: Path, capsys: pytest.CaptureFixture[str], made: list
+) -> None:
+    whole = [str(i) for i in range(1, 66)]
+    Path("long.txt").write_text("a" * 10_001)
+    Path("half.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "a \\ud800 dog"}\n')
+    models = (*SWEEP, "--models", "model")
+    for argv, says in (
+        ((*models, "--seeds", *whole), "these are 65 seeds; a report shows at most 64"),
+        ((*models, "--steps", *whole, "--guidance", *whole), "these are 4225 rows; a report shows at most 1000"),
+        ((*SWEEP, "--students", *(f"n{i}=model" for i in whole)), "these are 65 generators; a report shows at most 32"),
+        ((*SWEEP, "--models", f"{'a' * 101}=model"), "in at most 100 characters"),
+        ((*models, "--prompts", "long.txt"), "a prompt has 10001 characters; a report shows at most 10000"),
+        ((*models, "--prompts", "half.jsonl"), r"prompt 2 of half.jsonl has '\ud800' in it, half of a character"),
+    ):
+        assert says in refused(capsys, *argv)
+    assert made == [] and not Path("out").exists()
+
+
+def test_another_torch_is_another_cell(
+    here: Path, capsys: pytest.CaptureFixture[str], made: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (*SWEEP, "--models", "model", "--steps", "1", "--guidance", "1", "--agreement", "none", "--seeds", "0")
+    said(capsys, *command)
+    major, minor, patch = torch.__version__.split("+")[0].split(".")[:3]
+    monkeypatch.setattr(torch, "__version__", f"{major}.{minor}.{int(patch) + 1}")
+    assert said(capsys, *command)["made"] == 0
+    monkeypatch.setattr(torch, "__version__", f"{major}.{int(minor) + 1}.0")
+    assert said(capsys, *command)["made"] == 2
 
 
 def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], made: list) -> None:
@@ -339,7 +491,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], made: list) ->
         ((*models, "--clip_prefix", "a "), "--clip_prefix needs --agreement clip"),
         ((*models, "--reference", "notes"), "--reference notes is no emoji set"),
         ((*models, "--real", "emoji"), "--real goes with --prompts"),
-        ((*models, "--prompts", "prompts.txt", "--real", "emoji"), "--real is the reference itself"),
+        ((*models, "--prompts", "prompts.txt", "--real", "emoji"), "--real emoji is the reference itself"),
         ((*models, "--prompts", "nothing.txt"), "there is no prompt file nothing.txt"),
         ((*models, "--out", "file"), "--out file is a file; name a folder"),
         ((*models, "--out", "notes"), "--out notes holds something that is no sweep"),

@@ -48,7 +48,7 @@ def test_a_sweep_is_read_as_it_was_written(sweep: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "says"),
     [
-        ("version", 2, "version is 2; this program reads version 1"),
+        ("version", 1, "version is 1; this program reads version 2"),
         ("version", True, "version is True"),
         ("rows", {}, "rows should be a list"),
         ("rows", [None], "rows[0] should be an object, got nothing"),
@@ -76,6 +76,11 @@ def test_a_sweep_is_read_as_it_was_written(sweep: Path) -> None:
         ("samples.prompts.0", "a" * 10_001, "prompts[0] should be a text of 1 to 10000 characters"),
         ("protocol", [], "protocol should be an object"),
         ("floor", 3, "floor should be an object"),
+        ("floor.unseen", {"n": "8"}, "floor.unseen.n should be a number, got '8'"),
+        ("nearest_of", "web", "nearest_of is 'web'; it should be training or reference"),
+        ("prompts_of", ..., "prompts_of is nothing; it should be training or file"),
+        ("timing", {"on": [{"threads": 0, "device": "cpu"}]}, "on[0].threads should be a whole number from 1, got 0"),
+        ("agreement.held_out.captions.r1", None, "agreement.held_out.captions.r1 should be a number, got nothing"),
     ],
 )
 def test_what_the_contract_does_not_allow_is_refused(sweep: Path, place: str, value: Any, says: str) -> None:

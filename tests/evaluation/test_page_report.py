@@ -15,7 +15,7 @@ from fake_sweep import PROMPTS, STEPS, write_fake_sweep
 from PIL import Image
 
 from diffdistill.cli.main import main
-from diffdistill.evaluation.page import columns, pictures, report
+from diffdistill.evaluation.page import columns, pictures, report, words
 from diffdistill.evaluation.page.columns import columns_of, headline_column
 from diffdistill.evaluation.page.record import read_sweep
 
@@ -98,7 +98,7 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_every_row_is_in_the_table_with_its_numbers_and_the_best_in_bold(tmp_path: Path) -> None:
     page, record, _ = made(tmp_path)
-    head, *body, floor = page.rows
+    head, *body, own, held = page.rows
     keys = [cell[1].get("data-key") for cell in head]
     assert [cell[0] for cell in head][:4] == ["generator", "steps", "guidance", "passes"]
     found = {(row[0][0], int(row[1][0]), float(row[2][0])): row for row in body}
@@ -111,14 +111,19 @@ def test_every_row_is_in_the_table_with_its_numbers_and_the_best_in_bold(tmp_pat
             mean, error = (float(part) for part in text.split(" ± "))
             assert mean == pytest.approx(entry["mean"][key], abs=0.051 if key == "fd" else 0.0051)
             assert error == pytest.approx(entry["sd"][key], abs=0.051 if key == "fd" else 0.0051)
-    for key, better in (("kd", min), ("recall", max), ("align_score", max), ("seconds_per_image", min)):
+    for key, better in (("kd", min), ("recall", max), ("align_score", max)):
         column = keys.index(key)
         (marked,) = [row for row in body if row[column][1].get("class") == "best"]
         assert float(marked[column][1]["data-v"]) == better(entry["mean"][key] for entry in record["rows"])
-    assert "nearest_median" in keys and not any(
-        row[keys.index("nearest_median")][1].get("class") == "best" for row in body
-    )
-    assert floor[0][0] == "real pictures"
+    for key in ("nearest_median", "seconds_per_image"):  # neither is better at either end
+        assert not any(row[keys.index(key)][1].get("class") == "best" for row in body)
+    assert "align_captions" not in keys
+    assert head[keys.index("align_r1")][0] == "R@1 among 64 captions ↑"
+    own_of, held_of = (dict(zip(keys, (cell[0] for cell in row), strict=True)) for row in (own, held))
+    assert own[0][0] == "real picturesthe prompts’ own" and held[0][0] == "real picturesheld-out concepts"
+    assert own_of["align_score"].startswith("0.263 ± ") and own_of["nearest_median"] == "–"
+    assert held_of["align_score"] == "0.211" and held_of["align_r1"] == "0.440" and held_of["nearest_median"] == "18.90"
+    assert held_of["kd"] == "–"
 
 
 def test_the_headline_is_the_best_row_of_each_generator(tmp_path: Path) -> None:
@@ -141,6 +146,9 @@ def test_each_metric_has_a_curve_of_each_guidance(tmp_path: Path) -> None:
         assert plot.count('class="line"') == 4 and plot.count('class="pt"') == 4 * len(STEPS) + 1
         assert plot.count('class="floor"') == 2 and "student" in plot  # the line and its label's
     assert "teacher, 50 steps at guidance 3: KD 0.253 ± 0.001" in plots[0]
+    assert "<title>real pictures: " in plots[0] and "<title>held-out concepts: 0.2111</title>" in plots[2]
+    assert "of agreement, 64 real pictures of held-out concepts with their own captions (the prompts are" in text
+    assert "KD\u00a00.000, agreement\u00a00.211 (held-out concepts)." in text
     at = re.findall(r'class="tick at"[^>]*>([^<]*)', plots[6])
     assert at == ["1", "2", "3", "4"]
 
@@ -185,6 +193,7 @@ def test_an_incomplete_sweep_says_so_and_what_is_missing_is_a_dash(tmp_path: Pat
     record = write_fake_sweep(tmp_path, steps=(1, 4), guidances=(1.0,), side=8, complete=False)
     record["rows"][0]["mean"]["kd"] = None
     del record["rows"][0]["mean"]["fd"], record["rows"][1]["seeds"]["2"]
+    assert "over 3 seeds" in report.html_report(tmp_path)
     (tmp_path / "sweep.json").write_text(json.dumps(record))
     text = report.html_report(tmp_path)
     page = Page(text)
@@ -193,8 +202,22 @@ def test_an_incomplete_sweep_says_so_and_what_is_missing_is_a_dash(tmp_path: Pat
     names = [cell[0] for cell in head]
     assert first[names.index("KD ↓")] == ("–", {"data-v": ""}) and first[names.index("FD ↓")][0] == "–"
     assert [row[names.index("seeds")][0] for row in page.rows[1:4]] == ["3", "2", "3"]
+    assert "over the seeds measured, 512 pictures each, 128 for agreement." in text and "over 3 seeds" not in text
+    assert "teacher, 4 steps, 2 of 3 seeds: KD" in text and "Seeds: how many are measured so far, of 3." in text
     page, _, text = made(tmp_path)
     assert "not complete" not in text and "seeds" not in [cell[0] for cell in page.rows[0]]
+
+
+def test_a_row_of_one_seed_among_several_has_no_error(tmp_path: Path) -> None:
+    record = write_fake_sweep(tmp_path, steps=(1, 4), guidances=(1.0,), side=8, complete=False)
+    row = record["rows"][0]
+    row["seeds"] = {"0": row["seeds"]["0"]}
+    row["mean"], row["sd"] = dict(row["seeds"]["0"]), dict.fromkeys(row["sd"])
+    assert row["mean"]["kd_se"] == 0.013
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    page = Page(report.html_report(tmp_path))
+    names = [cell[0] for cell in page.rows[0]]
+    assert [" ± " in row[names.index("KD ↓")][0] for row in page.rows[1:4]] == [False, True, True]
 
 
 def test_of_one_seed_the_bars_are_standard_errors_of_kd(tmp_path: Path) -> None:
@@ -202,6 +225,7 @@ def test_of_one_seed_the_bars_are_standard_errors_of_kd(tmp_path: Path) -> None:
     (kd, fd, *_) = re.findall(r'<svg class="plot".*?</svg>', text, re.S)
     assert 'class="err"' in kd and 'class="err"' not in fd
     assert "student, 1 step: KD 0.238 ± 0.013" in kd and "there is one seed" in text
+    assert "a standard error over 512 pictures, of agreement over 128, where there is one" in text
 
 
 def test_one_row_and_nothing_else_is_a_page(tmp_path: Path) -> None:
@@ -222,15 +246,52 @@ def test_one_row_and_nothing_else_is_a_page(tmp_path: Path) -> None:
 
 def test_other_towers_and_large_pictures(tmp_path: Path) -> None:
     key = "clip_score(ViT-g-14/laion2b_s12b_b42k, 'A photo depicts ', x1)"
-    record = write_fake_sweep(tmp_path, steps=(1,), side=160, agreement_metric=key)
+    record = write_fake_sweep(tmp_path, steps=(1,), side=160, agreement_metric=key, agreement={"kind": "clip"})
     for row in [*record["rows"], record["floor"]]:
         row["mean"][key] = row["mean"].pop("align_score")
     (tmp_path / "sweep.json").write_text(json.dumps(record))
     text = report.html_report(tmp_path)
     page = Page(text)
     assert "agreement ↑" in [cell[0] for cell in page.rows[0]] and key in page.said("code")
+    assert "<title>real pictures: " in text  # what CLIP says of the prompts' own pictures is no training pair's
     assert {(a["width"], a["height"]) for a in page.of("img")} == {("1536", "128"), ("1536", "256")}
     assert "--cell:80px" in text and "sheet pixels" not in text
+
+
+def test_the_towers_are_named_and_what_is_known_of_them(tmp_path: Path) -> None:
+    page, _, text = made(tmp_path / "align", steps=(1,))
+    assert "the towers <code>align (towers, heads)</code>" in text
+    assert "heads’ R@1 is 0.633 and R@5 0.883 among 128 captions, the mean cosine 0.492." in text
+    assert "while the sweep ran, on 1 thread of cpu: what else ran there is in them" in text
+    clip = {
+        "kind": "clip",
+        "key": "(ViT-B-32/openai, 'A photo of <', x1)",
+        "extractor": "clip-ViT-B-32/openai",
+        "prefix": "A photo of <",
+    }
+    page, _, text = made(tmp_path / "clip", steps=(1,), agreement=clip, agreement_metric="clip_score")
+    code = "".join(page.texts["code"])
+    assert "clip_score(ViT-B-32/openai, 'A photo of <', x1)" in code and "'A photo of <'" in code
+    assert "heads of these towers" not in text and "these heads" not in text
+
+
+def test_of_a_prompts_file_nearest_are_reference_pictures_and_the_floor_is_one_row(tmp_path: Path) -> None:
+    of_file = {"prompts_of": "file", "nearest_of": "reference", "agreement": {"kind": "align", "key": ""}}
+    page, record, text = made(tmp_path, steps=(1,), **of_file)
+    before = text.partition('<script type="application/json"')[0].partition("<pre")[0]
+    assert "Nearest reference pictures" in before and "training" not in before and "held-out" not in before
+    assert "a distance of 0 is a copy of a reference picture" in before
+    assert [row[0][0] for row in page.rows][-1:] == ["real pictures"] and len(page.rows) == 1 + len(record["rows"]) + 1
+
+
+def test_of_another_number_of_captions_retrieval_is_not_beside_that_of_rows(tmp_path: Path) -> None:
+    record = write_fake_sweep(tmp_path, steps=(1,), side=8)
+    record["floor"]["unseen"]["align_captions"] = 60
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    page = Page(report.html_report(tmp_path))
+    keys = [cell[1].get("data-key") for cell in page.rows[0]]
+    held = dict(zip(keys, (cell[0] for cell in page.rows[-1]), strict=True))
+    assert (held["align_score"], held["align_r1"], held["align_r5"]) == ("0.211", "–", "–")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,6 +305,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["--sweep", str(tmp_path), "--out", str(tmp_path / "sweep.json"), "--overwrite"], "should end in .html"),
         (["--sweep", str(tmp_path / "strips")], "holds no sweep.json"),
         (["--sweep", str(tmp_path), "--titel", "x"], "the nearest is --title"),
+        (["--sweep", str(tmp_path), "--overwrite", "--title", "a\ud800"], r"--title has '\ud800' in it"),
     ):
         assert main(["eval", "report", *argv]) == 2
         said = capsys.readouterr()
@@ -256,6 +318,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_docstring_examples() -> None:
-    for module in (report, pictures, columns):
+    for module in (words, pictures, columns):
         found = doctest.testmod(module)
         assert found.attempted and not found.failed

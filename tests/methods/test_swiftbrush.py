@@ -18,6 +18,7 @@ from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import SwiftBrush
 from diffdistill.models.fake_score import adapters_off
+from diffdistill.models.generate import generate
 from diffdistill.models.teacher import load_teacher
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
@@ -88,6 +89,19 @@ def test_the_digest_does_not_depend_on_how_the_scheduler_lists_its_defaults(teac
     one, other = load_teacher(f"{teacher}/teacher"), load_teacher(f"{teacher}/teacher")
     other.pipeline.scheduler.register_to_config(_use_default_values=["timestep_spacing", "prediction_type"])
     assert one.digest() == other.digest()
+
+
+def test_the_digest_sees_every_weight_and_setting(teacher: str) -> None:
+    first = load_teacher(f"{teacher}/teacher")
+    found = {first.digest(), load_teacher(f"{teacher}/teacher").digest()}
+    assert len(found) == 1
+    last = load_teacher(f"{teacher}/teacher")
+    max(last.pipeline.unet.parameters(), key=lambda p: p.numel()).view(-1)[-1] += 1
+    scaled = load_teacher(f"{teacher}/teacher")
+    scaled.pipeline.vae.register_to_config(scaling_factor=7.0)
+    assert len(found | {last.digest(), scaled.digest()}) == 3
+    list(generate(first, ["red apple"], 1, 1.0))
+    assert first.digest() in found  # using it changes nothing
 
 
 @pytest.mark.parametrize("noise_ratio", [None, 2.5])

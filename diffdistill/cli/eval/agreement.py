@@ -12,6 +12,8 @@ from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffdistill.evaluation.agreement import Towers
     from diffdistill.evaluation.protocols import Protocol
     from diffdistill.evaluation.reading import Source
@@ -26,25 +28,34 @@ def agreement_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--captions", help="text file, one a line in the order of the pictures; a generator's are its prompts"
     )
-    group.add_argument("--clip_model", metavar="MODEL/TAG", help="of open_clip, where the protocol names none")
-    group.add_argument("--clip_prefix", help="put before every caption, where the protocol names no CLIP")
-    group.add_argument("--clip_weights", help="a file, or download")
-    group.add_argument("--clip_weights_sha256", help="that of weights which are not the published ones")
+    clip_options(group)
+
+
+def clip_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--clip_model", metavar="MODEL/TAG", help="of open_clip, where the protocol names none")
+    parser.add_argument("--clip_prefix", help="put before every caption, where the protocol names no CLIP")
+    parser.add_argument("--clip_weights", help="a file, or download")
+    parser.add_argument("--clip_weights_sha256", help="that of weights which are not the published ones")
+
+
+def check_clip(o: argparse.Namespace) -> None:
+    """Refuse CLIP's options without CLIP, and a model that is not written as one."""
+    for name in _CLIP:
+        if getattr(o, name) is not None and o.agreement != "clip":
+            raise UserError(f"--{name} needs --agreement clip")
+    if o.clip_model is not None and not all(o.clip_model.partition("/")):
+        raise UserError(f"--clip_model {o.clip_model} should be MODEL/TAG, as ViT-B-32-quickgelu/openai")
 
 
 def check_agreement(o: argparse.Namespace) -> None:
     """Refuse options that contradict each other, before anything is read."""
     if o.agreement is None and o.captions is not None:
         raise UserError("--captions needs --agreement align or --agreement clip")
-    for name in _CLIP:
-        if getattr(o, name) is not None and o.agreement != "clip":
-            raise UserError(f"--{name} needs --agreement clip")
+    check_clip(o)
     if o.captions is not None and o.model is not None:
         raise UserError("--captions is for --images; the captions of --model are its --prompts")
     if o.agreement is not None and o.on_corrupt == "skip":
         raise UserError("--agreement needs every picture, each beside its caption; leave out --on_corrupt skip")
-    if o.clip_model is not None and not all(o.clip_model.partition("/")):
-        raise UserError(f"--clip_model {o.clip_model} should be MODEL/TAG, as ViT-B-32-quickgelu/openai")
 
 
 def captions_of(o: argparse.Namespace, source: Source, n: int) -> list[str]:
@@ -82,14 +93,28 @@ def towers_of(o: argparse.Namespace, protocol: Protocol) -> Towers:
         return protocol.build_clip(o.clip_weights, device, o.clip_weights_sha256 or False)
 
 
-def agreement_numbers(towers: Towers, pictures: FeatureRows, captions: Sequence[str]) -> dict[str, Any]:
-    """The numbers under the towers' names, with the protocol the pictures were embedded under."""
+def texts_of(towers: Towers, captions: Sequence[str]) -> Tensor:
+    """A row a caption; equal ones are embedded once."""
     import torch
 
+    place = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
+    return towers.text(list(place))[torch.tensor([place[caption] for caption in captions])]
+
+
+def agreement_numbers(
+    towers: Towers, pictures: FeatureRows, captions: Sequence[str], texts: Tensor | None = None
+) -> dict[str, Any]:
+    """The numbers under the towers' names, with the protocol the pictures were embedded under.
+
+    Args:
+        towers: which embedded them.
+        pictures: rows of n pictures.
+        captions: of each.
+        texts: `texts_of` them, where it is known already.
+    """
     from diffdistill.evaluation.agreement import agreement, report
 
-    place = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}  # each embedded once
-    texts = towers.text(list(place))[torch.tensor([place[caption] for caption in captions])]
+    texts = texts_of(towers, captions) if texts is None else texts
     try:
         found = agreement(pictures.features, texts, captions)
     except ValueError as error:

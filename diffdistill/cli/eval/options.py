@@ -82,7 +82,18 @@ def prompt_records(o: argparse.Namespace) -> list[dict[str, Any]]:
 
     if o.prompts is None:
         raise UserError("--model needs --prompts, a text file with one prompt a line")
-    return read_prompt_records(find(o.prompts))
+    records = read_prompt_records(find(o.prompts))
+    for number, record in enumerate(records, 1):
+        check_text(record["prompt"], f"prompt {number} of {o.prompts}")
+    return records
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse what has no form in UTF-8, as JSON's "\\ud800" or an argument that was no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} has {ascii(text[error.start])} in it, half of a character; write it whole") from error
 
 
 def protocol_of(o: argparse.Namespace) -> tuple[Any, Any]:

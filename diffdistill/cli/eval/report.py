@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.eval.options import check_free, is_first
+from diffdistill.cli.eval.options import check_free, check_text, is_first
 from diffdistill.errors import UserError
 
 
@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> None:
     out = o.out if o.out is not None else o.sweep / "report.html"
     if out.suffix != ".html":
         raise UserError(f"--out {out} should end in .html")
+    check_text(o.title or "", "--title")
 
     from diffdistill.evaluation.page.report import html_report
     from diffdistill.evaluation.report import write_atomic

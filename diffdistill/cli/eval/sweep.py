@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.eval.options import is_first, parse, parser_of
+from diffdistill.cli.eval.agreement import check_clip, clip_options
+from diffdistill.cli.eval.options import check_text, is_first, parse, parser_of
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
+from diffdistill.evaluation.page.record import MAX_COUNTS, MAX_GENERATOR
 
 PICTURES = 512  # by default, where the protocol names no number
 
@@ -32,16 +34,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--reference", default="assets/emoji", help="emoji set; with --prompts also as of `eval calc`")
     parser.add_argument("--prompts", help="text file, one prompt a line; by default captions drawn from --reference")
-    parser.add_argument("--real", help="with --prompts: real pictures, for the floor")
+    parser.add_argument("--real", help="with --prompts: real pictures, or what `eval ref` wrote, for the floor")
     parser.add_argument(
         "--metrics", nargs="+", default=["fd", "kd", "prdc"], metavar="METRIC", help="of fd, kd, prdc, cmmd"
     )
     parser.add_argument("--agreement", choices=("align", "clip", "none"), default="align", help="of picture and prompt")
     parser.add_argument("--agreement_pictures", type=int, default=128, help="the first so many of a cell, at most all")
-    parser.add_argument("--clip_model", metavar="MODEL/TAG", help="of open_clip, where the protocol names none")
-    parser.add_argument("--clip_prefix", help="put before every caption, where the protocol names no CLIP")
-    parser.add_argument("--clip_weights", help="a file, or download")
-    parser.add_argument("--clip_weights_sha256", help="that of weights which are not the published ones")
+    clip_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="a folder: new, or that of a sweep to go on with")
     o = _checked(parse(parser, argv))
     named = _named(o)
@@ -70,15 +69,13 @@ def _checked(o: argparse.Namespace) -> argparse.Namespace:
         raise UserError("there is nothing to measure; name --models, --students or both")
     if o.agreement_pictures < 2:
         raise UserError(f"--agreement_pictures is {o.agreement_pictures}; it must be at least 2")
-    for name in ("clip_model", "clip_prefix", "clip_weights", "clip_weights_sha256"):
-        if getattr(o, name) is not None and o.agreement != "clip":
-            raise UserError(f"--{name} needs --agreement clip")
-    if o.clip_model is not None and not all(o.clip_model.partition("/")):
-        raise UserError(f"--clip_model {o.clip_model} should be MODEL/TAG, as ViT-B-32-quickgelu/openai")
+    check_clip(o)
+    settings = (len(o.models) * len(o.scales) + len(o.students)) * len(o.step_counts)
+    for what, n in (("generators", len(o.models) + len(o.students)), ("seeds", len(o.seeds)), ("rows", settings)):
+        if n > MAX_COUNTS[what]:
+            raise UserError(f"these are {n} {what}; a report shows at most {MAX_COUNTS[what]}")
     if o.real is not None and o.prompts is None:
         raise UserError("--real goes with --prompts; without them, the emoji set gives the real pictures itself")
-    if o.real is not None and Path(find(o.real)).resolve() == Path(find(o.reference)).resolve():
-        raise UserError("--real is the reference itself; name other real pictures")
     if o.prompts is None and not Path(find(o.reference), "concepts.tsv").is_file():
         raise UserError(f"--reference {o.reference} is no emoji set to draw prompts from; name --prompts FILE")
     if o.out.exists() and not o.out.is_dir():
@@ -101,9 +98,11 @@ def _named(o: argparse.Namespace) -> dict[str, tuple[str, str]]:
             name, equals, path = value.partition("=")
             if not equals or Path(find(value)).exists():
                 name, path = Path(value).name or Path(value).resolve().name, value
-            if not re.fullmatch(r"\w[\w .+-]*", name):
+            check_text(value, "a generator's path")
+            if not re.fullmatch(r"\w[\w .+-]*", name) or len(name) > MAX_GENERATOR:
                 raise UserError(
-                    f"{value!r} gives a generator the name {name!r}; name it as in teacher={path or 'PATH'}"
+                    f"{value!r} gives a generator the name {name!r}; name it as in teacher={path or 'PATH'}, in at "
+                    f"most {MAX_GENERATOR} characters"
                 )
             found.append((name, path, kind))
     twice = [name for name, n in Counter(name for name, _, _ in found).items() if n > 1]

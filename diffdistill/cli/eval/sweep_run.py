@@ -10,7 +10,9 @@ Notable:
   protocol's features and the towers' embeddings taken as they come;
 - picture i of seed s starts from noise of seed s * 1,000,000 + i, so seeds share no noise (`eval calc --seed` takes
   that number), and neither batches nor processes matter;
-- seconds_per_image is of generation alone, wall time of one process;
+- seconds_per_image is of generation alone, wall time of one process, and measures the machine's load with it: it is
+  reported with the threads and the device it was measured on, and nothing is ranked by it;
+- agreement by towers whose heads were trained on the prompts is measured of held-out concepts' pictures too;
 - all pipelines are kept in memory from the start, so that a wrong one is refused before the first picture.
 """
 
@@ -24,16 +26,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffdistill.cli.eval.agreement import towers_of
+from diffdistill.cli.eval.agreement import agreement_numbers, texts_of, towers_of
 from diffdistill.cli.eval.generated import CHUNK, Generated
-from diffdistill.cli.eval.options import is_first, prompt_records, protocol_of, reading_of
+from diffdistill.cli.eval.options import device_of, is_first, prompt_records, protocol_of, reading_of
 from diffdistill.cli.eval.sweep import PICTURES
 from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 from diffdistill.evaluation.measure import ROWS, Features, Pass, check_metrics, collect_several, everyones
+from diffdistill.evaluation.page.record import MAX_TEXT
 from diffdistill.evaluation.report import write_atomic, write_json_atomic
 from diffdistill.evaluation.states import FeatureRows
 from diffdistill.evaluation.sweep.cells import (
@@ -42,12 +46,12 @@ from diffdistill.evaluation.sweep.cells import (
     Cells,
     Numbers,
     Watched,
-    agreement_numbers,
+    finite,
     nearest_training,
     numbers_of,
     side_by_side,
 )
-from diffdistill.evaluation.sweep.ground import EmojiGround, GivenGround, Ground
+from diffdistill.evaluation.sweep.ground import EmojiGround, GivenGround, Ground, Stack, Unseen
 from diffdistill.evaluation.sweep.table import REAL, Row, in_order, rows_of, table
 from diffdistill.models.generate import generate
 from diffdistill.models.teacher import Teacher, load_teacher
@@ -75,9 +79,13 @@ class Sweep:
         check_metrics(o.metrics, self.pictures, self.extractor.name)
         self.metrics: list[str] = list(dict.fromkeys(o.metrics))
         self.ground = _ground(o, self.extractor.name, self.pictures)
+        self.seeds: list[int] = o.seeds
+        self.samples = self._captions(self.seeds[0], min(SAMPLES, self.pictures))
+        for caption in self.samples:
+            if len(caption) > MAX_TEXT:
+                raise UserError(f"a prompt has {len(caption)} characters; a report shows at most {MAX_TEXT}")
         self.towers = None if o.agreement == "none" else towers_of(o, self.protocol)
         self.models = _load(o, named)
-        self.seeds: list[int] = o.seeds
         self.needs_rows = any(name in ROWS for name in self.metrics)
         self.reading = reading_of(o)
         self.cells = Cells(self.out / "cells")
@@ -86,7 +94,6 @@ class Sweep:
         self.rows = rows_of(kinds["model"], kinds["student"], o.step_counts, o.scales)
         self.order = in_order([*self.rows, *([REAL] if self.floor else [])], self.seeds)
         self.with_towers = min(o.agreement_pictures, self.pictures) if self.towers is not None else 0
-        self.samples = self._captions(self.seeds[0], min(SAMPLES, self.pictures))
         self.generators = [
             {"name": name, "model": path, "digest": self.models[name].digest(), "kind": kind}
             for name, (path, kind) in named.items()
@@ -94,6 +101,13 @@ class Sweep:
         self._digests = {entry["name"]: entry["digest"] for entry in self.generators}
         self._source: str = o.reference
         self._texts: dict[int, Tensor] = {}
+        self._unseen: dict[str, Any] | None = None
+        on = "cuda" if torch.cuda.is_available() else "cpu"  # as `generate` chooses
+        self._timing = {"threads": torch.get_num_threads(), "device": on}
+        if on == "cuda":
+            self._timing["device"] = torch.cuda.get_device_name()
+        version = ".".join(torch.__version__.split(".")[:2])
+        self._made_on = {"generators": on, "features": device_of(o).partition(":")[0], "torch": version}
         self._truncate = self.protocol.quantisation == "uint8-truncate"
 
     def run(self) -> int:
@@ -119,7 +133,7 @@ class Sweep:
             self._write(found)
         self._warm({row.generator for row, _ in todo})
         form = "{desc} |{bar:20}| {elapsed}, {remaining} left"
-        costs = [row.nfe + 1 for row, _ in todo]  # one more for what every picture costs
+        costs = [row.cost + 1 for row, _ in todo]  # one more for what every picture costs
         with tqdm(total=sum(costs), bar_format=form, disable=not is_first() or not todo) as bar:
             for i, ((row, seed), cost) in enumerate(zip(todo, costs, strict=True)):
                 bar.set_description_str(f"cell {i + 1} of {len(todo)}: {row.name}, seed {seed}")
@@ -159,6 +173,7 @@ class Sweep:
             "metrics": sorted(self.metrics),
             "agreement": towers,
             "agreement_pictures": self.with_towers,
+            "made_on": self._made_on,
         }
 
     def _warm(self, names: set[str]) -> None:
@@ -172,18 +187,21 @@ class Sweep:
             return self._measure_floor(seed)
         prompts = self.ground.prompts(seed)
         sampler = (self.pictures, row.steps, row.guidance, seed * NOISE)
-        made = Generated(self.models[row.generator], prompts, *sampler)
-        source = Watched(made, SAMPLES if self._shown(seed) else 0, CHUNK)
+        model = self.models[row.generator]
+        made = Generated(model, prompts, *sampler)
+        source = Watched(made, SAMPLES if self._shown(seed) else 0, CHUNK, model.pipeline.unet)
         training = self.ground.training
         passes = [Pass(self.extractor, self.needs_rows or training is not None)]
         if self.towers is not None:
             passes.append(Pass(self.towers, first=self.with_towers))
         quiet = dataclasses.replace(self.reading, progress=False)
         features, *embedded = collect_several(source, self.protocol, passes, self.pictures, quiet)
-        seconds, shown = source.seconds_per_image(), source.kept(self._truncate)
+        seconds, nfe, shown = source.seconds_per_image(), source.nfe(), source.kept(self._truncate)
         if not is_first():
             return Cell({})
-        cell = Cell(numbers_of(features, self.ground.reference(seed), self.metrics, seconds))
+        reference = self.ground.reference(seed)
+        facts = {"n_reference": reference.n, "nfe": nfe, "timing": self._timing}
+        cell = Cell(numbers_of(features, reference, self.metrics, seconds), facts)
         for rows in embedded:
             cell.numbers.update(self._agreement(rows, seed))
         if shown:
@@ -200,17 +218,23 @@ class Sweep:
         embedded = None
         if self.towers is not None and real.captioned is not None:
             (embedded,) = collect_several(real.captioned, self.protocol, [Pass(self.towers)], self.with_towers, quiet)
+        if self._unseen is None and real.unseen is not None:  # once, since they are the same for every seed
+            self._unseen = self._agreement_unseen(real.unseen)
         if not is_first():
             return Cell({})
-        cell = Cell(numbers_of(real.features, self.ground.reference(seed), self.metrics, None))
+        reference = self.ground.reference(seed)
+        facts = {"n_reference": reference.n, "unseen": self._unseen or None}
+        cell = Cell(numbers_of(real.features, reference, self.metrics, None), facts)
         if embedded is not None:
             cell.numbers.update(self._agreement(embedded, seed))
         if self._shown(seed) and real.captioned is not None:
             cell.pictures["strip"] = side_by_side([real.captioned.read(i) for i in range(len(self.samples))])
         if self.ground.training is not None and real.unseen is not None:
-            features, pictures = real.unseen
-            n = min(SAMPLES, len(pictures), features.n) if self._shown(seed) else 0
-            spread = {row: pictures.read(row) for row in (i * features.n // n for i in range(n))}
+            features, pictures, _ = real.unseen
+            spread = {}
+            if pictures is not None and self._shown(seed):
+                n = min(SAMPLES, features.n)
+                spread = {row: pictures.read(row) for row in (i * features.n // n for i in range(n))}
             cell.take_nearest(*nearest_training(features, self.ground.training, spread))
         return cell
 
@@ -218,8 +242,34 @@ class Sweep:
         assert self.towers is not None
         captions = self._captions(seed, self.with_towers)
         if seed not in self._texts:  # one seed's at a time
-            self._texts = {seed: self.towers.text(captions)}
-        return agreement_numbers(self.towers, _rows(embedded), self._texts[seed], captions)
+            self._texts = {seed: texts_of(self.towers, captions)}
+        return self._short(agreement_numbers(self.towers, _rows(embedded), captions, self._texts[seed]))
+
+    def _agreement_unseen(self, unseen: Unseen) -> dict[str, Any]:
+        """Of as many pictures of held-out concepts as a cell has, or all; for towers whose heads saw all the others.
+
+        R@1 compares at an equal number. They are drawn, always the same, since neighbours in the set are often alike.
+        """
+        pictures, known = unseen.pictures, unseen.captions
+        if self.towers is None or self.towers.kind != "align" or pictures is None or known is None:
+            return {}
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))
+        chosen = order[: self.with_towers].tolist()
+        captions = [known[i] for i in chosen]
+        some = Stack(torch.stack([pictures.read(i) for i in chosen]), captions, pictures.name)
+        quiet = dataclasses.replace(self.reading, progress=False)
+        (embedded,) = collect_several(some, self.protocol, [Pass(self.towers)], len(some), quiet)
+        if not is_first():
+            return {}
+        return {**self._short(agreement_numbers(self.towers, _rows(embedded), captions)), "n": len(some)}
+
+    def _short(self, found: Mapping[str, Any]) -> Numbers:
+        """As KIND_score, KIND_score_se, KIND_r1, KIND_r5, KIND_captions: sweep.json says once of which towers."""
+        assert self.towers is not None
+        kind, key = self.towers.kind, self.towers.key
+        named = {name: f"{kind}_{name}{key}" for name in ("score", "score_se", "r1", "r5")}
+        numbers = {f"{kind}_{name}": found[long] for name, long in named.items()}
+        return finite({**numbers, f"{kind}_captions": found[f"{kind}_captions"]})
 
     def _publish(self, row: Row, seed: int, record: dict[str, Any]) -> None:
         """The first seed's pictures, under the names that people and reports look for."""
@@ -231,11 +281,17 @@ class Sweep:
     def _write(self, found: dict[tuple[Row, int], Any]) -> None:
         towers = self.towers
         named = None if towers is None else {"kind": towers.kind, "key": towers.key, **towers.protocol}
+        facts = [cell["facts"] for cell in found.values()]
+        timings = [fact["timing"] for fact in facts if "timing" in fact]
+        n = facts[0]["n_reference"] if facts else self.ground.reference(self.seeds[0]).n
         head = {
             "protocol": self.protocol.record(self.extractor),
             "agreement": named,
             "agreement_metric": None if towers is None else f"{towers.kind}_score",
-            "reference": {"source": self._source, "n": self.ground.n_reference},
+            "prompts_of": self.ground.prompts_of,
+            "nearest_of": self.ground.nearest_of,
+            "reference": {"source": self._source, "n": n},
+            "timing": {"pictures_at_a_time": CHUNK, "on": [t for i, t in enumerate(timings) if t not in timings[:i]]},
             "pictures": self.pictures,
             "agreement_pictures": self.with_towers,
             "seeds": self.seeds,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import NamedTuple
 
 from diffdistill.evaluation.page.record import Measured, Row, Sweep
 
@@ -24,8 +25,9 @@ NAMES = {
 FIRST = ("kd", "kid", "cmmd", "fd", "fid")  # then agreement, then what is not here
 THEN = ("recall", "precision", "coverage", "density")
 LAST = ("nearest_median", "seconds_per_image")
-LOWER = {"kd", "kid", "cmmd", "fd", "fid", "seconds_per_image"}
+LOWER = {"kd", "kid", "cmmd", "fd", "fid"}  # not seconds, which say as much of the machine as of the generator
 HIGHER = {"recall", "precision", "coverage", "density"}
+HELD_OUT = "held-out concepts"
 IN_WORDS = {
     "kd": "kernel distance",
     "kid": "kernel distance",
@@ -71,10 +73,13 @@ class Column:
 
 
 def columns_of(sweep: Sweep) -> list[Column]:
-    """A column for every number that some row has, standard errors aside, in the order they are shown."""
+    """A column for every number that some row has, in the order they are shown.
+
+    Standard errors and the number of captions stand beside other numbers, not in columns of their own.
+    """
     sets = _all_sets(sweep)
     keys = list(dict.fromkeys(key for s in sets for key, value in s.mean.items() if value is not None))
-    keys = [key for key in keys if not key.partition("(")[0].endswith("_se")]
+    keys = [key for key in keys if not key.partition("(")[0].endswith("_se") and of_agreement(key, sweep) != "captions"]
     agreement = [sweep.agreement_metric] if sweep.agreement_metric else []
     order = [*FIRST, *agreement, *THEN]
     front = [key for key in order if key in keys]
@@ -92,23 +97,39 @@ def plotted(sweep: Sweep, columns: Iterable[Column]) -> list[Column]:
 def label_of(key: str, sweep: Sweep) -> str:
     """A short name; agreement's full key, which names the towers, stands in the protocol.
 
-    >>> class S: agreement_metric = "clip_score(ViT-g-14, 'A photo depicts ', x1)"
+    >>> class S: agreement_metric, rows = "clip_score(ViT-g-14, 'A photo depicts ', x1)", []
     >>> label_of(S.agreement_metric, S), label_of("clip_r1(ViT-g-14)", S), label_of("kd", S)
     ('agreement', 'agreement R@1', 'KD')
     """
-    stem = key.partition("(")[0]
-    kind = (sweep.agreement_metric or "").partition("_")[0]
-    if key == sweep.agreement_metric:
-        return "agreement"
-    if kind and stem in (f"{kind}_r1", f"{kind}_r5"):
-        return f"agreement R@{stem[-1]}"
-    return NAMES.get(key, stem.replace("_", " "))
+    what = of_agreement(key, sweep)
+    if what in ("r1", "r5"):
+        among = captions_among(sweep)
+        return f"R@{what[-1]} among {among} captions" if among else f"agreement R@{what[-1]}"
+    return "agreement" if what == "score" else NAMES.get(key, key.partition("(")[0].replace("_", " "))
+
+
+def of_agreement(key: str, sweep: Sweep) -> str:
+    """Which of agreement's numbers a key is: "score", "r1", "r5" or "captions"; "" of any other."""
+    kind, _, _ = (sweep.agreement_metric or "").partition("_")
+    towers, _, what = key.partition("(")[0].partition("_")
+    return what if kind and towers == kind and what in ("score", "r1", "r5", "captions") else ""
+
+
+def captions_among(sweep: Sweep) -> str:
+    """Among how many different captions rows were retrieved, as "64" or "60 to 64"; "" where it is not known."""
+    found = {
+        round(value)
+        for row in sweep.rows
+        for numbers in row.seeds.values()
+        for key, value in numbers.items()
+        if value is not None and of_agreement(key, sweep) == "captions"
+    }
+    return " to ".join(str(n) for n in sorted({min(found), max(found)})) if found else ""
 
 
 def better_of(key: str, sweep: Sweep) -> str:
     """Which way is better, "" where it is not known."""
-    agreement = label_of(key, sweep).startswith("agreement")
-    return "lower" if key in LOWER else "higher" if key in HIGHER or agreement else ""
+    return "lower" if key in LOWER else "higher" if key in HIGHER or of_agreement(key, sweep) else ""
 
 
 def headline_column(columns: Iterable[Column]) -> Column | None:
@@ -117,9 +138,57 @@ def headline_column(columns: Iterable[Column]) -> Column | None:
 
 
 def error_of(measured: Measured, key: str) -> float | None:
-    """Standard deviation over seeds; of one seed the standard error over pictures, where the row has it."""
-    sd = measured.sd.get(key)
-    return measured.mean.get(f"{key}_se") if sd is None and len(measured.seeds) <= 1 else sd
+    """Standard deviation over the seeds measured; of a sweep of one seed, the standard error over pictures.
+
+    The two are never mixed: a row of one seed, where the sweep has several, has no error.
+    """
+    return measured.mean.get(f"{key}_se") if measured.of_seeds == 1 else measured.sd.get(key)
+
+
+def fewer_seeds(measured: Measured) -> str:
+    """Said of a row that some seeds are missing of: "2 of 3 seeds", else ""."""
+    n = len(measured.seeds)
+    return f"{n} of {measured.of_seeds} seeds" if n < measured.of_seeds else ""
+
+
+class Real(NamedTuple):
+    """Real pictures as a row: what sets them apart from others, in a few words, and their numbers."""
+
+    how: str
+    measured: Measured
+
+
+def real_rows(sweep: Sweep) -> list[Real]:
+    """The floor; and, where prompts are training captions, held-out concepts, which have numbers that it has not.
+
+    Those are the distance to the nearest training picture, and agreement where its towers were trained on the prompts.
+    R@1 and R@5 are left out where they are among another number of captions.
+    """
+    floor = sweep.floor
+    if floor is None:
+        return []
+    if sweep.prompts_of != "training":
+        return [Real("", floor)]
+    own = {key: value for key, value in floor.mean.items() if key != "nearest_median"}
+    rows = [Real("the prompts\u2019 own", replace(floor, mean=own))]
+    held = {key: value for key, value in (floor.unseen or {}).items() if of_agreement(key, sweep)}
+    among = next((value for key, value in held.items() if of_agreement(key, sweep) == "captions"), None)
+    if among is None or f"{among:g}" != captions_among(sweep):
+        held = {key: value for key, value in held.items() if of_agreement(key, sweep) == "score"}
+    if (distance := floor.mean.get("nearest_median")) is not None:
+        held["nearest_median"] = distance
+    if held:
+        rows.append(Real(HELD_OUT, replace(floor, mean=held, sd={}, seeds=floor.seeds)))
+    return rows
+
+
+def level_of(sweep: Sweep, column: Column) -> tuple[float, str] | None:
+    """What honest pictures have of a column, and which pictures those are."""
+    for how, measured in reversed(real_rows(sweep)):
+        if (value := measured.mean.get(column.key)) is not None:
+            own_pairs = column.key == sweep.agreement_metric == "align_score"  # which its towers were trained on
+            return value, how if how == HELD_OUT or (how and own_pairs) else "real pictures"
+    return None
 
 
 def best_of(rows: Iterable[Row], column: Column | None) -> Row | None:
@@ -144,13 +213,18 @@ def setting(row: Row, with_guidance: bool = True) -> str:
     return f"{steps} at guidance {row.guidance:g}" if with_guidance else steps
 
 
+def described(sweep: Sweep, row: Row) -> str:
+    """`setting`, and the seeds where some are missing."""
+    return ", ".join(filter(None, (setting(row, guided(sweep, row.generator)), fewer_seeds(row))))
+
+
 def guided(sweep: Sweep, generator: str) -> bool:
     """Whether guidance is worth naming: the generator was measured at other ones than 1."""
     return any(row.guidance != 1 for row in sweep.rows if row.generator == generator)
 
 
 def _all_sets(sweep: Sweep) -> list[Measured]:
-    return [*sweep.rows, *([sweep.floor] if sweep.floor else [])]
+    return [*sweep.rows, *(measured for _, measured in real_rows(sweep))]
 
 
 def _decimals(sets: Iterable[Measured], key: str) -> int:

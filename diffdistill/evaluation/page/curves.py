@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffdistill.evaluation.page.columns import Column, best_of, error_of, guided, rows_of, setting
+from diffdistill.evaluation.page.columns import Column, best_of, described, error_of, guided, level_of, rows_of
 from diffdistill.evaluation.page.plot import LABEL_CHARACTERS, Plot, Point, Series, cut, draw
 from diffdistill.evaluation.page.record import Row, Sweep
 
@@ -30,7 +30,6 @@ def curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None) ->
                         strong=several and best is not None and best.guidance == guidance,
                     )
                 )
-        floor = sweep.floor.mean.get(column.key) if sweep.floor else None
         if series:
             plot = Plot(
                 title=column.label,
@@ -39,7 +38,7 @@ def curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None) ->
                 series=series,
                 x_ticks=sorted({row.steps for row in sweep.rows}),
                 log2=True,
-                floor=None if floor is None else (floor, "real pictures"),
+                floor=level_of(sweep, column),
             )
             drawn.append(draw(plot))
     return drawn
@@ -95,7 +94,7 @@ def _against(sweep: Sweep, row: Row, distance: Column, agreement: Column, x: flo
 
 
 def _named(sweep: Sweep, row: Row) -> str:
-    return f"{row.generator}, {setting(row, guided(sweep, row.generator))}"
+    return f"{row.generator}, {described(sweep, row)}"
 
 
 def _label(name: str, more: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures in a page: strips under their prompts, and pairs of a picture and its nearest training picture.
+"""Pictures in a page: strips under their prompts, and pairs of a picture and its nearest in training or reference.
 
 Every PNG is inlined as base64. A strip of k pictures is one <img>; its columns line up with k cells of a CSS grid,
 `--k` wide by `--cell` pixels: small pictures are shown at a whole multiple of their size, so that pixels stay square.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from html import escape
-from statistics import median
 
-from diffdistill.evaluation.page.columns import Column, best_of, digits, error_of, guided, rows_of, setting
+from diffdistill.evaluation.page.columns import HELD_OUT, Column, best_of, digits, error_of, guided, rows_of, setting
 from diffdistill.evaluation.page.record import Measured, Picture, Row, Sweep, read_strip
 
 SMALL = 96  # pictures up to this many pixels are enlarged without smoothing
@@ -38,7 +37,8 @@ def grids(sweep: Sweep, ranked_by: Column | None) -> str:
     images = {name: _image(picture, "a picture for each prompt") for name, picture in strips.items()}
     real = ""
     if sweep.floor and sweep.floor.strip:
-        real = _row("real pictures", "", _image(read_strip(sweep.folder, sweep.floor.strip, k), "real pictures"))
+        own = "the prompts\u2019 own" if sweep.prompts_of == "training" else ""
+        real = _row("real pictures", own, _image(read_strip(sweep.folder, sweep.floor.strip, k), "real pictures"))
 
     def grid(chosen: Sequence[Row]) -> str:
         lines = "".join(_strip_row(sweep, row, images[str(row.strip)]) for row in chosen)
@@ -72,30 +72,29 @@ def neighbours(sweep: Sweep, ranked_by: Column | None) -> str:
         if row is not None:
             panels.append(_panel(sweep, row, generator.name, setting(row, guided(sweep, generator.name)), "generated"))
     if sweep.floor and sweep.floor.nearest and sweep.floor.distances:
-        panels.append(_panel(sweep, sweep.floor, "real pictures", "held out", "held out"))
+        how = HELD_OUT if sweep.prompts_of == "training" else ""
+        panels.append(_panel(sweep, sweep.floor, "real pictures", how, "held out" if how else "real"))
     return "".join(panels)
 
 
-def median_distance(measured: Measured) -> tuple[float | None, float | None, str]:
-    """Median distance to the nearest training picture, its sd over seeds, and of how many pictures it is."""
-    if (value := measured.mean.get("nearest_median")) is not None:
-        return value, error_of(measured, "nearest_median"), "all"
-    return (median(measured.distances), None, "shown") if measured.distances else (None, None, "")
+def median_distance(measured: Measured) -> tuple[float | None, float | None]:
+    """Median distance to the nearest training picture, of all pictures, and its sd over seeds."""
+    return measured.mean.get("nearest_median"), error_of(measured, "nearest_median")
 
 
 def _panel(sweep: Sweep, measured: Measured, name: str, how: str, upper: str) -> str:
     distances = measured.distances or []
     k = len(distances)
     picture = read_strip(sweep.folder, measured.nearest or "", k, rows=2)
-    middle, _, of = median_distance(measured)
-    of = "median of all" if of == "all" else "median of these"
+    middle, _ = median_distance(measured)
     decimals = digits(distances)
     cells = "".join(f"<span>{distance:.{decimals}f}</span>" for distance in distances)
-    label = f"<b>{escape(name)}</b><small>{escape(how)}</small><small>{of} {middle or 0:.{decimals}f}</small>"
+    of_all = "" if middle is None else f"<small>median of all {middle:.{decimals}f}</small>"
+    label = f"<b>{escape(name)}</b><small>{escape(how)}</small>{of_all}"
     names = f'<span class="which"><small>{upper}</small><small>nearest</small></span>'
     body = (
         f'<div class="row pair"><div class="label">{label}</div>{names}'
-        f"{_image(picture, f'{name}: pictures above, the nearest training picture of each below')}</div>"
+        f"{_image(picture, f'{name}: pictures above, the nearest {sweep.nearest_of} picture of each below')}</div>"
         f'<div class="row under"><div class="label"><small>distance</small></div>{_cells(cells)}</div>'
     )
     return _sheet(picture.side, body, k)

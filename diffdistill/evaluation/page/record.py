@@ -20,15 +20,16 @@ from typing import Any, TypeVar
 
 from diffdistill.errors import UserError
 
-VERSION = 1
+VERSION = 2
 MAX_JSON_BYTES = 32 << 20
 MAX_PNG_BYTES = 64 << 20
 MAX_PIXELS = 40_000_000  # of one strip
 MAX_TEXT = 10_000
 MAX_NAME = 400  # of a path in the record
+MAX_GENERATOR = 100  # characters of a generator's name, which is part of files' names
 MAX_NUMBER = 1e12  # so that differences of numbers stay finite
 MAX_COUNTS = {"generators": 32, "rows": 1000, "seeds": 64, "metrics": 64, "prompts": 24}
-PICTURE_SIDE = 128  # pictures larger than this are made smaller
+PICTURE_SIDE = 128  # pictures larger than this are made smaller: by the sweep, and again by who reads it
 
 Numbers = dict[str, float | None]
 T = TypeVar("T")
@@ -46,7 +47,9 @@ class Generator:
 
 @dataclass(frozen=True)
 class Measured:
-    """Numbers of one set of pictures. seeds: by seed; mean and sd: over seeds, an sd None where there is one seed.
+    """Numbers of one set of pictures. seeds: by seed; mean and sd: over them, an sd None where there is one seed.
+
+    of_seeds: how many seeds the sweep has; where it is not complete, fewer may be here.
 
     strip: PNG of the sample prompts' pictures side by side; nearest: a PNG of two rows, pictures and the nearest
     training picture of each; distances: of those pairs. All relative to the sweep's folder.
@@ -55,6 +58,7 @@ class Measured:
     seeds: dict[str, Numbers]
     mean: Numbers
     sd: Numbers
+    of_seeds: int
     strip: str | None
     nearest: str | None
     distances: list[float] | None
@@ -71,14 +75,44 @@ class Row(Measured):
 
 
 @dataclass(frozen=True)
+class Floor(Measured):
+    """Real pictures; unseen: agreement of held-out concepts' pictures with their captions, None where not measured."""
+
+    unseen: Numbers | None
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How well towers retrieve captions of concepts held out from them: R@1 and R@5 among so many, mean cosine."""
+
+    r1: float
+    r5: float
+    among: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """On what seconds_per_image was measured."""
+
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """A checked sweep; `raw` is the record as it was read."""
+    """A checked sweep; `raw` is the record as it was read.
+
+    prompts_of: "training", captions of an emoji set, or "file"; nearest_of: "training" or "reference", the pictures
+    among which nearest ones are sought; held_out: of agreement's towers, where they have such a record.
+    """
 
     folder: Path
     raw: dict[str, Any]
     protocol: dict[str, Any]
     agreement: dict[str, Any] | None
     agreement_metric: str | None
+    held_out: Retrieval | None
     reference: str
     reference_n: int
     pictures: int
@@ -87,8 +121,11 @@ class Sweep:
     complete: bool
     generators: list[Generator]
     rows: list[Row]
-    floor: Measured | None
+    floor: Floor | None
     prompts: list[str]
+    prompts_of: str
+    nearest_of: str
+    timing: list[Timing]
 
 
 @dataclass(frozen=True)
@@ -177,7 +214,7 @@ def _sweep(folder: Path, raw: Any) -> Sweep:
     generators = _each(top, "generators", _generator)
     names = [generator.name for generator in generators]
     seeds = _each(top, "seeds", _whole)
-    rows = _each(top, "rows", _row)
+    rows = _each(top, "rows", lambda value, where: _row(value, where, len(seeds)))
     for what, values in (("generators", names), ("seeds", seeds)):
         if len(set(values)) != len(values) or not values:
             raise _FaultError(f"{what} should be one or more different ones, got {_short(values)}")
@@ -197,12 +234,14 @@ def _sweep(folder: Path, raw: Any) -> Sweep:
     prompts = _each(_mapping(top.get("samples"), "samples"), "prompts", _text)
     if not prompts:
         raise _FaultError("samples.prompts is empty")
+    agreement = _optional(top.get("agreement"), "agreement", _mapping)
     return Sweep(
         folder=folder,
         raw=top,
         protocol=_mapping(top.get("protocol"), "protocol"),
-        agreement=_optional(top.get("agreement"), "agreement", _mapping),
+        agreement=agreement,
         agreement_metric=_optional(top.get("agreement_metric"), "agreement_metric", _text),
+        held_out=_optional((agreement or {}).get("held_out"), "agreement.held_out", _retrieval),
         reference=_text(reference.get("source"), "reference.source"),
         reference_n=_whole(reference.get("n"), "reference.n", 1),
         pictures=_whole(top.get("pictures"), "pictures", 1),
@@ -211,26 +250,43 @@ def _sweep(folder: Path, raw: Any) -> Sweep:
         complete=complete,
         generators=generators,
         rows=rows,
-        floor=_optional(top.get("floor"), "floor", lambda value, where: Measured(**_measured(value, where))),
+        floor=_optional(top.get("floor"), "floor", lambda value, where: _floor(value, where, len(seeds))),
         prompts=prompts,
+        prompts_of=_one_of(top.get("prompts_of"), "prompts_of", ("training", "file")),
+        nearest_of=_one_of(top.get("nearest_of"), "nearest_of", ("training", "reference")),
+        timing=_each(_mapping(top.get("timing"), "timing"), "on", _timing),
     )
 
 
 def _generator(value: Any, where: str) -> Generator:
     entry = _mapping(value, where)
-    fields = {key: _text(entry.get(key), f"{where}.{key}") for key in ("name", "model", "digest", "kind")}
-    if fields["kind"] not in ("model", "student"):
-        raise _FaultError(f"{where}.kind is {_short(fields['kind'])}; it should be model or student")
-    return Generator(**fields)
+    fields = {key: _text(entry.get(key), f"{where}.{key}") for key in ("name", "model", "digest")}
+    return Generator(**fields, kind=_one_of(entry.get("kind"), f"{where}.kind", ("model", "student")))
 
 
-def _row(value: Any, where: str) -> Row:
+def _retrieval(value: Any, where: str) -> Retrieval:
+    captions = _mapping(_mapping(value, where).get("captions"), f"{where}.captions")
+    r1, r5, score = (_number(captions.get(key), f"{where}.captions.{key}") for key in ("r1", "r5", "score"))
+    return Retrieval(r1, r5, _whole(captions.get("among"), f"{where}.captions.among", 1), score)
+
+
+def _timing(value: Any, where: str) -> Timing:
+    entry = _mapping(value, where)
+    return Timing(_whole(entry.get("threads"), f"{where}.threads", 1), _text(entry.get("device"), f"{where}.device"))
+
+
+def _floor(value: Any, where: str, of_seeds: int) -> Floor:
+    unseen = _optional(_mapping(value, where).get("unseen"), f"{where}.unseen", _numbers)
+    return Floor(**_measured(value, where, of_seeds), unseen=unseen)
+
+
+def _row(value: Any, where: str, of_seeds: int) -> Row:
     entry = _mapping(value, where)
     guidance = _number(entry.get("guidance"), f"{where}.guidance")
     if not 0 <= guidance <= 1e6:
         raise _FaultError(f"{where}.guidance is {guidance:g}; it should be in [0, 1e6]")
     return Row(
-        **_measured(entry, where),
+        **_measured(entry, where, of_seeds),
         generator=_text(entry.get("generator"), f"{where}.generator"),
         steps=_whole(entry.get("steps"), f"{where}.steps", 1),
         guidance=guidance,
@@ -238,7 +294,7 @@ def _row(value: Any, where: str) -> Row:
     )
 
 
-def _measured(value: Any, where: str) -> dict[str, Any]:
+def _measured(value: Any, where: str, of_seeds: int) -> dict[str, Any]:
     entry = _mapping(value, where)
     seeds = _mapping(entry.get("seeds"), f"{where}.seeds")
     distances = _optional(entry.get("nearest_distances"), f"{where}.nearest_distances", _list)
@@ -246,6 +302,7 @@ def _measured(value: Any, where: str) -> dict[str, Any]:
         "seeds": {seed: _numbers(seeds[seed], f"{where}.seeds.{seed}") for seed in seeds},
         "mean": _numbers(entry.get("mean"), f"{where}.mean"),
         "sd": _optional(entry.get("sd"), f"{where}.sd", _numbers) or {},
+        "of_seeds": of_seeds,
         "strip": _optional(entry.get("strip"), f"{where}.strip", _text),
         "nearest": _optional(entry.get("nearest"), f"{where}.nearest", _text),
         "distances": distances and [_number(d, f"{where}.nearest_distances[{i}]") for i, d in enumerate(distances)],
@@ -277,6 +334,12 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
         raise _FaultError(f"{where} should be a text of 1 to {MAX_TEXT} characters, got {_short(value)}")
     return value
+
+
+def _one_of(value: Any, where: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise _FaultError(f"{where} is {_short(value)}; it should be {' or '.join(choices)}")
+    return str(value)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

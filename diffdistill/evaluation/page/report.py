@@ -26,17 +26,27 @@ from diffdistill.evaluation.page.columns import (
     Column,
     best_of,
     columns_of,
-    guided,
+    described,
+    fewer_seeds,
     headline_column,
+    level_of,
     plotted,
     rows_of,
-    setting,
 )
 from diffdistill.evaluation.page.curves import curves, trade_off
 from diffdistill.evaluation.page.pictures import grids, neighbours
-from diffdistill.evaluation.page.record import Measured, Sweep, read_sweep
+from diffdistill.evaluation.page.record import Sweep, read_sweep
 from diffdistill.evaluation.page.style import SCRIPT, STYLE
 from diffdistill.evaluation.page.tables import all_rows, best_rows, generators, medians
+from diffdistill.evaluation.page.words import (
+    agreement_level,
+    errors,
+    listed,
+    some_fewer,
+    timing,
+    towers_in_words,
+    towers_of,
+)
 
 
 @dataclass
@@ -74,7 +84,7 @@ def html_report(folder: str | Path, title: str | None = None) -> str:
     sections = [
         ("curves", "Curves", _curves(sweep, columns, ranked_by, captions)),
         ("pictures", "Side by side", _pictures(sweep, ranked_by, captions)),
-        ("nearest", "Nearest training pictures", _nearest(sweep, ranked_by, captions)),
+        ("nearest", f"Nearest {sweep.nearest_of} pictures", _nearest(sweep, ranked_by, captions)),
         ("numbers", "All numbers", _numbers(sweep, columns, captions)),
         ("protocol", "Protocol", _protocol(sweep)),
     ]
@@ -118,18 +128,8 @@ def headline(sweep: Sweep, ranked_by: Column | None) -> list[tuple[str, str]]:
         if row is not None and ranked_by is not None:
             who = f"{generator.name}, " if len(rows) == 1 else f"{generator.name}\u2019s best, "
             metric = f"{ranked_by.label} " if not said else ""
-            how = setting(row, guided(sweep, generator.name))
-            said.append((f"{who}{how}: ", f"{metric}{ranked_by.with_error(row)}"))
+            said.append((f"{who}{described(sweep, row)}: ", f"{metric}{ranked_by.with_error(row)}"))
     return said
-
-
-def listed(words: Sequence[str]) -> str:
-    """Words in a sentence.
-
-    >>> listed(["kd"]), listed(["kd", "fd"]), listed(["kd", "fd", "recall"])
-    ('kd', 'kd and fd', 'kd, fd and recall')
-    """
-    return " and ".join([*([", ".join(words[:-1])] if len(words) > 1 else []), *words[-1:]])
 
 
 def _headline(sweep: Sweep, ranked_by: Column | None) -> str:
@@ -148,7 +148,7 @@ def _what_was_measured(sweep: Sweep, columns: Sequence[Column]) -> str:
     )
     if sweep.agreement_metric:
         of = f" of {sweep.agreement_pictures:,} pictures" if sweep.agreement_pictures else ""
-        text += f"; agreement{of} with their captions by <code>{escape(sweep.agreement_metric)}</code>"
+        text += f"; agreement{of} with their captions by <code>{escape(towers_of(sweep))}</code>"
     steps = listed([str(steps) for steps in sorted({row.steps for row in sweep.rows})])
     guidances = listed([f"{guidance:g}" for guidance in sorted({row.guidance for row in sweep.rows})])
     names = [generator.name for generator in sweep.generators]
@@ -158,7 +158,7 @@ def _what_was_measured(sweep: Sweep, columns: Sequence[Column]) -> str:
 def _incomplete(sweep: Sweep) -> str:
     if sweep.complete:
         return ""
-    full = sum(len(row.seeds) == len(sweep.seeds) for row in sweep.rows)
+    full = sum(not fewer_seeds(row) for row in sweep.rows)
     return (
         f'<p class="incomplete" role="note"><b>This sweep is not complete.</b> {len(sweep.rows)} rows are there, '
         f"{full} of them with every seed; what is best among them may change.</p>"
@@ -169,8 +169,10 @@ def _best(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, cap
     if ranked_by is None or all(best_of(rows_of(sweep, g.name), ranked_by) is None for g in sweep.generators):
         return ""
     text = (
-        f"The row of each generator whose {escape(ranked_by.label)} is best, out of all its steps and guidance. "
-        f"{_errors(sweep)} Passes: of the network, for one picture."
+        f"The row of each generator whose {escape(ranked_by.label)} is best. As the best of all its steps and "
+        "guidance, chosen by the very numbers that are shown, it comes out a little too good, the more so the more "
+        f"settings there are. {errors(sweep)} Passes: of the network, for one picture, as counted. "
+        f"{timing(sweep, columns)}"
     )
     return f"<figure>{best_rows(sweep, columns, ranked_by, captions.table(text))}</figure>"
 
@@ -185,9 +187,10 @@ def _curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, c
     if several:
         text += " (g; fainter is lower"
         text += f", thick is where its {escape(ranked_by.label)} is best)" if ranked_by else ")"
-    text += f". {_errors(sweep, 'Bars')} Dotted: a line\u2019s last value carried across, not measured along it."
-    if sweep.floor:
-        text += " Dashed: real pictures that are not in the reference, measured the same way."
+    text += f". {errors(sweep, 'Bars')} Dotted: a line\u2019s last value carried across, not measured along it."
+    if any(level_of(sweep, column) for column in shown):
+        text += " Dashed: real pictures that are not in the reference, measured the same way"
+        text += f"; {agreement_level(sweep)}." if agreement_level(sweep) else "."
     text += " Hover over a point for its numbers."
     words = "".join(f"<dt>{escape(column.label)}</dt><dd>{_in_words(sweep, column)}</dd>" for column in shown)
     out = f'<figure><div class="plots">{"".join(drawn)}</div>{captions.figure(text)}</figure><dl>{words}</dl>'
@@ -196,26 +199,24 @@ def _curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, c
     if plot := trade_off(sweep, distance, agreement):
         text = "What guidance trades, at each generator\u2019s largest number of steps. "
         text += "The number beside a point is its guidance. " if several else ""
-        text += _floor_point(sweep, distance, agreement)
+        text += _level_point(sweep, distance, agreement)
         out += f'<figure class="beside"><div>{plot}</div>{captions.figure(text)}</figure>'
     return out
 
 
-def _floor_point(sweep: Sweep, *columns: Column | None) -> str:
-    known = [c for c in columns if c is not None and sweep.floor and sweep.floor.mean.get(c.key) is not None]
-    if not known or sweep.floor is None:
-        return ""
-    return f"Real pictures, not drawn: {', '.join(_unbroken(c, sweep.floor) for c in known)}."
-
-
-def _unbroken(column: Column, measured: Measured) -> str:
-    """A number with its error that no line ends within."""
-    return f"{escape(column.label)} {column.with_error(measured)}".replace(" ", "\u00a0")
+def _level_point(sweep: Sweep, *columns: Column | None) -> str:
+    found = [(column, level) for column in columns if column is not None and (level := level_of(sweep, column))]
+    said = [
+        f"{escape(column.label)} {column.number(value)}".replace(" ", "\u00a0")  # which no line ends within
+        + ("" if whose == "real pictures" else f" ({whose})")
+        for column, (value, whose) in found
+    ]
+    return f"Real pictures, not drawn: {', '.join(said)}." if said else ""
 
 
 def _in_words(sweep: Sweep, column: Column) -> str:
     if column.key == sweep.agreement_metric:
-        words = f"mean cosine of a picture and its caption, <code>{escape(column.key)}</code>"
+        words = f"mean cosine of a picture and its caption, <code>{escape(towers_of(sweep))}</code>"
     else:
         words = IN_WORDS.get(column.key, "")
     return f"{words}; {column.better} is better" if column.better else words
@@ -239,22 +240,30 @@ def _nearest(sweep: Sweep, ranked_by: Column | None, captions: Numbered) -> str:
     out = ""
     if drawn:
         text = (
-            "Each picture, and under it the training picture nearest to it. The number is their distance in the "
-            "protocol\u2019s features."
+            f"Each picture, and under it the {sweep.nearest_of} picture nearest to it. The number is their distance in "
+            "the protocol\u2019s features."
         )
         out += f"<figure>{drawn}{captions.figure(text)}</figure>"
     if table:
         text = (
-            "How to read it: distances near 0 are memorised copies of training pictures. Real pictures held out "
-            "of the training set say how near pictures come that were not copied: a median like theirs is no sign "
-            "of memorising, one far below it is."
+            f"How to read it: a distance of 0 is a copy of a {sweep.nearest_of} picture. Real pictures that are not "
+            "among them say how near pictures come that were not copied. A median far below theirs is a hint of "
+            "copying and no proof: "
+        )
+        text += (
+            "generators are given training prompts, whose own pictures are in the training set, and held-out "
+            "concepts have siblings there."
+            if sweep.nearest_of == "training"
+            else "what the generators were trained on is not known here, and the prompts may be those of the reference."
         )
         out += f"<figure>{table}{captions.table(text)}</figure>"
     return out
 
 
 def _numbers(sweep: Sweep, columns: Sequence[Column], captions: Numbered) -> str:
-    text = f"Every row. {_errors(sweep)} Bold: the best of a column. A dash: not measured. A click on a head sorts."
+    text = f"Every row. {errors(sweep)} Bold: the best of a column. A dash: not measured. A click on a head sorts. "
+    text += f"Seeds: how many are measured so far, of {len(sweep.seeds)}. " if some_fewer(sweep) else ""
+    text += timing(sweep, columns)
     return f"<figure>{all_rows(sweep, columns, captions.table(text))}</figure>"
 
 
@@ -264,17 +273,11 @@ def _protocol(sweep: Sweep) -> str:
     text = re.sub(r"\[\n([\d\s,]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)  # seeds in one line
     prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in sweep.prompts)
     return (
-        "<p>Numbers compare only under one protocol, one reference and one number of pictures. What these were "
+        f"{towers_in_words(sweep)}<p>Numbers compare only under one protocol, one reference and one number of "
+        "pictures. What these were "
         f'made with, to copy:</p>{generators(sweep)}<pre tabindex="0">{escape(text)}</pre>'
         f"<details><summary>The {len(sweep.prompts)} prompts of the pictures</summary><ol>{prompts}</ol></details>"
     )
-
-
-def _errors(sweep: Sweep, what: str = "±") -> str:
-    are = "are" if what == "Bars" else "is"
-    if len(sweep.seeds) > 1:
-        return f"{what} {are} the standard deviation over {len(sweep.seeds)} seeds, {sweep.pictures:,} pictures each."
-    return f"{what} {are} a standard error over {sweep.pictures:,} pictures where there is one; there is one seed."
 
 
 def _seeds(sweep: Sweep) -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from diffdistill.evaluation.page.columns import Column, best_of, digits, guided, rows_of, setting
+from diffdistill.evaluation.page.columns import (
+    HELD_OUT,
+    Column,
+    best_of,
+    described,
+    digits,
+    fewer_seeds,
+    real_rows,
+    rows_of,
+)
 from diffdistill.evaluation.page.pictures import median_distance
 from diffdistill.evaluation.page.record import Measured, Row, Sweep
 
@@ -23,12 +32,9 @@ def best_rows(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None,
     lines = []
     for row in best:
         cells = "".join(f"<td>{with_small_error(column, row)}</td>" for column in shown)
-        how = setting(row, guided(sweep, row.generator))
+        how = described(sweep, row)
         lines.append(f"<tr><th>{escape(row.generator)}<small>{how}</small></th>{cells}<td>{_passes(row)}</td></tr>")
-    foot = ""
-    if sweep.floor:
-        cells = "".join(f"<td>{with_small_error(column, sweep.floor)}</td>" for column in shown)
-        foot = f"<tfoot><tr><th>real pictures</th>{cells}<td></td></tr></tfoot>"
+    foot = _foot(sweep, shown, "", "<td></td>")
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr><th></th>{head}<th>passes ↓</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody>{foot}</table></div>{caption}"
@@ -36,22 +42,23 @@ def best_rows(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None,
 
 
 def medians(sweep: Sweep, ranked_by: Column | None, caption: str) -> str:
-    """Median distances to the nearest training picture, side by side, and over that of held-out real pictures."""
+    """Median distances to the nearest training picture, side by side, and over that of real pictures."""
     entries: list[tuple[str, str, Measured]] = []
     for generator in sweep.generators:
-        rows = [row for row in rows_of(sweep, generator.name) if median_distance(row)[0] is not None]
+        rows = [row for row in rows_of(sweep, generator.name) if "nearest_median" in row.mean]
         row = best_of(rows, ranked_by) or next(iter(rows), None)
         if row is not None:
-            entries.append((row.generator, setting(row, guided(sweep, row.generator)), row))
+            entries.append((row.generator, described(sweep, row), row))
     floor = median_distance(sweep.floor)[0] if sweep.floor else None
     if sweep.floor and floor is not None:
-        entries.append(("real pictures", "held out", sweep.floor))
+        entries.append(("real pictures", HELD_OUT if sweep.prompts_of == "training" else "", sweep.floor))
     lines, decimals = [], digits([value for *_, m in entries if (value := median_distance(m)[0]) is not None])
     for name, how, measured in entries:
-        value, error, of = median_distance(measured)
-        how += "" if of == "all" else f", the {len(measured.distances or [])} shown"
+        value, error = median_distance(measured)
+        if value is None:
+            continue
         text = "" if error is None else f' <span class="pm">± {error:.{decimals}f}</span>'
-        ratio = f"{value / floor:.2f}" if floor and value is not None else "–"
+        ratio = f"{value / floor:.2f}" if floor else "–"
         lines.append(
             f"<tr><th>{escape(name)}<small>{how}</small></th><td>{value:.{decimals}f}{text}</td><td>{ratio}</td></tr>"
         )
@@ -66,7 +73,8 @@ def medians(sweep: Sweep, ranked_by: Column | None, caption: str) -> str:
 def all_rows(sweep: Sweep, columns: Sequence[Column], caption: str) -> str:
     """Every row, mean ± error of every metric, the best of a column in bold; data-v holds what a cell is sorted by."""
     best = {column.key: _best_value(sweep, column) for column in columns}
-    seeds = any(len(row.seeds) != len(sweep.seeds) for row in sweep.rows)  # said only where rows differ
+    sets = [*sweep.rows, *(measured for _, measured in real_rows(sweep))]
+    seeds = any(fewer_seeds(measured) for measured in sets)  # said only where rows differ
     fixed = ["generator", "steps", "guidance", "passes", *(["seeds"] if seeds else [])]
     head = "".join(f"<th>{name}</th>" for name in fixed)
     for column in columns:
@@ -84,14 +92,22 @@ def all_rows(sweep: Sweep, columns: Sequence[Column], caption: str) -> str:
             data = "" if value is None else repr(value)
             cells += f'<td data-v="{data}"{mark}>{with_small_error(column, row)}</td>'
         lines.append(f"<tr>{cells}</tr>")
-    foot = ""
-    if sweep.floor:
-        cells = "".join(f"<td>{with_small_error(column, sweep.floor)}</td>" for column in columns)
-        foot = f"<tfoot><tr><th>real pictures</th>{'<td></td>' * (len(fixed) - 1)}{cells}</tr></tfoot>"
+    foot = _foot(sweep, columns, "<td></td>" * 3, seeds=seeds)
     return (
         f'<div class="scroll" tabindex="0"><table class="sortable all"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody>{foot}</table></div>{caption}"
     )
+
+
+def _foot(sweep: Sweep, columns: Sequence[Column], before: str, after: str = "", seeds: bool = False) -> str:
+    """Real pictures under the generators; `seeds` adds their number."""
+    lines = []
+    for how, measured in real_rows(sweep):
+        numbers = "".join(f"<td>{with_small_error(column, measured)}</td>" for column in columns)
+        count = f"<td>{len(measured.seeds)}</td>" if seeds else ""
+        small = f"<small>{escape(how)}</small>" if how else ""
+        lines.append(f"<tr><th>real pictures{small}</th>{before}{count}{numbers}{after}</tr>")
+    return f"<tfoot>{''.join(lines)}</tfoot>" if lines else ""
 
 
 def generators(sweep: Sweep) -> str:

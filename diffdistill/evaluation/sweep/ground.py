@@ -9,13 +9,13 @@ Notable:
 - features are measured (or read from the cache) by `measure`, and only if it is called: a sweep whose cells are all
   there needs none;
 - `identity` names the contents of all that the numbers of a cell depend on, and is known before;
+- of a prompts file, what a generator was trained on is not known: nearest pictures are sought in the reference;
 - in an emoji set the nearest training picture is sought in the whole training set, the prompts' own pictures included,
   so that a generator that has learned them by heart shows it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,19 +27,12 @@ from torch import Tensor
 from diffdistill.data.emoji import load_emoji
 from diffdistill.errors import UserError
 from diffdistill.evaluation.extractors import Extractor
-from diffdistill.evaluation.measure import (
-    FEWEST,
-    SUFFIX,
-    Features,
-    Reading,
-    check_metrics,
-    collect,
-    load_features,
-    read_reference,
-)
+from diffdistill.evaluation.floor import chosen_rows
+from diffdistill.evaluation.measure import FEWEST, SUFFIX, Features, Reading, check_metrics, collect, read_reference
 from diffdistill.evaluation.protocols import Protocol
 from diffdistill.evaluation.reading import Source, open_source
 from diffdistill.evaluation.states import FeatureRows
+from diffdistill.evaluation.weights import sha256_of
 
 
 class Training(NamedTuple):
@@ -49,30 +42,44 @@ class Training(NamedTuple):
     pictures: Source
 
 
+class Unseen(NamedTuple):
+    """Pictures that are not of the training set, the same for every seed.
+
+    pictures: row i of the features is of picture i; None where there are features alone. captions: of each, None where
+    they have none, or are not of concepts held out.
+    """
+
+    features: FeatureRows
+    pictures: Source | None
+    captions: list[str] | None
+
+
 class Real(NamedTuple):
     """Real pictures in the place of a generator's.
 
     features: of as many pictures as a cell has. captioned: the pictures of the prompts, in their order, None where no
-    picture belongs to a prompt. unseen: features and pictures that are not of the training set, None where
-    there are none.
+    picture belongs to a prompt. unseen: None where there are none.
     """
 
     features: Features
     captioned: Source | None
-    unseen: tuple[FeatureRows, Source] | None
+    unseen: Unseen | None
 
 
 class Stack(Source):
-    """Pictures in hand: uint8 Tensor of shape (N, 3, H, W), and a label each."""
+    """Pictures in hand: uint8 Tensor of shape (N, 3, H, W), and a caption each, which is its label too."""
 
-    def __init__(self, images: Tensor, labels: Sequence[str], name: str) -> None:
-        self.images, self._labels, self.name = images, list(labels), name
+    def __init__(self, images: Tensor, captions: Sequence[str], name: str) -> None:
+        self.images, self._captions, self.name = images, list(captions), name
 
     def __len__(self) -> int:
         return len(self.images)
 
     def label(self, index: int) -> str:
-        return self._labels[index]
+        return self._captions[index]
+
+    def captions(self) -> list[str]:
+        return self._captions
 
     def read_bytes(self, index: int) -> bytes:
         return f"{tuple(self.images.shape)}".encode() + self.images[index].numpy().tobytes()
@@ -87,13 +94,15 @@ class Ground(ABC):
     Attributes:
         identity: of the reference, the training pictures and whatever else a generator's numbers depend on.
         real_identity: of the real pictures of the floor, beside that; None without a floor.
-        n_reference: pictures in a reference.
-        training: after `measure`, where nearest training pictures are sought; None where there are none.
+        prompts_of: "training", captions of an emoji set, or "file".
+        nearest_of: "training" or "reference": what `training` is.
+        training: after `measure`, where nearest pictures are sought; None where there are none.
     """
 
     identity: dict[str, Any]
     real_identity: dict[str, Any] | None
-    n_reference: int
+    prompts_of: str
+    nearest_of: str
     training: Training | None = None
 
     @abstractmethod
@@ -105,7 +114,7 @@ class Ground(ABC):
         """Features of all that is real, by all processes together; `rows` says whether the metrics need every row.
 
         Raises:
-            UserError: a reference of another protocol, or without the rows that are needed.
+            UserError: features of another protocol, without the rows that are needed, or of too few pictures.
         """
 
     @abstractmethod
@@ -130,19 +139,21 @@ class EmojiGround(Ground):
         UserError: no emoji set, or more pictures than leave a reference.
     """
 
+    prompts_of = nearest_of = "training"
+
     def __init__(self, path: str | Path, pictures: int, metrics: Sequence[str], extractor: str) -> None:
         self.path, self.pictures = Path(path), pictures
         self._set, unseen = load_emoji(path), load_emoji(path, "heldout")
         self._unseen = Stack(unseen.images, unseen.captions, f"{path}, held-out concepts")
-        self.n_reference = len(self._set) - pictures
+        left = len(self._set) - pictures
         least = max(2, *(FEWEST.get(name, 2) for name in metrics))
-        if self.n_reference < least:
+        if left < least:
             raise UserError(
                 f"--pictures is {pictures}; the set has {len(self._set)}, of which {least} must stay as reference"
             )
-        check_metrics(metrics, min(pictures, self.n_reference), extractor)
+        check_metrics(metrics, min(pictures, left), extractor)
         digest = open_source(path).digest()
-        self.identity = {"emoji": digest, "n": self.n_reference}
+        self.identity = {"emoji": digest, "n": left}
         self.real_identity = {"emoji": digest, "heldout": self._unseen.digest()}
         self._rows: FeatureRows | None = None
         self._unseen_rows: FeatureRows | None = None
@@ -163,7 +174,9 @@ class EmojiGround(Ground):
 
     def _some(self, chosen: list[int], name: str) -> FeatureRows:
         assert self._rows is not None, "measure comes first"
-        return _some_rows(self._rows, chosen, name)
+        rows = chosen_rows(self._rows, torch.tensor(chosen))
+        rows.source = name
+        return rows
 
     def reference(self, seed: int) -> Features:
         return self._some(_order(len(self._set), seed)[self.pictures :], str(self.path))
@@ -172,7 +185,8 @@ class EmojiGround(Ground):
         chosen = _order(len(self._set), seed)[: self.pictures]
         drawn = self._set.subset(chosen)
         captioned = Stack(drawn.images, drawn.captions, f"{self.path}, the prompts' own pictures")
-        unseen = None if self._unseen_rows is None else (self._unseen_rows, self._unseen)
+        held_out = self._unseen
+        unseen = None if self._unseen_rows is None else Unseen(self._unseen_rows, held_out, held_out.captions())
         return Real(self._some(chosen, captioned.name), captioned, unseen)
 
 
@@ -183,14 +197,16 @@ class GivenGround(Ground):
         prompts: as many as there are; the first `pictures` are taken.
         pictures: of a cell.
         reference: pictures, or a file that `eval ref` wrote; only among pictures is the nearest one sought.
-        real: pictures for the floor, of which each seed draws `pictures`; None for no floor.
+        real: pictures or such a file, for the floor, of which each seed draws `pictures`; None for no floor.
         metrics: that are going to be asked for.
         extractor: its name.
         on_corrupt: what a corrupt real picture does; where some are left out, no nearest picture is sought.
 
     Raises:
-        UserError: nothing there, or too few pictures.
+        UserError: nothing there, too few pictures, or real ones that are the reference itself.
     """
+
+    prompts_of, nearest_of = "file", "reference"
 
     def __init__(
         self,
@@ -203,22 +219,16 @@ class GivenGround(Ground):
         on_corrupt: str,
     ) -> None:
         self._prompts, self.pictures, self._path = list(prompts)[:pictures], pictures, Path(reference)
-        self._source: Source | None = None
-        if self._path.suffix == SUFFIX:
-            self.n_reference = load_features(self._path).n
-            digest = hashlib.sha256(self._path.read_bytes()).hexdigest()[:16]
-            self.identity = {"features": digest, "n": self.n_reference}
-        else:
-            self._source = open_source(self._path)
-            self.n_reference = len(self._source)
-            self.identity = {"pictures": self._source.digest(), "n": self.n_reference, "on_corrupt": on_corrupt}
-        check_metrics(metrics, min(pictures, self.n_reference), extractor)
-        self._real_path, self._real_source = real, None if real is None else open_source(real)
-        self.real_identity = None
-        if self._real_source is not None:
-            if len(self._real_source) < pictures:
-                raise UserError(f"--real {real} holds {len(self._real_source)} pictures; a cell has {pictures}")
-            self.real_identity = {"pictures": self._real_source.digest(), "on_corrupt": on_corrupt}
+        self._metrics = list(metrics)
+        self._source, self.identity = _opened(self._path, on_corrupt)
+        check_metrics(metrics, pictures if self._source is None else min(pictures, len(self._source)), extractor)
+        self._real_path, self._real_source, self.real_identity = real, None, None
+        if real is not None:
+            self._real_source, self.real_identity = _opened(Path(real), on_corrupt)
+            if self.real_identity == self.identity:
+                raise UserError(f"--real {real} is the reference itself; name other real pictures")
+            if self._real_source is not None:
+                self._enough(len(self._real_source), len(self._real_source))
         self._features: Features | None = None
         self._real_rows: FeatureRows | None = None
 
@@ -229,30 +239,47 @@ class GivenGround(Ground):
         rows = rows or self._source is not None
         self._features = read_reference(self._path, protocol, extractor, rows, reading)
         found, source = self._features, self._source
+        check_metrics(self._metrics, min(self.pictures, found.n), extractor.name)
         if source is not None and isinstance(found, FeatureRows) and found.n == len(source):  # else not in step
             self.training = Training(found, source)
         if self._real_path is not None:
             real = read_reference(self._real_path, protocol, extractor, True, reading)
             assert isinstance(real, FeatureRows)
+            self._enough(real.n, real.n if self._real_source is None else len(self._real_source))
+            if isinstance(found, FeatureRows) and torch.equal(real.features, found.features):
+                raise UserError(f"--real {self._real_path} is the reference itself; name other real pictures")
             self._real_rows = real
+
+    def _enough(self, n: int, of: int) -> None:
+        if n < self.pictures:
+            holds = f"holds {of} pictures" if n == of else f"holds {of} pictures, of which {n} could be read"
+            raise UserError(f"--real {self._real_path} {holds}; a cell has {self.pictures}")
 
     def reference(self, seed: int) -> Features:
         assert self._features is not None, "measure comes first"
         return self._features
 
     def real(self, seed: int) -> Real | None:
-        if self._real_source is None or self._real_rows is None:
+        if self._real_rows is None:
             return None
-        rows = self._real_rows
-        whole = rows.n == len(self._real_source)
-        drawn = _some_rows(rows, _order(rows.n, seed)[: self.pictures], rows.source)
-        return Real(drawn, None, (rows, self._real_source) if whole else None)
+        rows, source = self._real_rows, self._real_source
+        drawn = chosen_rows(rows, torch.tensor(_order(rows.n, seed)[: self.pictures]))
+        in_step = source is not None and rows.n == len(source)
+        return Real(drawn, None, Unseen(rows, source if in_step else None, None))
 
 
-def _some_rows(rows: FeatureRows, chosen: list[int], name: str) -> FeatureRows:
-    some = FeatureRows(rows.d, rows.protocol, name)
-    some.update(rows.features[chosen])
-    return some
+def _opened(path: Path, on_corrupt: str) -> tuple[Source | None, dict[str, Any]]:
+    """Pictures, None of a file of features, and what identifies their contents.
+
+    Raises:
+        UserError: nothing there.
+    """
+    if path.suffix == SUFFIX:
+        if not path.is_file():
+            raise UserError(f"there is no file {path}")
+        return None, {"features": sha256_of(path)}
+    source = open_source(path)
+    return source, {"pictures": source.digest(), "n": len(source), "on_corrupt": on_corrupt}
 
 
 def _order(n: int, seed: int) -> list[int]:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffdistill.evaluation.page.record import VERSION
+
 
 @dataclass(frozen=True)
 class Row:
@@ -23,8 +25,8 @@ class Row:
     guidance: float
 
     @property
-    def nfe(self) -> int:
-        """Network passes a picture: guidance needs a second one at each step."""
+    def cost(self) -> int:
+        """About how many network passes a picture: the order cells are made in. What is reported is counted."""
         return self.steps * (2 if self.guidance > 1 else 1)
 
     @property
@@ -60,7 +62,7 @@ def in_order(rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]
     >>> [(row.name, seed) for row, seed in in_order([Row("a", 2, 2.0), Row("b", 1, 1.0)], [5, 0])]
     [('b-1-1', 5), ('a-2-2', 5), ('b-1-1', 0), ('a-2-2', 0)]
     """
-    return [(row, seed) for seed in seeds for row in sorted(rows, key=lambda row: row.nfe)]
+    return [(row, seed) for seed in seeds for row in sorted(rows, key=lambda row: row.cost)]
 
 
 def over_seeds(numbers: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def table(
     wanted = [*rows, *([REAL] if floor else [])]
     complete = all((row, seed) in found for row in wanted for seed in seeds)
     return {
-        "version": 1,
+        "version": VERSION,
         **head,
         "complete": complete,
         "rows": [_entry(row, seeds, found) for row in rows if any((row, seed) in found for seed in seeds)],
@@ -109,12 +111,19 @@ def table(
 
 
 def _entry(row: Row, seeds: Sequence[int], found: Mapping[tuple[Row, int], Mapping[str, Any]]) -> dict[str, Any]:
-    of = {"generator": row.generator, "steps": row.steps, "guidance": row.guidance, "nfe": row.nfe}
+    there = [seed for seed in seeds if (row, seed) in found]
+    facts = found[row, there[0]]["facts"]
     first = found.get((row, seeds[0]), {"pictures": {}, "nearest_distances": None})
     shown = {"strip": "strips", "nearest": "nearest"}
+    numbers = over_seeds({seed: found[row, seed]["numbers"] for seed in there})
+    if row == REAL:
+        numbers["sd"]["nearest_median"] = None  # of the same pictures for every seed
+        of = {"unseen": facts.get("unseen")}
+    else:
+        of = {"generator": row.generator, "steps": row.steps, "guidance": row.guidance, "nfe": facts["nfe"]}
     return {
-        **({} if row == REAL else of),
-        **over_seeds({seed: found[row, seed]["numbers"] for seed in seeds if (row, seed) in found}),
+        **of,
+        **numbers,
         **{kind: f"{place}/{row.name}.png" if kind in first["pictures"] else None for kind, place in shown.items()},
         "nearest_distances": first["nearest_distances"],
     }
