@@ -30,7 +30,15 @@ from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
 # settings that a continuation may change
-FREE = ("log_every", "validate_every", "checkpoint_every", "checkpoints_limit", "report_to", "max_minutes")
+FREE = (
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "checkpoints_limit",
+    "export_every",
+    "report_to",
+    "max_minutes",
+)
 # what a run leaves in its folder, removed when it is overwritten
 PRODUCTS = (
     "checkpoint-*",

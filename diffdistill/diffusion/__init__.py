@@ -2,7 +2,8 @@
 
 from .denoiser import Denoiser, Network, ScoreModel
 from .gaussian import GaussianTeacher
-from .guidance import cond_and_null, guided
+from .guidance import PerpNeg, combine_perp_neg, cond_and_null, guided, perp_neg, perpendicular, predictions
+from .mixture import MixtureTeacher
 from .prediction import (
     PREDICTION_TYPES,
     Prediction,
@@ -18,7 +19,9 @@ __all__ = [
     "Denoiser",
     "FlowSchedule",
     "GaussianTeacher",
+    "MixtureTeacher",
     "Network",
+    "PerpNeg",
     "Prediction",
     "PredictionType",
     "Schedule",
@@ -26,11 +29,15 @@ __all__ = [
     "VPSchedule",
     "broadcast",
     "combine",
+    "combine_perp_neg",
     "cond_and_null",
     "ddim",
     "dpm_solver_pp_2m",
     "euler",
     "from_diffusers_prediction_type",
     "guided",
+    "perp_neg",
+    "perpendicular",
+    "predictions",
     "timesteps",
 ]

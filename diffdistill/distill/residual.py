@@ -4,31 +4,36 @@ A generator makes x0. It is noised to x_t = alpha_t x0 + sigma_t eps, a frozen t
 difference of two noise predictions, times a weight (`weights.py`), is used as dL/dx0:
 
     sds   e_cfg(x_t, t) - eps                       VSD with a fake score that knows one sample only
+    sjc   e_cfg(x_t, t)                             the score itself; its variance-reduced form is SDS
     csd   e_c(x_t, t) - e_0(x_t, t)                 the guidance direction alone
+    nfsd  e_cfg(x_t, t) - e_n(x_t, t)               a negative prompt's noise in place of eps; at small t nothing
     vsd   e_cfg(x_t, t) - e_fake(x_t, t)            the fake score learns the generator's samples (DMD too)
     asd   e_cfg(x_t, t) - e_c(x_{t+dt}, t+dt)       the teacher at a later time in place of a fake score
+    ism   e_cfg(x_t, t) - e_0(x_s, s)               x_s by DDIM inversion, x_t by one more step of it
+    sdi   e_cfg(x_t, t) - eps                       x_t by DDIM inversion; eps is the noise that this found
 
-with e_cfg = e_0 + s (e_c - e_0). Identities that hold for any network:
-ASD at dt = 0 is (s - 1) CSD; VSD with the exact score of the one sample x0 is SDS.
+with e_cfg = e_0 + s (e_c - e_0). Identities that hold for any network: ASD at dt = 0 is (s - 1) CSD; VSD with the
+exact score of the one sample x0 is SDS; NFSD whose negative prompt is the empty one is s CSD, and at small t SJC;
+ISM over no interval is s CSD at x_s; ISM is, in x0 space, x0_hat(x_s) - x0_cfg(x_t), exactly.
 
 Notable:
 - a row also says its difference in x0 space, pointing the same way (second minus first). At one shared time
   it is sigma / alpha times the difference of noises, and it is finite at alpha = 0 where the network does not
-  predict noise;
+  predict noise (but for SJC, and NFSD at small t, whose noise has no counterpart);
 - `judge` runs only the passes that a row reads, all without a graph: no gradient enters a teacher;
-- the noise is shared by both terms. With independent noise at t + dt the variance of ASD multiplies.
+- the noise is shared by both terms. With independent noise at t + dt the variance of ASD multiplies;
+- ISM and SDI read no random noise: their variance over it is zero.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Prediction, broadcast, combine, cond_and_null, guided
+from diffdistill.diffusion import Prediction
 
-from .tables import look_up
+from .inversion import Inversion
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,14 @@ class Judgement:
         x0: the sample judged, detached. Tensor of shape (B, ...).
         x_t: the sample noised, of the same shape.
         t: times, of shape (B,).
-        eps: the noise in x_t, of the shape of x0.
+        eps: the noise in x_t, of the shape of x0: the one given, or the one that inversion found.
         alpha, sigma: the schedule at t, of a shape that broadcasts against x0.
         cond, null, guided: the teacher's predictions at (x_t, t).
         fake: the fake score's prediction at (x_t, t), guided by its own scale.
         later: the teacher's conditional prediction at (x_{t+dt}, t+dt).
+        negative: the teacher's prediction for the negative prompt at (x_t, t).
+        earlier: the teacher's prediction at (x_s, s), guided as the inversion is: by default without a prompt.
+        small_t: where t is small in NFSD's sense, bool, of a shape that broadcasts against x0.
     """
 
     x0: Tensor
@@ -57,6 +65,9 @@ class Judgement:
     guided: Prediction | None = None
     fake: Prediction | None = None
     later: Prediction | None = None
+    negative: Prediction | None = None
+    earlier: Prediction | None = None
+    small_t: Tensor | None = None
 
     def read(self, name: str) -> Prediction:
         """The prediction of that name.
@@ -76,11 +87,12 @@ class Residual:
 
     Attributes:
         name: its key in `RESIDUALS`.
-        needs: the predictions it reads, of "cond", "null", "guided", "fake", "later".
+        needs: the predictions it reads, of "cond", "null", "guided", "fake", "later", "negative", "earlier".
         assemble: the difference of noises. Adding it to dL/dx0 and descending moves x0 towards the teacher.
         assemble_x0: the same direction as a difference of clean samples.
         summary: one line for people.
         source: paper, and equation where it has one.
+        inversion: how x_t is reached by DDIM inversion where the caller does not say; None for random noise.
     """
 
     name: str
@@ -89,6 +101,22 @@ class Residual:
     assemble_x0: Callable[[Judgement], Tensor]
     summary: str
     source: str
+    inversion: Inversion | None = None
+
+
+def _sjc_x0(j: Judgement) -> Tensor:
+    """x_t / alpha - x0_cfg: sigma / alpha times the noise that the teacher predicts."""
+    return j.x_t * (1 / j.alpha).to(j.x_t.dtype) - j.read("guided").x0
+
+
+def _nfsd(j: Judgement) -> Tensor:
+    assert j.small_t is not None  # made along with "negative"
+    return torch.where(j.small_t, j.read("guided").eps, j.read("guided").eps - j.read("negative").eps)
+
+
+def _nfsd_x0(j: Judgement) -> Tensor:
+    assert j.small_t is not None
+    return torch.where(j.small_t, _sjc_x0(j), j.read("negative").x0 - j.read("guided").x0)
 
 
 _ROWS = (
@@ -101,12 +129,28 @@ _ROWS = (
         "DreamFusion, arXiv 2209.14988, eq. 3",
     ),
     Residual(
+        "sjc",
+        frozenset({"guided"}),
+        lambda j: j.read("guided").eps,
+        _sjc_x0,
+        "guided noise alone: the mean is SDS's, the variance is not",
+        "Score Jacobian Chaining, arXiv 2212.00774",
+    ),
+    Residual(
         "csd",
         frozenset({"cond", "null"}),
         lambda j: j.read("cond").eps - j.read("null").eps,
         lambda j: j.read("null").x0 - j.read("cond").x0,
         "conditional noise minus unconditional noise; no restoring force where both have one variance",
         "Classifier Score Distillation, arXiv 2310.19415",
+    ),
+    Residual(
+        "nfsd",
+        frozenset({"guided", "null", "negative"}),
+        _nfsd,
+        _nfsd_x0,
+        "guided noise minus a negative prompt's; at small t, where little noise is in it, the guided noise alone",
+        "Noise-Free Score Distillation, arXiv 2310.17590",
     ),
     Residual(
         "vsd",
@@ -124,70 +168,27 @@ _ROWS = (
         "guided noise minus the teacher's conditional noise at a later time, with the same noise in both",
         "ScaleDreamer, arXiv 2407.02040; the x0 form is that of Progressive Rendering Distillation",
     ),
+    Residual(
+        "ism",
+        frozenset({"guided", "earlier"}),
+        lambda j: j.read("guided").eps - j.read("earlier").eps,
+        lambda j: j.read("earlier").x0 - j.read("guided").x0,
+        "guided noise minus the unconditional noise at an earlier time, along one DDIM inversion",
+        "Interval Score Matching, LucidDreamer, arXiv 2311.11284",
+        Inversion(steps=3, guidance_scale=0.0),
+    ),
+    Residual(
+        "sdi",
+        frozenset({"guided"}),
+        lambda j: j.read("guided").eps - j.eps,
+        lambda j: j.x0 - j.read("guided").x0,
+        "guided noise minus the noise that DDIM inversion of the sample finds",
+        "Score Distillation via Reparametrized DDIM, arXiv 2405.15891",
+        Inversion(steps=10, guidance_scale=-7.5),
+    ),
 )
 
 RESIDUALS: dict[str, Residual] = {row.name: row for row in _ROWS}
-
-
-def judge(
-    residual: str | Residual,
-    teacher: Any,
-    x0: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    cond: Any,
-    null: Any,
-    guidance_scale: float | Tensor,
-    *,
-    fake: Any = None,
-    fake_guidance_scale: float | Tensor = 1.0,
-    later_t: Tensor | None = None,
-) -> Judgement:
-    """Run the passes that a residual reads. Nothing here has a graph.
-
-    Two conventions of guiding the fake score exist. DMD guides the teacher only: the fake score's samples are
-    themselves meant to look guided (`fake_guidance_scale=1`). SwiftBrush's released code guides both with one
-    scale (`fake_guidance_scale=guidance_scale`), which makes the residual zero where fake and teacher agree.
-
-    Args:
-        residual: a row of `RESIDUALS` or its name.
-        teacher: a `Denoiser`, or what is called like one. Its schedule makes x_t; the fake score shares it.
-        x0: generated samples of shape (B, ...). A graph on it is ignored.
-        t: times of shape (B,), in the schedule's own units.
-        eps: standard normal noise of the shape of x0.
-        cond: condition of the batch.
-        null: the empty (or negative) condition; may be None where both guidance scales are 1 and the row is
-            not CSD.
-        guidance_scale: s in e_0 + s (e_c - e_0); 1 is unguided. A tensor of shape (B,) is one a sample.
-        fake: score model of the generator's samples, for VSD.
-        fake_guidance_scale: s of the fake score.
-        later_t: t + dt of shape (B,), for ASD (`Schedule.later`). Where it equals t the pass is spared.
-
-    Raises:
-        ValueError: unknown residual, no fake for VSD, no later_t for ASD, or wrong shapes.
-    """
-    row = look_up(RESIDUALS, residual, "residual")
-    _check(row, x0, t, eps, fake, later_t)
-    made: dict[str, Prediction] = {}
-    with torch.no_grad():
-        x0 = x0.detach()
-        x_t = teacher.schedule.add_noise(x0, eps, t)
-        unguided = not isinstance(guidance_scale, Tensor) and guidance_scale == 1
-        if "null" in row.needs or ("guided" in row.needs and not unguided):
-            made["cond"], made["null"] = cond_and_null(teacher, x_t, t, cond, null)
-            made["guided"] = combine(made["null"], made["cond"], guidance_scale)
-        elif row.needs & {"cond", "guided"}:
-            made["cond"] = made["guided"] = teacher(x_t, t, cond)
-        if "fake" in row.needs:
-            made["fake"] = guided(fake, x_t, t, cond, null, fake_guidance_scale)
-        if "later" in row.needs and later_t is not None:
-            if "cond" in made and torch.equal(later_t, t):
-                made["later"] = made["cond"]
-            else:
-                made["later"] = teacher(teacher.schedule.add_noise(x0, eps, later_t), later_t, cond)
-        alpha = broadcast(teacher.schedule.alpha(t), x0)
-        sigma = broadcast(teacher.schedule.sigma(t), x0)
-    return Judgement(x0, x_t, t, eps, alpha, sigma, **made)
 
 
 def surrogate_loss(x0: Tensor, grad: Tensor, reduction: str = "mean") -> Tensor:
@@ -225,12 +226,10 @@ def surrogate_loss(x0: Tensor, grad: Tensor, reduction: str = "mean") -> Tensor:
     raise ValueError(f"unknown reduction {reduction!r}; there are: mean, batch")
 
 
-def _check(row: Residual, x0: Tensor, t: Tensor, eps: Tensor, fake: Any, later_t: Tensor | None) -> None:
-    if eps.shape != x0.shape:
-        raise ValueError(f"noise has shape {tuple(eps.shape)}, x0 {tuple(x0.shape)}; they must be equal")
-    if t.shape != (len(x0),):
-        raise ValueError(f"t has shape {tuple(t.shape)}; one time a sample is ({len(x0)},)")
-    if "fake" in row.needs and fake is None:
-        raise ValueError(f"residual {row.name!r} needs a fake score: pass fake=")
-    if "later" in row.needs and (later_t is None or later_t.shape != t.shape):
-        raise ValueError(f"residual {row.name!r} needs later_t, a time t + dt a sample, of shape ({len(x0)},)")
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample of x, of shape (B, ...), averaged: a scalar in float32, without a graph.
+
+    For the log. The root of a whole batch's mean square would depend on how the batch is cut: its average over
+    micro-batches and processes, which is what a log holds, is not that of the batch.
+    """
+    return x.detach().float().flatten(1).square().mean(1).sqrt().mean()

@@ -9,13 +9,16 @@ can be said either way:
     sigma2        sigma^2                          alpha sigma          DreamFusion, SwiftBrush, ASD
     alpha_sigma   alpha sigma                      alpha^2              large where signal and noise balance
     alpha_sigma2  alpha sigma^2                    alpha^2 sigma        Fantasia3D
-    x0            sigma / alpha                    1                    DMD before normalising, ISM
+    x0            sigma / alpha                    1                    DMD before normalising, ISM, SDI
     dmd           (sigma/alpha) / mean|x0 - x0_g|  1 / mean|x0 - x0_g|  DMD, DMD2
     prd           (sigma/alpha) / (mean + 0.1)     1 / (mean + 0.1)     Progressive Rendering Distillation
 
 where x0_g is the guided teacher's clean sample and the mean is over all but the batch dimension of each
 sample. The last three are made from d itself, not by dividing by alpha. For ASD, whose two terms stand at
-different times, the two columns differ: the first four rows use r, the last three d, as their sources do.
+different times, the two columns differ: the first four rows use r, the last three d, as their sources do. For ISM
+they agree all the same, x_t being one DDIM step from x_s: (sigma_t / alpha_t)(e_cfg - e_0) = x0_hat(x_s) - x0_cfg.
+
+DMD's equations 7 and 8 carry one factor of alpha_t more than `dmd`; its released code, and DMD2's, do not.
 
 A residual that is not finite stays so: to hide it is the training loop's decision, not made here.
 """

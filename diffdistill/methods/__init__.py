@@ -1,17 +1,35 @@
 """Recipes: which networks, which losses, who is updated when. One file a method."""
 
+from .asd import ASD
 from .autoencoder import Autoencoder
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .boot import BOOT
+from .consistency import Consistency
+from .dmd2 import DMD2
+from .mean_flow import MeanFlow
+from .progressive import Progressive
+from .self_e import SelfE
+from .shortcut import Shortcut
+from .sid import SiD
 from .swiftbrush import SwiftBrush
 from .text_to_image import TextToImage
 
 __all__ = [
+    "ASD",
+    "BOOT",
+    "DMD2",
     "Autoencoder",
     "Batch",
+    "Consistency",
     "Loss",
+    "MeanFlow",
     "Method",
     "OptimizerSettings",
     "Phase",
+    "Progressive",
+    "SelfE",
+    "Shortcut",
+    "SiD",
     "SwiftBrush",
     "TextToImage",
     "unwrap",

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.data.emoji import load_emoji
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
@@ -107,6 +106,8 @@ class Autoencoder(Method):
             raise UserError(
                 f"latent_noise {latent_noise}, edge_weight {edge_weight}, kl_weight {kl_weight}: not below 0"
             )
+        from diffdistill.data.emoji import load_emoji  # here, so that methods without pictures need none
+
         self.images = load_emoji(data).images
         self.crop, self.edge_weight, self.kl_weight = crop or self.images.shape[-1], edge_weight, kl_weight
         self.permute_colours, self.latent_noise, self.train_encoder = permute_colours, latent_noise, train_encoder

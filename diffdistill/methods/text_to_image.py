@@ -9,13 +9,14 @@ Notable:
   (`data.colour`), so colours are learnt apart from things;
 - nearly every caption has one picture, so pictures move about and are mirrored: a caption then stands for many, as
   it does in any larger set, and one step from noise no longer gives the answer;
-- latents are computed once, before training, of a few such variants of each picture.
+- latents are computed once, of a few such variants of each picture, and kept in the user's cache.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,17 @@ from torch import Tensor
 
 from diffdistill.data.augment import varied
 from diffdistill.data.colour import HUES, dominant_hue, shift_hue, with_colour
-from diffdistill.data.emoji import load_emoji
 from diffdistill.diffusion import Denoiser, VPSchedule, ddim, guided
 from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import halve
 from diffdistill.models.network import TextConditionedUNet
-from diffdistill.models.teacher import encode, load_teacher, weights_digest
+from diffdistill.models.teacher import load_teacher, weights_digest
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
+from .latents import varied_latents
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -99,6 +100,8 @@ class TextToImage(Method):
             raise UserError(f"shift {shift} must not be below 0, and variants {variants} at least 1")
         self.vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True).requires_grad_(False).eval()
         self.drop_text, self.drop_style, self.recolour = drop_text, drop_style, recolour
+        from diffdistill.data.emoji import load_emoji  # here, so that methods without pictures need none
+
         self.set = load_emoji(data)
         words = [*self.set.captions, *(" ".join(HUES) for _ in range(50)), *("a an" for _ in range(50))]
         if init_from is not None:
@@ -134,21 +137,37 @@ class TextToImage(Method):
 
     def _cache_latents(self, variants: int, shift: int, mirror: bool) -> None:
         """(variants, C, h, w) of every picture, and a quarter as many of each of its recoloured copies."""
-
-        def latents(pictures: Tensor, rows: Sequence[int], count: int) -> Tensor:
-            names = [self.set.names[i] for i in rows]
-            made = [encode(self.vae, varied(pictures, names, shift, mirror, seed)) for seed in range(count)]
-            return torch.stack(made, 1)
-
+        images, hues = self.set.images, dominant_hue(self.set.images)
+        rows = [i for i, hue in enumerate(hues) if hue is not None]
         self.variants, few = variants, -(-variants // 4)
-        self.latents = latents(self.set.images, range(len(self.set)), variants)
-        self.recoloured: dict[int, list[tuple[str, Tensor]]] = {}
-        hues = dominant_hue(self.set.images)
+
+        def pictures(number: int) -> Tensor:
+            return varied(images, self.set.names, shift, mirror, number)
+
+        @lru_cache(1)
+        def turned(target: float) -> Tensor:
+            return torch.cat([shift_hue(images[i : i + 1], target - (hues[i] or 0.0)) for i in rows])
+
+        def recoloured(number: int, target: float) -> Tensor:
+            return varied(turned(target), [self.set.names[i] for i in rows], shift, mirror, number)
+
+        groups: dict[str, Any] = {"": (len(self.set), pictures, variants)}
         for colour, target in HUES.items():
-            rows = [i for i, hue in enumerate(hues) if hue is not None]
-            turned = torch.cat([shift_hue(self.set.images[i : i + 1], target - (hues[i] or 0.0)) for i in rows])
-            for i, latent in zip(rows, latents(turned, rows, few), strict=True):
-                self.recoloured.setdefault(i, []).append((colour, latent))
+            groups[colour] = (len(rows), partial(recoloured, target=target), few)
+        digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        made_from = {
+            "pictures": digest,
+            "names": self.set.names,
+            "shift": shift,
+            "mirror": mirror,
+            "variants": variants,
+        }
+        found = varied_latents(self.vae, groups if rows else {"": groups[""]}, made_from)
+        self.latents = found.pop("")
+        self.recoloured: dict[int, list[tuple[str, Tensor]]] = {i: [] for i in rows}
+        for colour in HUES:
+            for i, latent in zip(rows, found.get(colour, ()), strict=True):
+                self.recoloured[i].append((colour, latent))
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         recolour = random.bernoulli("recolour", self.recolour).tolist()

@@ -1,20 +1,48 @@
-"""Pictures from a stock pipeline folder; each picture has its own seed, so batches do not matter."""
+"""Pictures from a pipeline folder, stock or any-step; each picture has its own seed, so batches do not matter."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
 
+from .any_step_pipeline import AnyStepModel, is_any_step, load_any_step
 from .teacher import Teacher, load_teacher
+
+Generator = Teacher | AnyStepModel
+
+
+def load_generator(source: str) -> Generator:
+    """What `generate` takes from a folder or hub id: a stock pipeline, or a model of two times.
+
+    Raises:
+        UserError: neither is there.
+    """
+    return load_any_step(source) if is_any_step(source) else load_teacher(source)
+
+
+def sampler_settings(model: Generator) -> dict[str, Any]:
+    """What its pictures depend on beside weights, steps and guidance: a scheduler's settings, or how s is chosen."""
+    if isinstance(model, AnyStepModel):
+        return {"schedule": vars(model.schedule), "reach": model.reach, "reach_of_one_step": model.reach_of_one_step}
+    return {key: value for key, value in model.pipeline.scheduler.config.items() if not key.startswith("_")}
+
+
+def check_steps(model: Generator, steps: int) -> None:
+    """Raise UserError for more steps than its schedule has times, or none."""
+    times = None if isinstance(model, AnyStepModel) else model.pipeline.scheduler.config.num_train_timesteps
+    if steps < 1 or (times is not None and steps > times):
+        allows = "it must be 1 or more" if times is None else f"this pipeline's schedule allows 1 to {times}"
+        raise UserError(f"steps is {steps}; {allows}")
 
 
 @torch.no_grad()
 def generate(
-    model: str | Teacher,
+    model: str | Generator,
     prompts: Sequence[str],
     steps: int,
     guidance: float,
@@ -30,10 +58,16 @@ def generate(
     Raises:
         UserError: no Stable-Diffusion-class pipeline at `model`, or more steps than its schedule has times.
     """
-    pipeline = (load_teacher(model) if isinstance(model, str) else model).pipeline
-    times = pipeline.scheduler.config.num_train_timesteps
-    if not 1 <= steps <= times:
-        raise UserError(f"steps is {steps}; this pipeline's schedule allows 1 to {times}")
+    loaded = load_generator(model) if isinstance(model, str) else model
+    check_steps(loaded, steps)
+    if isinstance(loaded, AnyStepModel):
+        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        for i in range(0, len(prompts), batch_size):
+            chunk = list(prompts[i : i + batch_size])
+            chosen = range(seed + i, seed + i + len(chunk)) if seeds is None else seeds[i : i + len(chunk)]
+            yield loaded.pictures(chunk, chosen, steps, guidance).float().cpu()
+        return
+    pipeline = loaded.pipeline
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if pipeline.device.type != device:  # asking costs milliseconds even where nothing moves
         pipeline.to(device)

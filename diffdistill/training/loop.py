@@ -106,7 +106,7 @@ class Trainer:
             for name, o in method.optimizers.items()
         }
         self.samples = self.step = self.skipped = 0
-        self.seconds = self.clock = 0.0
+        self.seconds = self.cpu_seconds = self.clock = 0.0
         self.saved: Path | None = None  # the checkpoint that holds the present state
         self.resumed = resume is not None
         if folder is not None and stored is not None:
@@ -114,7 +114,7 @@ class Trainer:
         for name in list(method.networks):
             method.networks[name] = self.accelerator.prepare_model(method.networks[name])
         self._order: tuple[int, list[int]] = (-1, [])
-        self._started = time.monotonic()
+        self._start_clocks()
 
     # ---- state ------------------------------------------------------------------------------------------------
 
@@ -131,6 +131,7 @@ class Trainer:
             "step": self.step,
             "skipped": self.skipped,
             "seconds": self.elapsed(),
+            "cpu_seconds": self.elapsed_cpu(),
             "ema_updates": self.ema.updates,
             "processes": self.accelerator.num_processes,
             "fingerprint": self.fingerprint,
@@ -145,7 +146,7 @@ class Trainer:
             load_optimizer(self.bare[name], optimizer, tensors[f"{name}.optimizer"])
         self.ema.load(tensors["ema"], values["ema_updates"])
         self.samples, self.step, self.skipped = values["samples"], values["step"], values["skipped"]
-        self.seconds = values["seconds"]
+        self.seconds, self.cpu_seconds = values["seconds"], values.get("cpu_seconds", 0.0)
         mine = tensors.get(f"rng-{self.accelerator.process_index}")
         if mine is not None:
             _set_generator_states(mine)
@@ -181,7 +182,7 @@ class Trainer:
         s = self.settings
         main = self.accelerator.is_main_process
         self.tracker = Tracker(self.run, s.samples, self.samples, s.report_to, main)
-        self._started = time.monotonic()
+        self._start_clocks()
         handler = signal.getsignal(signal.SIGINT)
         try:
             if s.mixed_precision == "auto":
@@ -204,6 +205,8 @@ class Trainer:
                     self._validate()
                 if _crossed(before, self.samples, s.checkpoint_every):
                     self.save()
+                if _crossed(before, self.samples, s.export_every) and self.samples < s.samples:
+                    self._export(f"export-{self.samples:010d}")
             if logged < self.samples:  # ended by the clock
                 self.tracker.log(self.samples, self.step, self._mean(values))
             if self.samples % max(1, s.validate_every):
@@ -318,9 +321,16 @@ class Trainer:
             self._order = (epoch, torch.randperm(n, generator=generator).tolist())
         return self._order[1][position]
 
+    def _start_clocks(self) -> None:
+        self._started, self._cpu_started = time.monotonic(), time.process_time()
+
     def elapsed(self) -> float:
         """Seconds of training so far, over all continuations."""
         return self.seconds + time.monotonic() - self._started
+
+    def elapsed_cpu(self) -> float:
+        """CPU seconds of this process and all its threads so far, over all continuations."""
+        return self.cpu_seconds + time.process_time() - self._cpu_started
 
     def _out_of_time(self) -> bool:
         """By the first process's clock, which all processes also take the learning rate from."""
@@ -346,7 +356,10 @@ class Trainer:
         keys = sorted(values)
         stacked = torch.stack([torch.stack([v.float() for v in values[key]]).mean() for key in keys])
         reduced = self.accelerator.reduce(stacked.to(self.accelerator.device), reduction="mean")
-        return {**dict(zip(keys, reduced.tolist(), strict=True)), "seconds": round(self.elapsed(), 2)}
+        return {**dict(zip(keys, reduced.tolist(), strict=True)), **self._clocks()}
+
+    def _clocks(self) -> dict[str, float]:
+        return {"seconds": round(self.elapsed(), 2), "cpu_seconds": round(self.elapsed_cpu(), 2)}
 
     def _validate(self) -> None:
         if self.settings.validate_every and self.accelerator.is_main_process:
@@ -357,8 +370,8 @@ class Trainer:
                 self.tracker.pictures(self.samples, images)
         self.accelerator.wait_for_everyone()
 
-    def _export(self) -> Path:
-        folder = self.run / "export"
+    def _export(self, name: str = "export") -> Path:
+        folder = self.run / name
         if self.accelerator.is_main_process:
             new = self.run / ".export.new"
             shutil.rmtree(new, ignore_errors=True)

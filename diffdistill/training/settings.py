@@ -33,6 +33,7 @@ class TrainingSettings:
         validate_every: samples between validation grids; 0 for none.
         checkpoint_every: samples between checkpoints; 0 for only the last.
         checkpoints_limit: checkpoints kept; older ones are removed.
+        export_every: samples between products exported on the way, `export-SAMPLES` beside the last one; 0 for none.
         report_to: trackers beside the JSONL file: "tensorboard", "wandb".
         max_minutes: stop, with a checkpoint, after so many minutes of training; 0 for no limit. What changes over a
             run (learning rate, times judged) then follows the clock where that is ahead of the samples, so a run cut
@@ -59,6 +60,7 @@ class TrainingSettings:
     validate_every: int = 0
     checkpoint_every: int = 0
     checkpoints_limit: int = 2
+    export_every: int = 0
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     max_minutes: float = 0.0
     cpu: bool = False
@@ -81,7 +83,14 @@ class TrainingSettings:
                 f"training.samples {self.samples} is not a multiple of training.batch_size {self.batch_size}; "
                 f"take {steps * self.batch_size}"
             )
-        for name in ("warmup_samples", "max_skipped", "validate_every", "checkpoint_every", "max_minutes"):
+        for name in (
+            "warmup_samples",
+            "max_skipped",
+            "validate_every",
+            "checkpoint_every",
+            "export_every",
+            "max_minutes",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be a number from 0 up")
         if not 0 <= self.seed < 2**63:

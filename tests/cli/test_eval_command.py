@@ -52,7 +52,8 @@ def test_two_processes_give_the_numbers_of_one(here: Path) -> None:
     for processes, size in ((1, 64), (2, 1), (2, 3)):
         out = f"{processes}-{size}.json"
         command = [*launch, str(processes), str(ROOT / "eval" / "calc.py"), *options, out, "--batch_size", str(size)]
-        subprocess.run(command, check=True, env=environment, capture_output=True)
+        done = subprocess.run(command, env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-4000:]
         found.append(json.loads(Path(out).read_text()))
     for other in found[1:]:
         assert other["n"] == 7

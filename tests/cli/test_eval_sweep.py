@@ -482,7 +482,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], made: list) ->
         (SWEEP, "there is nothing to measure; name --models, --students or both"),
         ((*models, "--metrics", "fid"), "unknown metric 'fid'"),
         ((*models, "--steps", "0"), "--steps has 0; each must be at least 1"),
-        ((*models, "--steps", "1001"), "the schedule of model allows 1 to 1000"),
+        ((*models, "--steps", "1001"), "model: steps is 1001; this pipeline's schedule allows 1 to 1000"),
         ((*models, "--guidance", "0.5"), "--guidance has 0.5; each must be from 1 to 1e+06"),
         ((*models, "--guidance", "nan"), "--guidance has nan"),
         ((*models, "--seeds", "-1"), "--seeds has -1"),

@@ -198,15 +198,19 @@ def test_both_terms_of_asd_see_one_sample_and_one_noise() -> None:
 
 @pytest.mark.parametrize(
     ("residual", "scale", "rows"),
-    [("sds", 1.0, 1), ("sds", 3.0, 2), ("csd", 1.0, 2), ("vsd", 1.0, 1), ("asd", 1.0, 2), ("asd", 3.0, 3)],
-)
+    [
+        ("sds", 1.0, 1), ("sds", 3.0, 2), ("sjc", 3.0, 2), ("csd", 1.0, 2), ("vsd", 1.0, 1), ("asd", 1.0, 2),
+        ("asd", 3.0, 3), ("nfsd", 3.0, 3), ("ism", 3.0, 6), ("sdi", 3.0, 22),
+    ],
+)  # fmt: skip
 def test_only_the_passes_that_a_row_reads_are_run(residual: str, scale: float, rows: int) -> None:
     schedule = SCHEDULES[1][1]
     b = batch(schedule)
     teacher = TwoGaussians(schedule, "flow")
     fake = GaussianTeacher(schedule, 0.0, 1.0, "flow")
     args = (b["x0"], b["t"], b["eps"], b["cond"], b["null"], scale)
-    judge(residual, teacher, *args, fake=fake, later_t=b["t"] * 1.02)
+    more = {"later_t": b["t"] * 1.02, "earlier_t": b["t"] * 0.9, "negative": b["null"]}
+    judge(residual, teacher, *args, fake=fake, **more)
     assert sum(len(x_t) for x_t, _, _ in teacher.seen) == rows * len(b["x0"])
 
 
@@ -221,6 +225,24 @@ def test_no_gradient_enters_the_teacher_and_one_reaches_the_generator() -> None:
     loss.backward()
     assert mean.grad is None and shift.grad is not None
     assert not any(value.requires_grad or value.dim() for value in logs.values())
+
+
+@pytest.mark.parametrize("residual", ["sds", "vsd"])
+def test_what_is_logged_does_not_depend_on_how_the_batch_is_cut(residual: str) -> None:
+    """Means over micro-batches and processes, which a log holds, are those of the batch, of the loss too."""
+    schedule = SCHEDULES[0][1]
+    b = batch(schedule, 6)
+    teacher, fake = TwoGaussians(schedule, "v"), GaussianTeacher(schedule, 0.2, 0.5, "v")
+
+    def values(rows: slice) -> dict[str, Tensor]:
+        args = (b["x0"][rows], b["t"][rows], b["eps"][rows], b["cond"][rows], b["null"][rows], SCALE)
+        loss, logs = score_distillation_loss(residual, "sigma2", teacher, *args, fake=fake)
+        return {"loss": loss, **logs}
+
+    whole, halves = values(slice(6)), [values(slice(3)), values(slice(3, 6))]
+    assert set(whole) == {"loss", "grad_rms", "residual_rms", "teacher_error"}
+    for name, value in whole.items():
+        assert value.item() == pytest.approx(sum(half[name].item() for half in halves) / 2, rel=1e-6), name
 
 
 def test_a_guidance_scale_for_each_sample() -> None:

@@ -138,7 +138,7 @@ def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path
     assert abs(pictures[0] - pictures[1]).max() < 2
 
 
-@pytest.mark.parametrize("residual", ["sds", "csd", "asd"])
+@pytest.mark.parametrize("residual", ["sds", "sjc", "csd", "asd", "sdi"])
 def test_the_rest_of_the_family_runs_without_a_fake_score(teacher: str, residual: str) -> None:
     method = build(teacher, residual=residual)
     random = SampleRandom(0, range(2))

@@ -230,3 +230,31 @@ def test_tensorboard_has_the_log_and_the_grids(tmp_path: Path) -> None:
     pictures = [events.Images(name) for name in events.Tags()["images"]]
     assert tag == "validation"
     assert all([picture.step for picture in steps] == [0, 40, 80] for steps in pictures)
+
+
+# ---- products on the way --------------------------------------------------------------------------------------
+
+
+def test_products_on_the_way_are_what_a_run_cut_there_exports(tmp_path: Path) -> None:
+    """Of the average at their samples, and the run itself goes on as it would have."""
+    every, plain, cut = (tmp_path / name for name in ("every", "plain", "cut"))
+    for run in (every, plain, cut):
+        run.mkdir()
+    build(every, 64, ema_decay=0.9, export_every=24).fit()
+    build(plain, 64, ema_decay=0.9).fit()
+    trainer = build(cut, 64, ema_decay=0.9)
+    while trainer.samples < 24:
+        trainer._step()
+        trainer.samples, trainer.step = trainer.samples + 8, trainer.step + 1
+    cut_short = trainer._export()
+    assert sorted(p.name for p in every.glob("*export*")) == ["export", "export-0000000024", "export-0000000048"]
+    file = "student.safetensors"
+    assert (every / "export-0000000024" / file).read_bytes() == (cut_short / file).read_bytes()
+    assert (every / "export" / file).read_bytes() == (plain / "export" / file).read_bytes()
+
+
+def test_cpu_seconds_go_on_where_a_run_was_cut(tmp_path: Path) -> None:
+    build(tmp_path, 64, checkpoint_every=32).fit()
+    stored = build(tmp_path, 64, resume="latest").cpu_seconds
+    logged = [line["cpu_seconds"] for line in log_of(tmp_path)]
+    assert logged == sorted(logged) and stored >= logged[-1] > 0

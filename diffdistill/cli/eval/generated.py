@@ -11,8 +11,7 @@ from torch import Tensor
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.reading import Source
-from diffdistill.models.generate import generate
-from diffdistill.models.teacher import load_teacher
+from diffdistill.models.generate import generate, load_generator
 
 CHUNK = 16  # the networks always run on so many, since kernels round differently at other sizes
 
@@ -37,7 +36,7 @@ class Generated(Source):
     def __init__(self, model: Any, prompts: Sequence[str], n: int, steps: int, guidance: float, seed: int) -> None:
         if not prompts:
             raise UserError("there is no prompt to generate from")
-        self.model = load_teacher(model) if isinstance(model, str) else model
+        self.model = load_generator(model) if isinstance(model, str) else model
         self.prompts, self.n, self.steps, self.guidance, self.seed = list(prompts), n, steps, guidance, seed
         self.name = f"{model if isinstance(model, str) else 'pipeline'}, {steps} steps, guidance {guidance:g}"
 

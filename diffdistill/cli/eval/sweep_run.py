@@ -53,8 +53,7 @@ from diffdistill.evaluation.sweep.cells import (
 )
 from diffdistill.evaluation.sweep.ground import EmojiGround, GivenGround, Ground, Stack, Unseen
 from diffdistill.evaluation.sweep.table import REAL, Row, in_order, rows_of, table
-from diffdistill.models.generate import generate
-from diffdistill.models.teacher import Teacher, load_teacher
+from diffdistill.models.generate import Generator, check_steps, generate, load_generator, sampler_settings
 
 NOISE = 1_000_000  # seeds of noise that one seed of the sweep has for itself
 
@@ -158,8 +157,7 @@ class Sweep:
         what: dict[str, Any] = {"real": self.ground.real_identity}
         if row != REAL:
             model = self.models[row.generator]
-            config = {k: v for k, v in model.pipeline.scheduler.config.items() if not k.startswith("_")}
-            sampler = _digest(json.dumps(config, sort_keys=True, default=str))
+            sampler = _digest(json.dumps(sampler_settings(model), sort_keys=True, default=str))
             how = {"steps": row.steps, "guidance": row.guidance, "noise": seed * NOISE}
             what = {"model": self._digests[row.generator], "sampler": sampler, **how}
         towers = None if self.towers is None else {**self.towers.protocol, "key": self.towers.key}
@@ -301,7 +299,7 @@ class Sweep:
         write_json_atomic(self.out / "sweep.json", table(head, self.rows, self.seeds, self.floor, found, self.samples))
 
 
-def _load(o: argparse.Namespace, named: Mapping[str, tuple[str, str]]) -> dict[str, Teacher]:
+def _load(o: argparse.Namespace, named: Mapping[str, tuple[str, str]]) -> dict[str, Generator]:
     """Pipelines by name.
 
     Raises:
@@ -309,10 +307,11 @@ def _load(o: argparse.Namespace, named: Mapping[str, tuple[str, str]]) -> dict[s
     """
     found = {}
     for name, (path, _) in named.items():
-        found[name] = load_teacher(find(path))
-        times = found[name].pipeline.scheduler.config.num_train_timesteps
-        if max(o.step_counts) > times:
-            raise UserError(f"--steps has {max(o.step_counts)}; the schedule of {path} allows 1 to {times}")
+        found[name] = load_generator(find(path))
+        try:
+            check_steps(found[name], max(o.step_counts))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     return found
 
 

@@ -1,0 +1,176 @@
+"""The leaderboard's table (docs/results.md, between its two marks) and plot, from what `leaderboard.py` left."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffdistill.evaluation.report import write_atomic
+
+START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
+
+
+def collect(out: Path, entries: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One record a run that is done: name, seed, images, cpu_minutes, peak_mib, rows of the product, curve."""
+    found = []
+    for name in entries:
+        for run in sorted(out.glob(f"{name}-s[0-9]*")):
+            last = _last(run / "log.jsonl")
+            if not (run / "final" / "sweep.json").is_file() or last is None:
+                continue
+            rows = _rows(run / "final" / "sweep.json")
+            found.append(
+                {
+                    "name": name,
+                    "seed": int(run.name.rpartition("-s")[2]),
+                    "images": last["samples"],
+                    "cpu_minutes": last["cpu_seconds"] / 60,
+                    "peak_mib": json.loads((run / "memory.json").read_text())["peak_mib"],
+                    "best": {steps: _best(rows, steps) for steps in sorted({row["steps"] for row in rows})},
+                    "curve": _curve(run),
+                }
+            )
+    return found
+
+
+def _last(log: Path) -> dict[str, Any] | None:
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return json.loads(lines[-1]) if lines else None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return rows
+
+
+def _best(rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """The row of that many steps whose guidance has the lowest KD."""
+    return min((row for row in rows if row["steps"] == steps), key=lambda row: row["mean"]["kd"])
+
+
+def _curve(run: Path) -> list[dict[str, Any]]:
+    """images, cpu_minutes, steps, kd of what was exported on the way, at its best guidance."""
+    rows, log = _rows(run / "curve" / "sweep.json"), (run / "log.jsonl").read_text().splitlines()
+    at = {line["samples"]: line["cpu_seconds"] / 60 for line in map(json.loads, log)}
+    points = []
+    for name in dict.fromkeys(row["generator"] for row in rows):
+        images = max(at) if name == "export" else int(name.removeprefix("export-"))
+        own = [row for row in rows if row["generator"] == name]
+        for steps in sorted({row["steps"] for row in own}):
+            kd = _best(own, steps)["mean"]["kd"]
+            near = min(at, key=lambda samples: abs(samples - images))  # the log has every tenth step
+            points.append({"images": images, "cpu_minutes": at[near] * images / near, "steps": steps, "kd": kd})
+    return points
+
+
+def _over_runs(values: list[float], digits: int) -> str:
+    text = f"{statistics.fmean(values):.{digits}f}"
+    text = text.removeprefix("0") if digits else text
+    if len(values) < 2:
+        return text
+    spread = f"{statistics.stdev(values):.{digits}f}"
+    return f"{text} ± {spread.removeprefix('0') if digits else spread}"
+
+
+def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
+    """Markdown; methods in order of their best KD, the teacher's rows last."""
+    names = list(dict.fromkeys(record["name"] for record in found))
+    runs = {name: [record for record in found if record["name"] == name] for name in names}
+    steps = sorted({n for record in found for n in record["best"]})
+    reach = {
+        name: min(statistics.fmean(r["best"][n]["mean"]["kd"] for r in runs[name]) for n in steps) for name in names
+    }
+    head = ["", "runs", "images", "CPU min", "MiB", *(f"KD, {n}" for n in steps), "at", "FD", "align", "recall"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name in sorted(names, key=reach.__getitem__):
+        own = runs[name]
+        at = min(steps, key=lambda n: statistics.fmean(r["best"][n]["mean"]["kd"] for r in own))
+        best = [record["best"][at] for record in own]
+        scale = best[0]["guidance"]
+        where = f"{at}" if scale == 1 else f"{at}, guidance {scale:g}"
+        cells = [
+            name,
+            str(len(own)),
+            f"{own[0]['images']:,}",
+            f"{statistics.fmean(r['cpu_minutes'] for r in own):.0f}",
+            f"{max(r['peak_mib'] for r in own):,}",
+            *(_over_runs([r["best"][n]["mean"]["kd"] for r in own], 3) for n in steps),
+            where,
+            _over_runs([row["mean"]["fd"] for row in best], 0),
+            _over_runs([row["mean"]["align_score"] for row in best], 3),
+            _over_runs([row["mean"]["recall"] for row in best], 2),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    if teacher:
+        best = {n: _best(teacher, n) for n in sorted({row["steps"] for row in teacher})}
+        for at in (n for n in (8, 50) if n in best):
+            row = best[at]
+            kds = [f"{best[n]['mean']['kd']:.3f}"[1:] if at == 8 else "" for n in steps]
+            last = [
+                f"{row['mean']['fd']:.0f}",
+                f"{row['mean']['align_score']:.3f}"[1:],
+                f"{row['mean']['recall']:.2f}"[1:],
+            ]
+            where = f"{at}, guidance {row['guidance']:g}: {row['mean']['kd']:.3f}".replace(": 0", ": ")
+            lines.append("| " + " | ".join(["teacher", "", "", "", "", *kds, where, *last]) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: list[dict[str, Any]], teacher: list[dict[str, Any]], path: Path) -> None:
+    """KD against images, against CPU minutes, and against steps; dashed, the teacher."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    first: dict[str, dict[str, Any]] = {}
+    for record in found:
+        first.setdefault(record["name"], record)
+    for k, (name, record) in enumerate(first.items()):
+        style = {"color": f"C{k % 10}", "marker": "os^vDP*X"[k % 8], "markersize": 4, "label": name}
+        used = sorted({point["steps"] for point in record["curve"]})
+        if used:  # at the number of steps that ends lowest
+            end = max(point["images"] for point in record["curve"])
+            at = min((p["kd"], p["steps"]) for p in record["curve"] if p["images"] == end)[1]
+            points = [p for p in record["curve"] if p["steps"] == at]
+            for axis, key in zip(axes, ("images", "cpu_minutes"), strict=False):
+                axis.plot([p[key] for p in points], [p["kd"] for p in points], **style)
+        numbers = sorted(record["best"])
+        axes[2].plot(numbers, [record["best"][n]["mean"]["kd"] for n in numbers], **style)
+    if teacher:
+        best = {n: _best(teacher, n)["mean"]["kd"] for n in sorted({row["steps"] for row in teacher})}
+        few = [n for n in best if n <= 8]
+        axes[2].plot(few, [best[n] for n in few], color="black", linestyle="--", label="teacher")
+        for axis in axes:
+            axis.axhline(best[max(best)], color="black", linestyle=":", label=f"teacher, {max(best)} steps")
+    for axis, label in zip(axes, ("images seen", "CPU minutes", "steps"), strict=True):
+        axis.set_xlabel(label)
+        axis.set_ylabel("KD, MobileNetV2")
+        axis.set_ylim(bottom=0)
+    axes[2].set_xscale("log", base=2)
+    axes[2].legend(fontsize=7, ncols=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def write(out: Path, entries: Mapping[str, Any], results: Path, picture: Path) -> list[dict[str, Any]]:
+    """Put the table between the marks of `results`, draw the plot; returns a short record a run."""
+    found = collect(out, entries)
+    if not found:
+        return []
+    teacher = _rows(out / "teacher" / "sweep.json")
+    before, _, rest = results.read_text().partition(START)
+    _, marked, after = rest.partition(END)
+    if not marked:
+        raise ValueError(f"{results} lacks the lines {START} and {END}, between which the table goes")
+    write_atomic(results, f"{before}{START}\n{table(found, teacher)}\n{END}{after}".encode())
+    plot(found, teacher, picture)
+    short = ("name", "seed", "images", "cpu_minutes", "peak_mib")
+    return [
+        {**{k: r[k] for k in short}, "kd": {n: round(row["mean"]["kd"], 4) for n, row in r["best"].items()}}
+        for r in found
+    ]

@@ -1,0 +1,182 @@
+"""Networks of two times, and sampling with them in any number of steps.
+
+A network of two times says the average velocity V(x_t, t, s) from t down to an earlier time s <= t. What that means
+for a sample depends on who trained it:
+
+    flow matching            s = t        x_t - t V = E[x0 | x_t]
+    Self-E                   s <= t       x_t - t V is a clean sample whose noised copy at s is judged
+    MeanFlow, shortcut       s <= t       x_t - (t - s) V is the point at s on the same path
+
+A step from t_k to t_{k+1} is x + (t_{k+1} - t_k) V(x, t_k, s_k) for all of them. s_k lies a share `reach` of the way
+from t_k to t_{k+1}: 0 samples as in flow matching, 1 tells the network where the step ends.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, ScoreModel
+from .guidance import cond_and_null
+from .prediction import Prediction, combine
+from .samplers import Callback, ddim, euler
+from .schedule import FlowSchedule, broadcast
+
+TwoTimeNetwork = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+
+
+class TwoTimeDenoiser:
+    """A network (x_t, time, earlier_time, cond) -> velocity, on the straight path.
+
+        x_t ----------------------------+-----------> x_t ---------+
+        t, s -> schedule.network_time --+--> network ---> V -------+---> Prediction of kind "flow"
+        cond ---------------------------+
+
+    Args:
+        network: told both times in the schedule's units for networks (1000 t), as a `Denoiser` tells it one.
+        schedule: the straight path.
+    """
+
+    def __init__(self, network: TwoTimeNetwork, schedule: FlowSchedule) -> None:
+        self.network = network
+        self.schedule = schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Any) -> Prediction:
+        """Predict at (x_t, t), told s.
+
+        Args:
+            x_t: noisy samples of shape (B, ...).
+            t: times of shape (B,), or one for all of shape ().
+            s: earlier times, of t's shape.
+            cond: whatever the network takes.
+
+        Raises:
+            ValueError: a shape that does not fit, or a time outside [0, 1] (on the CPU).
+        """
+        return self.told(s)(x_t, t, cond)
+
+    def told(self, s: Tensor) -> Denoiser:
+        """The score model that is told s whatever t is; at guidance's doubled batch, s is doubled too."""
+
+        def network(x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
+            earlier = s.expand(len(x_t)) if s.dim() == 0 else s.repeat(len(x_t) // max(1, len(s)))
+            if earlier.shape != time.shape:
+                raise ValueError(f"s has shape {tuple(s.shape)}; one time a sample is ({len(x_t)},)")
+            return self.network(x_t, time, self.schedule.network_time(earlier).to(time), cond)
+
+        return Denoiser(network, self.schedule, "flow")
+
+    @property
+    def instantaneous(self) -> Denoiser:
+        """The score model of one time, s = t: flow matching's."""
+
+        def network(x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
+            return self.network(x_t, time, time, cond)
+
+        return Denoiser(network, self.schedule, "flow")
+
+
+def preserve_energy(guided: Prediction, cond: Prediction) -> Prediction:
+    """The guided prediction with each sample's x0 scaled to the energy of the conditional one.
+
+    x0 sqrt(|x0_cond|^2 / |x0|^2), a number a sample (EP-CFG, arXiv 2412.09966, without its robust variant; x0 is the
+    space that Self-E applies it in, arXiv 2512.22374).
+
+    Args:
+        guided, cond: predictions at one (x_t, t), read as x0.
+
+    Returns:
+        A prediction of kind "x0"; other kinds are read from it where sigma > 0.
+    """
+    x0 = guided.x0
+    wanted, found = _norm(cond.x0), _norm(x0)
+    ratio = torch.where(found > 0, wanted / torch.where(found > 0, found, 1), 1.0)
+    value = (broadcast(ratio, x0) * x0.to(ratio.dtype)).to(x0.dtype)
+    return Prediction(guided.x_t, value, "x0", guided.alpha, guided.sigma)
+
+
+def guided_any_step(
+    denoiser: TwoTimeDenoiser,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    cond: Any,
+    null: Any,
+    scale: float | Tensor,
+    energy_preserving: bool = True,
+) -> Prediction:
+    """The guided prediction of a network of two times; arguments and errors as of `guided`.
+
+    Args:
+        energy_preserving: rescale by `preserve_energy`. Scale 1 is the conditional pass alone either way.
+    """
+    model: ScoreModel = denoiser.told(s)
+    if not isinstance(scale, Tensor) and scale == 1:
+        return model(x_t, t, cond)
+    for_cond, for_null = cond_and_null(model, x_t, t, cond, null)
+    prediction = combine(for_null, for_cond, scale)
+    return preserve_energy(prediction, for_cond) if energy_preserving else prediction
+
+
+def any_step_times(schedule: FlowSchedule, n: int) -> Tensor:
+    """The n times that steps start from: evenly from 1 towards 0, which is the end, then shifted. Float64, (n,).
+
+    Raises:
+        ValueError: n below 1.
+
+    >>> any_step_times(FlowSchedule(), 4).tolist()
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    if n < 1:
+        raise ValueError(f"n = {n} sampling steps; there must be 1 at least")
+    return schedule.shifted(torch.linspace(1, 0, n + 1, dtype=torch.float64)[:-1])
+
+
+def any_step(
+    predict: Callable[[Tensor, Tensor, Tensor], Prediction],
+    x: Tensor,
+    schedule: FlowSchedule,
+    steps: int | Sequence[float] | Tensor,
+    *,
+    reach: float = 1.0,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Sample in any number of steps.
+
+    Args:
+        predict: (x_t, t, s) to a prediction: a `TwoTimeDenoiser` with its condition and guidance bound. Times are
+            float64, of shape (B,).
+        x: noise of shape (B, ...), at the first time.
+        schedule: the straight path.
+        steps: how many (`any_step_times`), or the times themselves, descending; 0 is the end and not among them.
+        reach: s_k = t_k + reach (t_{k+1} - t_k), from 0 to 1. A one-step sample of Self-E wants 0.5.
+        eta: 0 is deterministic (Euler). Above it, DDIM's update with that share of the ancestral noise: at 1,
+            x_{k+1} is drawn from the posterior given the predicted x0, and its first step renoises altogether.
+        generator: of that noise; read only where eta > 0.
+        callback: as of the samplers.
+
+    Returns:
+        The sample, of the shape and dtype of x.
+
+    Raises:
+        ValueError: reach outside [0, 1], no step, or times that do not descend.
+    """
+    if not 0 <= reach <= 1:
+        raise ValueError(f"reach = {reach}; it is a share of the step, from 0 to 1")
+    times = any_step_times(schedule, steps) if isinstance(steps, int) else torch.as_tensor(steps, dtype=torch.float64)
+    told = iter(torch.lerp(times, torch.cat([times[1:], times.new_zeros(1)]), reach).tolist())
+
+    def at_s(x_t: Tensor, t: Tensor) -> Prediction:
+        return predict(x_t, t, torch.full_like(t, next(told)))
+
+    if eta == 0:
+        return euler(at_s, x, schedule, times, callback=callback)
+    return ddim(at_s, x, schedule, times, eta=eta, generator=generator, callback=callback)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm of each sample, (B,), in float32 at the least."""
+    return torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)).flatten(1), dim=1)

@@ -1,0 +1,71 @@
+"""The exact score model of a mixture of Gaussians: the smallest data with more than one mode."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .prediction import Prediction, PredictionType, check_prediction_type
+from .schedule import Schedule, broadcast
+
+
+class MixtureTeacher:
+    """The exact denoiser for data sum_k w_k N(mean_k, std_k^2 I), called like a `Denoiser`.
+
+    x_t is a mixture too, of means alpha mean_k and variances s_k = alpha^2 std_k^2 + sigma^2. With r_k the
+    probability that x_t came from part k,
+
+        x0  = sum_k r_k (mean_k + alpha std_k^2 (x_t - alpha mean_k) / s_k)
+        eps = sum_k r_k sigma (x_t - alpha mean_k) / s_k
+
+    Parts without deviation are samples: the teacher is then the exact score of an empirical distribution, such as
+    that of a set of generated points. Computed in float64, (B, K, d) numbers at once.
+
+    Args:
+        schedule: the process.
+        means: of shape (K, d).
+        stds: of shape (K,); 0 is a single sample.
+        weights: of shape (K,), summing to 1; where a call's condition is a tensor it takes their place.
+        kind: the kind of its predictions.
+    """
+
+    def __init__(
+        self, schedule: Schedule, means: Tensor, stds: Tensor, weights: Tensor, kind: PredictionType = "eps"
+    ) -> None:
+        check_prediction_type(kind)
+        self.schedule = schedule
+        self.means, self.stds, self.weights = means.double(), stds.double(), weights.double()
+        self.prediction_type: PredictionType = kind
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
+        """The exact prediction.
+
+        Args:
+            x_t: noisy samples of shape (B, d).
+            t: times of shape (B,).
+            cond: None, or the weights of each sample's own mixture, of shape (B, K): a prompt is a choice of parts.
+        """
+        means, stds, shared = (part.to(x_t.device) for part in (self.means, self.stds, self.weights))
+        weights = cond.double() if isinstance(cond, Tensor) else shared.expand(len(x_t), -1)
+        alpha, sigma = (broadcast(level(t), x_t) for level in (self.schedule.alpha, self.schedule.sigma))
+        variance = alpha.square() * stds.square() + sigma.square()  # (B, K)
+        offset = x_t.double().unsqueeze(1) - alpha.unsqueeze(2) * means  # (B, K, d)
+        log_density = -offset.square().sum(2) / (2 * variance) - 0.5 * x_t.shape[1] * variance.log()
+        share = (weights.log() + log_density).softmax(1)  # (B, K)
+        # through the shares, not by differences: neither form divides by alpha or sigma
+        x0 = share @ means + alpha * ((share * stds.square() / variance).unsqueeze(2) * offset).sum(1)
+        eps = sigma * ((share / variance).unsqueeze(2) * offset).sum(1)
+        value = {
+            "x0": x0,
+            "eps": eps,
+            "v": alpha * eps - sigma * x0,
+            "flow": eps - x0,
+        }[self.prediction_type]
+        return Prediction(x_t, value.to(x_t.dtype), self.prediction_type, alpha, sigma)
+
+    def sample(self, n: int, generator: torch.Generator, weights: Tensor | None = None) -> Tensor:
+        """n samples of shape (n, d), float64, on the CPU; of the mixture with other weights (K,) where given."""
+        weights = self.weights if weights is None else weights
+        part = torch.multinomial(weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return self.means[part] + self.stds[part, None] * noise

@@ -1,0 +1,110 @@
+"""A network of a variance-preserving schedule, used on the straight path: exactly, nothing is trained for it.
+
+A point of the straight path is a scaled point of the other process, at the time with the same sigma / alpha:
+
+    x_t = (1 - t) x0 + t eps = n x_vp,    n = sqrt((1 - t)^2 + t^2),    tan(theta) = sigma / alpha = t / (1 - t)
+
+So the network is given x_t / n and told the time whose angle is theta, and x0 and eps are read from its answer as ever.
+The velocity eps - x0 of the straight path is then a(t) x_t + b(t) answer; for v-prediction a = (2 t - 1) / n^2 and
+b = 1 / n.
+
+Notable:
+- a discrete schedule's times are interpolated between its steps, linearly in theta: it is finite at both ends, zero
+  terminal SNR included, where log(sigma / alpha) is not. On the steps themselves the time is the integer;
+- before the first step and after the last one the network is told that one. After the last, its x0-prediction of
+  x_t / n is taken as x0: what sampling takes that starts there from noise of unit variance;
+- nothing but the sign of theta - pi / 4 says which of eps - x0 and (x_t - x0) / t, which are equal, is used: each has
+  the end where it divides by nothing small.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .prediction import Prediction, from_diffusers_prediction_type
+from .schedule import VPSchedule, broadcast
+
+SETTINGS = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas",
+            "rescale_betas_zero_snr")  # fmt: skip
+
+
+class VPOnStraightPath:
+    """What goes into a variance-preserving network for a time of the straight path, and its answer as a velocity.
+
+        x_t, t --inputs--> x_vp, time --network--> answer --velocity--> eps - x0
+
+    Args:
+        config: of the diffusers scheduler that the network was trained with; what `VPSchedule.from_config` reads and
+            `prediction_type`. Other keys are ignored.
+
+    Attributes:
+        settings: those keys, to write down.
+        schedule, kind: read from them.
+
+    Raises:
+        ValueError: a schedule or prediction type that is not supported, one with no step at more noise than signal, or
+            noise prediction on a schedule whose last step holds no signal, which says nothing of x0 there.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.settings = {key: config[key] for key in SETTINGS if key in config}
+        self.kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
+        if self.kind == "flow":
+            raise ValueError("flow prediction on a variance-preserving schedule is not supported")
+        self.schedule = VPSchedule.from_config(config)
+        steps = torch.arange(self.schedule.num_train_timesteps)
+        angles = torch.atan2(self.schedule.sigma(steps), self.schedule.alpha(steps))
+        if not bool((angles.diff() > 0).all()) or not angles[-1] > math.pi / 4:
+            raise ValueError("the schedule's noise must rise at every step, to more than there is signal")
+        if self.kind == "eps" and not self.schedule.alpha(steps[-1]) > 0:
+            raise ValueError(
+                "the network predicts noise and its last time holds no signal: it says nothing of x0 there"
+            )
+        self.first, self.last = angles[0].item(), angles[-1].item()  # theta at the ends
+        self._angles: dict[torch.device, Tensor] = {angles.device: angles}
+
+    def inputs(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t / n of x_t's shape, and the time that the network is told, float64, from 0 to T - 1.
+
+        Args:
+            x_t: points of the straight path, (B, ...).
+            t: their times, in [0, 1], of shape (B,).
+        """
+        t = t.double()
+        x = x_t * broadcast(1 / _norm(t), x_t).to(x_t.dtype)
+        table = self._table(t.device)
+        theta = torch.atan2(t, 1 - t).clamp(min=self.first, max=self.last)
+        before = (torch.searchsorted(table, theta.detach(), right=True) - 1).clamp(0, len(table) - 2)
+        low, high = table[before], table[before + 1]
+        return x, before + (theta - low) / (high - low)
+
+    def velocity(self, x_t: Tensor, t: Tensor, x: Tensor, answer: Tensor) -> Tensor:
+        """The velocity eps - x0 that the answer means, of x_t's shape and dtype.
+
+        Args:
+            x_t, t: as of `inputs`.
+            x: x_t / n, from there.
+            answer: what the network said of it.
+        """
+        t, answer = t.double(), answer.to(x_t.dtype)
+        theta = torch.atan2(t, 1 - t)
+
+        def read(angle: Tensor) -> Prediction:
+            return Prediction(x, answer, self.kind, broadcast(angle.cos(), x), broadcast(angle.sin(), x))
+
+        little = read(theta.clamp(min=self.first if self.kind == "x0" else 0.0, max=math.pi / 4)).flow
+        x0 = read(theta.clamp(min=math.pi / 4, max=self.last)).x0
+        much = (x_t - x0) * broadcast(1 / t.clamp_min(0.5), x).to(x.dtype)
+        return torch.where(broadcast(theta > math.pi / 4, x), much, little)
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._angles:
+            self._angles[device] = next(iter(self._angles.values())).to(device)
+        return self._angles[device]
+
+
+def _norm(t: Tensor) -> Tensor:
+    return ((1 - t).square() + t.square()).sqrt()

@@ -1,0 +1,225 @@
+"""What methods share that train a text-to-image model of two times from data.
+
+Pictures, captions, latents and the text encoder are those of `TextToImage`; the UNet is told two times, the path is
+straight, and the product is sampled in any number of steps (`models.any_step_pipeline`). A method says its loss.
+
+Notable:
+- an average of the weights that is run within a step (a judge, an aim) is a network among the others, brought up to
+  date before the losses of a step; checkpoints hold it, and a continuation is exact;
+- gradients go through `networks["model"]`; passes without a graph go through the bare network, so that a data-parallel
+  wrapper sees only what it has to synchronise.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.diffusion import FlowSchedule
+from diffdistill.diffusion.any_step import TwoTimeDenoiser
+from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
+from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
+from diffdistill.models.any_step_pipeline import (
+    AnyStepModel,
+    export_stock_one_step,
+    is_any_step,
+    load_any_step,
+    save_any_step,
+)
+from diffdistill.models.attention import set_attention
+from diffdistill.models.averaged import averaged_copy, follow
+from diffdistill.models.export import halve
+from diffdistill.models.teacher import decode, load_teacher, weights_digest
+
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .text_to_image import PREVIEW, TextToImage
+
+PREVIEW_STEPS = (1, 8)
+
+
+class AnyStep(Method):
+    """A two-time UNet on the latents of a captioned image set.
+
+    Args:
+        source: settings of `TextToImage`: the data, and the sizes of the networks.
+        learning_rate, betas: AdamW's.
+        init_from: what to start from, with its text encoder and tokenizer: the folder of an any-step model (a
+            flow-matching one, say), or a Stable-Diffusion-class teacher, folder or hub id, whose answers are at first
+            this model's at s = t; None to start from nothing.
+        average_decay: of the average that is run within a step; None for no such average.
+        time_scale: the network is told time_scale * t.
+        grid_shift: `FlowSchedule`'s shift, of the sampling grid; the shift in `source` is of pictures, in pixels.
+        attention: auto, sdpa, math or xformers.
+        half_export: store the exported UNet's and VAE's weights as float16.
+        stock_one_step: export one step as a stock pipeline too, in the folder `one_step`.
+
+    Raises:
+        UserError: an init_from that does not fit the autoencoder, the pictures or time_scale.
+    """
+
+    averaged = "model"
+    name = "any_step"
+    reach = 1.0
+    reach_of_one_step = 1.0
+    preview_guidance = 2.0  # of pictures of several steps; 1 where guidance is in the network already
+
+    def __init__(
+        self,
+        source: dict[str, Any],
+        *,
+        learning_rate: float,
+        betas: tuple[float, float],
+        init_from: str | None,
+        average_decay: float | None,
+        time_scale: int = 1000,
+        grid_shift: float = 1.0,
+        attention: str = "auto",
+        half_export: bool = False,
+        stock_one_step: bool = False,
+    ) -> None:
+        if average_decay is not None and not 0 <= average_decay < 1:
+            raise UserError(f"the decay of an average is {average_decay}; it must be from 0 to below 1")
+        if time_scale < 1 or not 0 < grid_shift < math.inf:
+            raise UserError(
+                f"time_scale is {time_scale}, the grid's shift {grid_shift}; they must be above 0 and finite"
+            )
+        self.source = TextToImage(**source)
+        made: Any = self.source.networks.pop("model")
+        unet, text_encoder = made.unet, made.text_encoder
+        self.content = self.source.content
+        process = None
+        if init_from is not None:
+            unet, text_encoder, process = self._start(init_from, time_scale)
+        set_attention(unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
+        self.schedule = FlowSchedule(time_scale, grid_shift)
+        from diffdistill.models.two_times import TwoTimeUNet
+
+        model = TwoTimeUNet(unet.to(memory_format=torch.channels_last), text_encoder, process, time_scale)
+        self.networks = {"model": model}
+        self.average_decay, self.followed = average_decay, 0
+        if average_decay is not None:
+            self.networks["average"] = averaged_copy(model)
+        self.optimizers = {"model": OptimizerSettings(learning_rate, betas, weight_decay=1e-3)}
+        self.half_export, self.stock_one_step = half_export, stock_one_step
+
+    def _start(self, source: str, time_scale: int) -> tuple[Any, Any, VPOnStraightPath | None]:
+        """UNet, text encoder and the UNet's own process; takes over the tokenizer."""
+        if is_any_step(source):
+            model = load_any_step(source)
+            pipeline, process = model.pipeline, model.network.process
+            if model.schedule.num_train_timesteps != time_scale:
+                told = model.schedule.num_train_timesteps
+                raise UserError(f"init_from {source} is told {told} t; here it is {time_scale} t")
+        else:
+            pipeline = load_teacher(source).pipeline
+            try:
+                process = VPOnStraightPath(pipeline.scheduler.config)
+            except ValueError as error:
+                raise UserError(f"init_from {source}: {error}") from error
+        unet, text_encoder = pipeline.unet, pipeline.text_encoder
+        found = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        wanted = tuple(self.source.latents.shape[2:])
+        if found != wanted:
+            raise UserError(f"init_from {source} makes latents of shape {found}; those of the pictures have {wanted}")
+        if not _one_autoencoder(pipeline.vae, self.source.vae):
+            raise UserError(f"init_from {source} has another autoencoder; set autoencoder to its vae folder")
+        self.source.tokenizer = pipeline.tokenizer
+        self.content += weights_digest(unet) + weights_digest(text_encoder) + str(process and process.settings)
+        for part in (unet, text_encoder):
+            part.requires_grad_(True).train()
+        return unet, text_encoder, process
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def to(self, device: Any) -> None:
+        self.source.to(device)
+
+    def enable_gradient_checkpointing(self) -> None:
+        unwrap(self.networks["model"]).unet.enable_gradient_checkpointing()
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        return self.source.batch(records, random)
+
+    def phases(self, step: int) -> list[Phase]:
+        if self.average_decay is not None and step != self.followed:  # once a step, however often this is asked
+            follow(unwrap(self.networks["average"]), unwrap(self.networks["model"]), self.average_decay, step)
+            self.followed = step
+        return [Phase(self.name, "model", self._loss)]
+
+    @abstractmethod
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        """The method's loss of a micro-batch."""
+
+    # ---- for losses -------------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> TwoTimeDenoiser:
+        """The network in training, as it is to be called with a graph."""
+        return TwoTimeDenoiser(self.networks["model"], self.schedule)
+
+    @property
+    def live(self) -> TwoTimeDenoiser:
+        """The same weights, for passes without a graph."""
+        return TwoTimeDenoiser(unwrap(self.networks["model"]), self.schedule)
+
+    @property
+    def average(self) -> TwoTimeDenoiser:
+        """The averaged weights, for passes without a graph."""
+        return TwoTimeDenoiser(unwrap(self.networks["average"]), self.schedule)
+
+    @property
+    def null(self) -> Tensor:
+        """Token ids of the empty caption, (1, L)."""
+        return self.source.tokenize([""])
+
+    def noise(self, random: SampleRandom, stream: str, x0: Tensor) -> Tensor:
+        return random.normal(stream, x0.shape[1:]).contiguous(memory_format=torch.channels_last)
+
+    # ---- product ----------------------------------------------------------------------------------------------
+
+    def _product(self) -> AnyStepModel:
+        model = unwrap(self.networks["model"])
+        parts = SimpleNamespace(
+            unet=model.unet, text_encoder=model.text_encoder, vae=self.source.vae, tokenizer=self.source.tokenizer
+        )
+        return AnyStepModel(parts, model, self.schedule, self.reach, self.reach_of_one_step)
+
+    def preview(self) -> Tensor:
+        """16 captions, each at 1 step unguided and at 8 steps guided, noise the same every time."""
+        product = self._product()
+        cond = self.source.tokenize([f"{name}, noto" for name in PREVIEW])
+        noise = SampleRandom(0, range(len(PREVIEW)), self.source.device).normal("preview", product.latent_shape)
+        guidance = self.preview_guidance
+        rows = [
+            decode(self.source.vae, product.sample(cond, self.null, noise, steps, 1.0 if steps == 1 else guidance))
+            for steps in PREVIEW_STEPS
+        ]
+        return torch.stack(rows, 1).flatten(0, 1)
+
+    def export(self, folder: Path) -> None:
+        product = self._product()
+        save_any_step(product, folder)
+        if self.half_export:
+            halve(folder)
+        if self.stock_one_step:
+            export_stock_one_step(product, folder / "one_step")
+            if self.half_export:
+                halve(folder / "one_step")
+
+
+def _one_autoencoder(one: Any, other: Any) -> bool:
+    """Whether two are the same, but for what halving a copy's precision rounds away."""
+    a, b = one.state_dict(), other.state_dict()
+    shapes = [{name: value.shape for name, value in weights.items()} for weights in (a, b)]
+    if shapes[0] != shapes[1] or one.config.scaling_factor != other.config.scaling_factor:
+        return False
+    return all(torch.allclose(value.float(), b[name].float(), rtol=2e-3, atol=1e-6) for name, value in a.items())

@@ -1,0 +1,174 @@
+"""BOOT: a one-step student of the teacher's whole trajectory, from prompts alone (arXiv 2306.05544).
+
+    z --student, told t--> y_t --+ sigma_t z--> x_t --teacher, guided--> f~ --one DDIM step--> target
+    z --student, told s--> y_s ------------------------- (y_s - target)^2, weighted ---------------|      s < t
+    z --student, told t_max--> y ---------------------- (y - f~(z, t_max))^2                the boundary
+
+Notable:
+- one network and a frozen teacher: no data, no fake score, no discriminator, no moving average in the target;
+- the student always sees the initial noise z, as the teacher's input at T* = t_max: the last time, or the one whose
+  sigma/alpha is `noise_ratio`. What it outputs is read as the teacher's kind of prediction at T*, whatever the target
+  time, so at t_max it starts as the teacher's own one-step answer and the boundary loss starts at zero, unguided;
+- the answer is g(z, t_min). At export its constant time is folded into the UNet, which is then a stock one;
+- guidance is folded into the target: the student takes one pass and needs no guidance.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffdistill.diffusion import Prediction, broadcast, guided
+from diffdistill.distill import (
+    BOOTSTRAP_SOLVERS,
+    BOOTSTRAP_WEIGHTS,
+    SampleRandom,
+    bootstrap_loss,
+    boundary_loss,
+    signal_step,
+    teacher_signal,
+)
+from diffdistill.distill.tables import look_up
+from diffdistill.errors import UserError
+from diffdistill.models.export import halve
+from diffdistill.models.target_time import TargetTime, TargetTimeUNet
+
+from .base import Batch, Loss, Phase, check_shares, unwrap
+from .one_step import OneStep
+
+
+class BOOT(OneStep):
+    """Distil a Stable-Diffusion-class teacher's trajectory into a one-step student.
+
+    Args:
+        teacher: pipeline folder or hub id.
+        prompts: text file, one prompt a line.
+        delta: length of a bootstrapping step, as a fraction of the teacher's schedule; s = max(t - delta, t_min).
+        t_min: where the trajectory ends, as a fraction; the student's answer is its signal there.
+        noise_ratio: sigma/alpha of the time at which the trajectory starts, t_max; null for the last time.
+        times: uniform draws t from those above t_min (the paper), and nothing but smoothness then holds the student in
+            the first delta below t_max; covering also takes shorter steps from t_max to there.
+        weight: weight on a step, a name in `distill.BOOTSTRAP_WEIGHTS`: inverse_square, 1 / D^2 (the paper); clipped,
+            the same but constant for D below 0.1; uniform.
+        solver: the teacher's step: euler (DDIM), midpoint or heun, which take a second pass.
+        guidance_scale: the teacher's guidance, folded into the target.
+        boundary_weight: weight of the boundary loss at t_max; 0 leaves it out.
+        boundary_share: share of samples that get one, weighted up for it: less work at less than 1.
+        target_time: how the student is told its target: added (a new embedding beside the time's) or replaced.
+        learning_rate: AdamW's, constant unless `training` says otherwise.
+        betas: AdamW's.
+        attention: auto, sdpa, math or xformers.
+        half_export: store the exported UNet's and VAE's weights as float16.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        prompts: str,
+        delta: float = 0.04,
+        t_min: float = 0.01,
+        noise_ratio: float | None = None,
+        times: Literal["uniform", "covering"] = "uniform",
+        weight: str = "inverse_square",
+        solver: str = "euler",
+        guidance_scale: float = 7.5,
+        boundary_weight: float = 0.1,
+        boundary_share: float = 1.0,
+        target_time: TargetTime = "added",
+        learning_rate: float = 1e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        attention: str = "auto",
+        half_export: bool = False,
+    ) -> None:
+        look_up(BOOTSTRAP_WEIGHTS, weight, "weight")
+        look_up(BOOTSTRAP_SOLVERS, solver, "solver")
+        check_shares(t_min=t_min, boundary_share=boundary_share)
+        if not 0.0 < delta <= 1.0:
+            raise UserError(f"delta is {delta}; it is a fraction of the schedule, above 0 and at most 1")
+        if not boundary_weight >= 0:
+            raise UserError(f"boundary_weight is {boundary_weight}; it must not be below 0")
+        if boundary_weight > 0 and boundary_share == 0:
+            raise UserError(
+                "boundary_share is 0: no sample would be at the boundary; set boundary_weight to 0 for that"
+            )
+        super().__init__(
+            teacher,
+            prompts,
+            student_learning_rate=learning_rate,
+            betas=betas,
+            noise_ratio=noise_ratio,
+            t_min=0.0,  # nothing is judged at times drawn from a range
+            t_max=1.0,
+            attention=attention,
+            half_export=half_export,
+        )
+        count = self.schedule.num_train_timesteps
+        self.t_end, self.step = round(t_min * count), max(1, round(delta * count))
+        if self.t_end >= self.t_star:
+            raise UserError(f"t_min {t_min} is time {self.t_end}; it must be below the first one, {self.t_star}")
+        self.times, self.weight, self.solver, self.guidance_scale = times, weight, solver, guidance_scale
+        self.boundary_weight, self.boundary_share = boundary_weight, boundary_share
+        student: Any = self.networks["student"]
+        self.networks["student"] = TargetTimeUNet(student.unet, self.t_star, target_time)
+        self.judge = self._denoiser(self.teacher.network)
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase("student", "student", self._loss)]
+
+    # ---- the loss ---------------------------------------------------------------------------------------------
+
+    def signal(self, network: Any, z: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """g(z, t): the output at target times t, read as the teacher's kind of prediction of z at T*."""
+        at = torch.tensor(self.t_star, device=z.device)
+        alpha, sigma = (broadcast(level(at), z) for level in (self.schedule.alpha, self.schedule.sigma))
+        value = network(z, t, cond).to(z.dtype)
+        return Prediction(z, value, self.teacher.prediction_type, alpha, sigma).x0
+
+    def steps(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The times t and s of steps, int64, of u uniform in [0, 1), float64, of shape (B,)."""
+        end = self.t_star + (self.step - 1 if self.times == "covering" else 0)
+        t = self.t_end + 1 + (u * (end - self.t_end)).floor().long()
+        return t.clamp_max(self.t_star), (t - self.step).clamp(self.t_end, self.t_star - 1)
+
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        student, cond = self.networks["student"], batch["cond"]
+        z = random.normal("z", self.teacher.latent_shape)
+        t, s = self.steps(random.uniform("time"))
+        rows = torch.arange(0)
+        if self.boundary_weight > 0:
+            rows = random.bernoulli("boundary", self.boundary_share).nonzero().flatten()
+        rows = rows.to(z.device)
+        z_first, cond_first = z[rows], cond[rows]
+        t_first = torch.full_like(rows, self.t_star)
+        # one pass for both losses; and before y_t's, or autocast would keep its weights from where none have a graph
+        signals = self.signal(student, torch.cat([z, z_first]), torch.cat([s, t_first]), torch.cat([cond, cond_first]))
+        y_s, y_first = signals.split([len(z), len(rows)])
+        with torch.no_grad():
+            y_t = self.signal(unwrap(student), z, t, cond)
+            f = teacher_signal(self.judge, y_t, z, t, s, cond, self.null, self.guidance_scale, self.solver)
+        d = signal_step(self.schedule, t, s)
+        loss = bootstrap_loss(y_s, y_t, f, d, self.weight)
+        logs = {"bootstrap": loss.detach(), "gap_rms": (f - y_t).float().square().mean().sqrt(), "mean_d": d.mean()}
+        boundary = torch.zeros((), device=z.device)
+        if len(rows):
+            with torch.no_grad():
+                f_first = guided(self.judge, z_first, t_first, cond_first, self.null, self.guidance_scale).x0
+            # a mean over the rows that have one, as a part of the mean over all: no matter how samples are spread
+            boundary = boundary_loss(y_first, f_first) * (len(rows) / (self.boundary_share * len(z)))
+            loss = loss + self.boundary_weight * boundary
+        logs["boundary"] = boundary.detach()  # also where there is none: all processes log the same keys
+        return loss, logs
+
+    # ---- product ----------------------------------------------------------------------------------------------
+
+    def _draw(self, network: Any, random: SampleRandom, cond: Tensor) -> Tensor:
+        z = random.normal("preview", self.teacher.latent_shape)
+        return self.signal(network, z, torch.full((len(z),), self.t_end, device=z.device), cond)
+
+    def export(self, folder: Path) -> None:
+        self._write(unwrap(self.networks["student"]).at(self.t_end), folder)
+        if self.half_export:
+            halve(folder)

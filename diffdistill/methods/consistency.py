@@ -1,0 +1,178 @@
+"""Consistency distillation: a guided teacher's paths into a few steps (arXiv 2303.01469; the recipe of 2310.04378).
+
+    x0, eps --> x_t --student--> f(x_t, t)     towards     f_average(x_r, r),  x_r one guided teacher step from x_t
+
+Notable:
+- data are captioned pictures; t lies on a grid of `grid` times, and r one place before it;
+- guidance is one scale, as in LCM-LoRA, and not told to the student: the product is a stock StableDiffusionPipeline
+  with an LCMScheduler, sampled unguided. LCM itself embeds a scale that it draws for each sample;
+- c_skip and c_out are those that LCMScheduler applies, with the same `boundary_scale`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.diffusion import Denoiser
+from diffdistill.distill import SampleRandom
+from diffdistill.distill.consistency import Boundary, consistency_loss, consistency_sample, skipped_times
+from diffdistill.errors import UserError
+from diffdistill.models.attention import set_attention
+from diffdistill.models.averaged import averaged_copy, follow
+from diffdistill.models.export import halve
+from diffdistill.models.fake_score import full_copy
+from diffdistill.models.teacher import encode, load_teacher
+
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+
+
+class Consistency(Method):
+    """Distil a Stable-Diffusion-class teacher into a consistency model; the defaults are LCM's.
+
+    Args:
+        teacher: pipeline folder or hub id.
+        data: folder laid out as assets/emoji.
+        guidance_scale: the teacher's.
+        grid: times in training, which must divide the schedule's; sampling steps are taken from it.
+        boundary_scale: tau = boundary_scale * t in c_skip and c_out.
+        huber: c of the pseudo-Huber distance.
+        average_decay: of the averaged network that is aimed at.
+        learning_rate: AdamW's.
+        betas: AdamW's.
+        attention: auto, sdpa, math or xformers.
+        half_export: store the exported UNet's and VAE's weights as float16.
+    """
+
+    averaged = "student"
+
+    def __init__(
+        self,
+        teacher: str,
+        data: str = "assets/emoji",
+        guidance_scale: float = 8.0,
+        grid: int = 50,
+        boundary_scale: float = 10.0,
+        huber: float = 1e-3,
+        average_decay: float = 0.95,
+        learning_rate: float = 1e-6,
+        betas: tuple[float, float] = (0.9, 0.999),
+        attention: str = "auto",
+        half_export: bool = False,
+    ) -> None:
+        if not 0 <= average_decay < 1 or not huber > 0 or not boundary_scale > 0:
+            raise UserError(
+                f"average_decay {average_decay} must be from 0 to below 1; huber {huber} and boundary_scale "
+                f"{boundary_scale} above 0"
+            )
+        from diffdistill.data.emoji import load_emoji  # here, so that methods without pictures need none
+
+        pictures = load_emoji(data)
+        self.teacher = load_teacher(teacher)
+        unet = self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
+        set_attention(unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
+        self.schedule = self.teacher.schedule
+        try:
+            skipped_times(self.schedule, torch.zeros(1), grid)
+        except ValueError as error:
+            raise UserError(f"grid: {error}") from error
+        if self.teacher.prediction_type == "eps" and not self.schedule.alpha(torch.tensor(self.schedule.last)) > 0:
+            raise UserError("the teacher predicts noise and its last time holds no signal: one step says nothing of x0")
+        self.guidance_scale, self.grid, self.huber, self.average_decay = guidance_scale, grid, huber, average_decay
+        self.boundary = Boundary(scale=boundary_scale)
+        self.captions = pictures.captions
+        self.latents = encode(self.teacher.pipeline.vae, pictures.images)
+        if self.latents.shape[1:] != self.teacher.latent_shape:
+            found, wanted = tuple(self.latents.shape[1:]), tuple(self.teacher.latent_shape)
+            raise UserError(f"data {data}: its latents have shape {found}, the teacher's {wanted}")
+        self.embeddings, self.null = self.teacher.embed(self.captions), self.teacher.embed([""])
+        content = hashlib.sha256("\n".join([self.teacher.digest(), *self.captions]).encode())
+        content.update(pictures.images.numpy().tobytes())
+        self.content = content.hexdigest()
+        student = full_copy(self.teacher.network)
+        self.networks = {"student": student, "average": averaged_copy(student)}
+        self.optimizers = {"student": OptimizerSettings(learning_rate, betas)}
+        self.followed, self.half_export = 0, half_export
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: Any) -> None:
+        self.device = torch.device(device)
+        for part in (self.teacher.pipeline.unet, self.teacher.pipeline.vae, self.teacher.pipeline.text_encoder):
+            part.to(device)
+        self.latents, self.embeddings = self.latents.to(device), self.embeddings.to(device)
+        self.null = self.null.to(device)
+
+    def enable_gradient_checkpointing(self) -> None:
+        unwrap(self.networks["student"]).unet.enable_gradient_checkpointing()
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        return {"x0": self.latents[list(records)], "cond": self.embeddings[list(records)]}
+
+    def phases(self, step: int) -> list[Phase]:
+        if step != self.followed:  # once a step, however often this is asked
+            follow(unwrap(self.networks["average"]), unwrap(self.networks["student"]), self.average_decay, step)
+            self.followed = step
+        return [Phase("student", "student", self._loss)]
+
+    def _denoiser(self, network: Any) -> Denoiser:
+        return Denoiser(network, self.schedule, self.teacher.prediction_type)
+
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        t, r = skipped_times(self.schedule, random.uniform("time"), self.grid)
+        loss = consistency_loss(
+            self._denoiser(self.networks["student"]),
+            self._denoiser(unwrap(self.networks["average"])),
+            self._denoiser(self.teacher.network),
+            batch["x0"],
+            t,
+            r,
+            random.normal("noise", self.teacher.latent_shape),
+            batch["cond"],
+            self.null,
+            self.guidance_scale,
+            boundary=self.boundary,
+            huber=self.huber,
+        )
+        return loss, {}
+
+    def preview(self) -> Tensor:
+        """32 captions spread over the set, one step each, always the same noise."""
+        rows = [i * len(self) // 32 for i in range(32)]
+        z = SampleRandom(0, range(32), self.device).normal("preview", self.teacher.latent_shape)
+        student = self._denoiser(unwrap(self.networks["student"]))
+        return self.teacher.decode(
+            consistency_sample(student, z, [self.schedule.last], self.embeddings[rows], self.boundary)
+        )
+
+    def export(self, folder: Path) -> None:
+        from diffusers import LCMScheduler, StableDiffusionPipeline
+
+        parts = {name: getattr(self.teacher.pipeline, name) for name in ("vae", "text_encoder", "tokenizer")}
+        scheduler = LCMScheduler(
+            num_train_timesteps=self.schedule.num_train_timesteps,
+            trained_betas=[float(b) for b in self.schedule.betas],
+            prediction_type=self.teacher.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+            original_inference_steps=self.grid,
+            timestep_scaling=self.boundary.scale,
+            clip_sample=False,
+        )
+        pipeline: Any = StableDiffusionPipeline(
+            **parts,
+            unet=copy.deepcopy(unwrap(self.networks["student"]).unet),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(folder)
+        if self.half_export:
+            halve(folder)

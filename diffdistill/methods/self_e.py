@@ -1,0 +1,169 @@
+"""Self-E: text to image in any number of steps, from data, judged by itself (arXiv 2512.22374).
+
+    s = t   flow matching                                                    a share `same` of the samples
+    s < t   x0_hat = x_t - t V(x_t, t, s, c) is noised to s and judged there by the averaged network (with the caption)
+            and by the network itself (without), `distill.self_evaluation`
+
+Notable:
+- s may lie further before t as the run goes on: down to (1 - tau) t, tau from 0 to 1 over the first `span_share`;
+- with `fake_from`, the same network also learns what its own samples look like, under captions with "fake image" added,
+  and that term joins the judgement from that share of the run on;
+- `same: 1` is flow matching with the same network, data and cost of a pass: the baseline;
+- samples whose caption was dropped are treated like the others. Caption and no caption are then one condition, so only
+  average and live weights differ, and what is left is the data's own loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.distill import SampleRandom
+from diffdistill.distill.flow_matching import flow_matching_loss, logit_normal_times
+from diffdistill.distill.self_evaluation import earlier_times, fake_branch_loss, self_evaluation_loss
+from diffdistill.errors import UserError
+
+from .any_step import AnyStep
+from .base import Batch, Loss, check_shares
+
+
+class SelfE(AnyStep):
+    """Train an any-step text-to-image model; the defaults are the paper's where it has them.
+
+    Args:
+        autoencoder, data, block_out_channels, cross_attention, layers_per_block, text_width, text_layers: as of
+            `TextToImage`.
+        learning_rate: peak of AdamW's.
+        betas: AdamW's.
+        drop_text: share of samples trained with the empty caption.
+        recolour, shift, mirror, variants: of the pictures, as of `TextToImage`.
+        init_from: an any-step model's folder (a flow-matching one, say) or a teacher to start from; null for nothing.
+        same: share of samples with s = t; 1 is flow matching.
+        time_mean: mean of the logit of t; the paper's mu, 0.5 at 512 tokens of latent, 1.15 at 4096, 0.42 at 64.
+        span_share: share of the run over which s may come to lie ever further before t.
+        evaluator_decay: of the averaged network that judges.
+        fake_from: share of the run after which the fake branch is trained and used; null for never.
+        classifier_share: weight of the classifier score beside the fake branch's, (w - 1) / w of a guidance scale w.
+        energy_preserving: scale the target to the data's norm.
+        reach_of_one_step: how far into its one step a one-step sample's s lies, from 0 to 1.
+        attention: auto, sdpa, math or xformers.
+        half_export: store the exported UNet's and VAE's weights as float16.
+        stock_one_step: export one step as a stock pipeline too, in the folder `one_step`.
+    """
+
+    name = "self_e"
+
+    def __init__(
+        self,
+        autoencoder: str = "assets/teacher/vae",
+        data: str = "assets/emoji",
+        block_out_channels: tuple[int, ...] = (128, 128),
+        cross_attention: tuple[bool, ...] = (False, True),
+        layers_per_block: int = 1,
+        text_width: int = 128,
+        text_layers: int = 2,
+        learning_rate: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        drop_text: float = 0.1,
+        recolour: float = 0.15,
+        shift: int = 0,
+        mirror: bool = False,
+        variants: int = 12,
+        init_from: str | None = None,
+        same: float = 0.5,
+        time_mean: float = 0.42,
+        span_share: float = 0.6,
+        evaluator_decay: float = 0.9999,
+        fake_from: float | None = None,
+        classifier_share: float = 0.9,
+        energy_preserving: bool = True,
+        reach_of_one_step: float = 0.5,
+        attention: str = "auto",
+        half_export: bool = False,
+        stock_one_step: bool = False,
+    ) -> None:
+        check_shares(
+            same=same, span_share=span_share, classifier_share=classifier_share, reach_of_one_step=reach_of_one_step,
+            fake_from=fake_from or 0.0,
+        )  # fmt: skip
+        if same == 1 and fake_from is not None:
+            raise UserError("same 1 is flow matching, which judges nothing: fake_from must be null")
+        if same < 1 and drop_text == 0:
+            raise UserError("drop_text is 0: the judge without a caption would never be trained")
+        source = {
+            "autoencoder": autoencoder, "data": data, "block_out_channels": block_out_channels,
+            "cross_attention": cross_attention, "layers_per_block": layers_per_block, "text_width": text_width,
+            "text_layers": text_layers, "drop_text": drop_text, "recolour": recolour, "shift": shift,
+            "mirror": mirror, "variants": variants,
+        }  # fmt: skip
+        super().__init__(
+            source,
+            learning_rate=learning_rate,
+            betas=betas,
+            init_from=init_from,
+            average_decay=evaluator_decay if same < 1 else None,
+            grid_shift=float(
+                torch.tensor(time_mean, dtype=torch.float64).exp()
+            ),  # the sampling grid is warped as the times are
+            attention=attention,
+            half_export=half_export,
+            stock_one_step=stock_one_step,
+        )
+        if fake_from is not None and len(self._phrase()) > self.source.tokenizer.model_max_length - 3:
+            raise UserError(f"init_from {init_from}: its captions are too short to say that a picture is a fake")
+        self.same, self.time_mean, self.span_share, self.fake_from = same, time_mean, span_share, fake_from
+        self.classifier_share, self.energy_preserving = classifier_share, energy_preserving
+        if same == 1:
+            self.reach = self.reach_of_one_step = 0.0  # it was told s = t alone
+        else:
+            self.reach_of_one_step = reach_of_one_step
+
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        x0, ids = batch["x0"], batch["ids"]
+        t = logit_normal_times(random.normal("time", (), torch.float64), self.time_mean)
+        eps = self.noise(random, "noise", x0)
+        if self.same == 1:
+            return flow_matching_loss(self.trained, x0, t, eps, ids), {}
+        span = min(1.0, self.progress / self.span_share) if self.span_share else 1.0
+        s = earlier_times(t, random.uniform("earlier"), span, random.bernoulli("same", self.same))
+        fake = self.fake_from is not None and self.progress >= self.fake_from
+        fake_ids = self.as_fake(ids) if fake else None
+        loss, judged = self_evaluation_loss(
+            self.trained,
+            x0,
+            t,
+            s,
+            eps,
+            self.noise(random, "judged", x0),
+            ids,
+            self.null,
+            self.average,
+            self.live,
+            fake_ids,
+            self.classifier_share,
+            self.energy_preserving,
+        )
+        delta = judged.delta.float()
+        rms = delta.square().mean().sqrt() if len(delta) else delta.new_zeros(())
+        logs = {"span": loss.new_tensor(span), "delta_rms": rms}
+        if fake_ids is None:
+            return loss, logs
+        of_fakes = fake_branch_loss(self.trained, judged, fake_ids)
+        return loss + of_fakes, {**logs, "fake": of_fakes}
+
+    def as_fake(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) of the captions with ", fake image" after them; what does not fit is cut off before it."""
+        tokenizer, phrase = self.source.tokenizer, self._phrase()
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        length, rows = ids.shape[1], []
+        for row in ids.tolist():
+            words = row[1 : row.index(end)]
+            kept = [start, *words[: length - 2 - len(phrase)], *phrase, end]
+            rows.append(kept + [tokenizer.pad_token_id] * (length - len(kept)))
+        return torch.tensor(rows, device=ids.device)
+
+    def _phrase(self) -> list[int]:
+        ids: list[int] = self.source.tokenizer(", fake image", add_special_tokens=False)["input_ids"]
+        return ids

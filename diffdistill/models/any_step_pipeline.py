@@ -1,0 +1,201 @@
+"""A text-to-image model of two times: its folder, its sampler, and the stock pipeline that one step of it is.
+
+    model_index.json   {"_class_name": "AnyStepPipeline", "schedule": {...}, "reach": ..., "reach_of_one_step": ...}
+    unet/              a UNet2DConditionModel with a second time embedding (`models.two_times`)
+    vae/ text_encoder/ tokenizer/                                                                 stock
+
+A model that began as a Stable-Diffusion-class teacher also has "process" there, the settings of the teacher's schedule:
+its UNet answers in the teacher's terms (`diffusion.vp_on_straight_path`).
+
+diffusers knows no such pipeline and says so; its files are safetensors and JSON all the same. At one step the second
+time is fixed, and `export_stock_one_step` writes a StableDiffusionPipeline that needs no code of ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.diffusion import FlowSchedule
+from diffdistill.diffusion.any_step import TwoTimeDenoiser, any_step, guided_any_step
+from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
+from diffdistill.errors import UserError
+
+from .export import export_one_step
+from .network import UNet
+from .teacher import Teacher, decode, embed, weights_digest
+
+if TYPE_CHECKING:  # it takes diffusers, which a help text does without
+    from .two_times import TwoTimeUNet
+
+CLASS = "AnyStepPipeline"
+
+
+@dataclass
+class AnyStepModel:
+    """Parts (unet, vae, text_encoder, tokenizer), the network of two times, and how it is sampled.
+
+    Attributes:
+        reach: how far into a step the second time lies, `diffusion.any_step`; `reach_of_one_step` where there is one
+            step alone.
+    """
+
+    pipeline: Any
+    network: TwoTimeUNet
+    schedule: FlowSchedule
+    reach: float = 1.0
+    reach_of_one_step: float = 1.0
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        config = self.pipeline.unet.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @torch.no_grad()
+    def sample(self, cond: Tensor, null: Tensor, noise: Tensor, steps: int, guidance: float) -> Tensor:
+        """Latents of noise (B, C, h, w); cond (B, L, D) or (B, L) token ids, null the same or one row.
+
+        Guidance keeps the energy of the conditional prediction (EP-CFG); 1 is unguided.
+        """
+        denoiser = TwoTimeDenoiser(self.network, self.schedule)
+        return any_step(
+            lambda x, t, s: guided_any_step(denoiser, x, t, s, cond, null.expand_as(cond), guidance),
+            noise,
+            self.schedule,
+            steps,
+            reach=self.reach_of_one_step if steps == 1 else self.reach,
+        )
+
+    @torch.no_grad()
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+        """(B, 3, H, W) in [0, 1]; picture i starts from noise of `torch.Generator().manual_seed(seeds[i])`.
+
+        The same noise as a stock pipeline draws of that generator.
+        """
+        device = self.pipeline.text_encoder.device
+        draws = [torch.randn((1, *self.latent_shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
+        cond, null = (embed(self.pipeline, texts) for texts in (list(prompts), [""]))
+        latents = self.sample(cond, null, torch.cat(draws).to(device), steps, guidance)
+        return decode(self.pipeline.vae, latents)
+
+    def to(self, device: str) -> None:
+        for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
+            part.to(device)
+
+    def digest(self) -> str:
+        """Hash of the weights and of how they are sampled: tells one model from another."""
+        found = hashlib.sha256(json.dumps(_index(self)).encode())
+        for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
+            found.update(weights_digest(part).encode())
+        return found.hexdigest()[:16]
+
+
+def is_any_step(source: str | Path) -> bool:
+    """Whether a folder holds such a model."""
+    try:
+        return bool(json.loads((Path(source) / "model_index.json").read_text())["_class_name"] == CLASS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def save_any_step(model: AnyStepModel, folder: Path) -> None:
+    """Write the folder; it may exist."""
+    for name in ("unet", "vae", "text_encoder", "tokenizer"):
+        getattr(model.pipeline, name).save_pretrained(folder / name)
+    (folder / "model_index.json").write_text(json.dumps(_index(model), indent=2) + "\n")
+
+
+def load_any_step(source: str | Path) -> AnyStepModel:
+    """Load a folder that `save_any_step` wrote, frozen; safetensors only.
+
+    Raises:
+        UserError: another kind of folder, or parts that are missing or torn.
+    """
+    from diffusers import AutoencoderKL
+    from safetensors import SafetensorError
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from . import two_times
+
+    folder = Path(source)
+    if not is_any_step(folder):
+        raise UserError(f"no any-step model at {folder}: its model_index.json should name {CLASS}")
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+        schedule = FlowSchedule(**index["schedule"])
+        process = VPOnStraightPath(index["process"]) if "process" in index else None
+        parts = SimpleNamespace(
+            unet=two_times.load_two_time_unet(folder / "unet"),
+            vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True),
+            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        )
+        reach, one = float(index["reach"]), float(index["reach_of_one_step"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"no any-step model at {folder}: {str(error).strip().splitlines()[0]}") from error
+    for part in (parts.unet, parts.vae, parts.text_encoder):
+        part.requires_grad_(False).eval()
+    network = two_times.TwoTimeUNet(parts.unet, None, process, schedule.num_train_timesteps)
+    return AnyStepModel(parts, network, schedule, reach, one)
+
+
+@torch.no_grad()
+def export_stock_one_step(model: AnyStepModel, folder: Path) -> None:
+    """Write a StableDiffusionPipeline whose one step, unguided, is the model's.
+
+    Its noise x has unit variance; the model's step is x - V(x, 1, s), with t - s in the time embedding's bias.
+
+    A UNet told times of the straight path: EulerDiscreteScheduler at sigma = 1 computes x - 1 network(x / sqrt 2,
+    time); so sqrt 2 goes into the first convolution, and the schedule's last time is the one the network knows t = 1
+    by. One that began as a teacher: x - V is its x0-prediction of x at its last time, DDIMScheduler's one step.
+    """
+    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+
+    from . import two_times
+
+    last, process = model.schedule.num_train_timesteps, model.network.process
+    unet = two_times.fold_interval(model.pipeline.unet, model.reach_of_one_step * last)
+    parts = {name: getattr(model.pipeline, name) for name in ("vae", "text_encoder", "tokenizer")}
+    if process is not None:
+        stock = SimpleNamespace(**parts, scheduler=SimpleNamespace(config=process.settings))
+        export_one_step(Teacher(stock, UNet(unet), process.schedule, process.kind), unet, process.schedule.last, folder)
+        return
+    unet.conv_in.weight *= math.sqrt(2)
+    scheduler = EulerDiscreteScheduler(
+        num_train_timesteps=last + 1,
+        trained_betas=[0.5] + [0.0] * last,  # alpha^2 = sigma^2: sigma / alpha = 1, without rounding
+        prediction_type="epsilon",
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )
+    pipeline: Any = StableDiffusionPipeline(
+        **parts,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _index(model: AnyStepModel) -> dict[str, Any]:
+    schedule, process = model.schedule, model.network.process
+    index = {
+        "_class_name": CLASS,
+        "schedule": {"num_train_timesteps": schedule.num_train_timesteps, "shift": schedule.shift},
+        "reach": model.reach,
+        "reach_of_one_step": model.reach_of_one_step,
+    }
+    return index if process is None else {**index, "process": process.settings}

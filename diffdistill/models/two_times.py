@@ -1,0 +1,148 @@
+"""A diffusers UNet2DConditionModel that is told two times: where a step starts and where it is to end.
+
+    e = MLP_t(sin(t)) + MLP_s(sin(t - s))         in place of e = MLP_t(sin(t)), everywhere (Self-E, section 3.1)
+
+MLP_s lives in the UNet's own time embedding and its last layer starts at zero: told any s, the network is at first the
+network of one time, to the bit. Everything else is stock, and so are the names of its weights.
+
+A UNet of a Stable-Diffusion-class teacher knows another process. With a `VPOnStraightPath` around it, its answers are
+velocities of the straight path, exactly, and the model starts as the teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import Tensor, nn
+
+from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
+from diffdistill.errors import UserError
+
+
+class TwoTimeEmbedding(TimestepEmbedding):
+    """The time embedding, with a second one of the same shape for t - s, added where a `condition` is given.
+
+    Weights are named as in the stock class, and those of the second under `interval`.
+
+    Raises:
+        UserError: an embedding that is not the stock one.
+    """
+
+    def __init__(self, one: Any) -> None:
+        first, second = one.linear_1, one.linear_2
+        if type(one) is not TimestepEmbedding or one.cond_proj is not None or one.post_act is not None:
+            raise UserError("a second time needs a UNet with the plain time embedding (no guidance embedding)")
+        super().__init__(first.in_features, first.out_features, out_dim=second.out_features)
+        self.interval: TimestepEmbedding = TimestepEmbedding(
+            first.in_features, first.out_features, out_dim=second.out_features
+        )
+        self.act = one.act
+        self.interval.act = copy.deepcopy(one.act)
+        self.linear_1, self.linear_2 = first, second
+        nn.init.zeros_(self.interval.linear_2.weight)
+        nn.init.zeros_(self.interval.linear_2.bias)
+        self.interval.to(first.weight)
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        """sample: sin(t), (B, D); condition: sin(t - s), (B, D)."""
+        e: Tensor = super().forward(sample)
+        return e if condition is None else e + self.interval(condition)
+
+
+def add_second_time(unet: Any) -> Any:
+    """Give a UNet the second embedding, in place; returns it. One that has it stays as it is."""
+    if not isinstance(unet.time_embedding, TwoTimeEmbedding):
+        unet.time_embedding = TwoTimeEmbedding(unet.time_embedding)
+    return unet
+
+
+class TwoTimeUNet(nn.Module):
+    """A UNet2DConditionModel of two times and, where one is given, its text encoder, trained together.
+
+        x_t, time -------> [ VPOnStraightPath ] ---> x_vp, its time ---> UNet ---> [ VPOnStraightPath ] ---> velocity
+        time - earlier --------------------------------- second time ------+
+        prompt --------> text encoder -----------------------------------+
+
+    forward: x_t (B, C, H, W), time (B,), earlier time (B,), and prompt embeddings (B, L, D) or token ids (B, L).
+
+    Args:
+        unet: gets the second embedding, in place.
+        text_encoder: None where conditions are embeddings.
+        process: what the UNet was trained on, for one of a variance-preserving schedule; None where it is told times
+            of the straight path, and answers with velocities, itself.
+        time_scale: times are told as time_scale * t; read only with `process`.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        text_encoder: nn.Module | None = None,
+        process: VPOnStraightPath | None = None,
+        time_scale: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = add_second_time(unet), text_encoder
+        self.process, self.time_scale = process, time_scale
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) to embeddings (B, L, D)."""
+        if self.text_encoder is None:
+            raise ValueError("this network has no text encoder: give it embeddings")
+        embeddings: Tensor = self.text_encoder(ids)[0]
+        return embeddings
+
+    def forward(self, x_t: Tensor, time: Tensor, earlier: Tensor, cond: Tensor) -> Tensor:
+        embeddings = cond if cond.is_floating_point() else self.encode(cond)
+        interval = self.unet.time_proj(time - earlier).to(x_t.dtype)
+        told = {"encoder_hidden_states": embeddings, "timestep_cond": interval}
+        if self.process is None:
+            value: Tensor = self.unet(x_t, time, **told).sample
+            return value
+        t = time.double() / self.time_scale
+        x, index = self.process.inputs(x_t, t)
+        return self.process.velocity(x_t, t, x, self.unet(x, index.to(time.dtype), **told).sample)
+
+
+@torch.no_grad()
+def fold_interval(unet: Any, interval: float) -> Any:
+    """A stock UNet that is the one of two times at a fixed t - s: MLP_s is then a constant, added to a bias.
+
+    Args:
+        unet: of two times; it stays as it is.
+        interval: t - s as the network is told it: 1000 (t - s).
+
+    Returns:
+        A UNet2DConditionModel with stock weights' names.
+    """
+    stock = copy.deepcopy(unet)
+    both, weight = stock.time_embedding, stock.time_embedding.linear_2.weight
+    constant = both.interval(stock.time_proj(torch.tensor([interval], device=weight.device)).to(weight.dtype))[0]
+    one = TimestepEmbedding(both.linear_1.in_features, both.linear_1.out_features, out_dim=both.linear_2.out_features)
+    one.act, one.linear_1, one.linear_2 = both.act, both.linear_1, both.linear_2
+    one.linear_2.bias.add_(constant)
+    stock.time_embedding = one
+    return stock
+
+
+def load_two_time_unet(folder: Path) -> Any:
+    """The UNet that `save_pretrained` wrote with its second embedding. Safetensors only.
+
+    Raises:
+        UserError: no such file, or weights that do not fit.
+    """
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    file = folder / "diffusion_pytorch_model.safetensors"
+    if not file.is_file():
+        raise UserError(f"no UNet of two times at {folder}: {file.name} is missing")
+    unet: Any = add_second_time(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)))
+    try:
+        unet.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+    except RuntimeError as error:
+        raise UserError(f"the UNet at {folder} is none of two times: {str(error).splitlines()[0]}") from error
+    return unet.eval()
