@@ -31,6 +31,7 @@ from diffdistill.distill import (
     signal_step,
     teacher_signal,
 )
+from diffdistill.distill.residual import rms
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.export import halve
@@ -151,7 +152,7 @@ class BOOT(OneStep):
             f = teacher_signal(self.judge, y_t, z, t, s, cond, self.null, self.guidance_scale, self.solver)
         d = signal_step(self.schedule, t, s)
         loss = bootstrap_loss(y_s, y_t, f, d, self.weight)
-        logs = {"bootstrap": loss.detach(), "gap_rms": (f - y_t).float().square().mean().sqrt(), "mean_d": d.mean()}
+        logs = {"bootstrap": loss.detach(), "gap_rms": rms(f - y_t), "mean_d": d.mean()}
         boundary = torch.zeros((), device=z.device)
         if len(rows):
             with torch.no_grad():

@@ -145,9 +145,9 @@ class SelfE(AnyStep):
             self.classifier_share,
             self.energy_preserving,
         )
-        delta = judged.delta.float()
-        rms = delta.square().mean().sqrt() if len(delta) else delta.new_zeros(())
-        logs = {"span": loss.new_tensor(span), "delta_rms": rms}
+        # of the judged samples, their number taken as expected: no matter how samples are spread over processes
+        delta = judged.delta.float().square().flatten(1).mean(1).sqrt().sum() / ((1 - self.same) * len(x0))
+        logs = {"span": loss.new_tensor(span), "delta_rms": delta}
         if fake_ids is None:
             return loss, logs
         of_fakes = fake_branch_loss(self.trained, judged, fake_ids)

@@ -60,23 +60,21 @@ def generate(
     """
     loaded = load_generator(model) if isinstance(model, str) else model
     check_steps(loaded, steps)
-    if isinstance(loaded, AnyStepModel):
-        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-        for i in range(0, len(prompts), batch_size):
-            chunk = list(prompts[i : i + batch_size])
-            chosen = range(seed + i, seed + i + len(chunk)) if seeds is None else seeds[i : i + len(chunk)]
-            yield loaded.pictures(chunk, chosen, steps, guidance).float().cpu()
-        return
-    pipeline = loaded.pipeline
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if pipeline.device.type != device:  # asking costs milliseconds even where nothing moves
-        pipeline.to(device)
-    pipeline.set_progress_bar_config(disable=True)
+    if isinstance(loaded, AnyStepModel):
+        loaded.to(device)
+    else:
+        if loaded.pipeline.device.type != device:  # asking costs milliseconds even where nothing moves
+            loaded.pipeline.to(device)
+        loaded.pipeline.set_progress_bar_config(disable=True)
     for i in range(0, len(prompts), batch_size):
         chunk = list(prompts[i : i + batch_size])
         chosen = range(seed + i, seed + i + len(chunk)) if seeds is None else seeds[i : i + len(chunk)]
+        if isinstance(loaded, AnyStepModel):
+            yield loaded.pictures(chunk, chosen, steps, guidance).float().cpu()
+            continue
         generators = [torch.Generator().manual_seed(s) for s in chosen]
-        result = pipeline(
+        result = loaded.pipeline(
             chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt"
         )
         yield result.images.float().cpu()
