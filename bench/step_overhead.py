@@ -134,9 +134,10 @@ def in_turn(rounds: int, ours: Callable[[], object], bare: Callable[[], object])
     return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 
 
-def training(config: str, batch: int, rounds: int) -> dict[str, Any]:
-    """A step past the middle of a run, where all that a method does has begun."""
-    _, namespace = parse([f"configs/{config}.yaml", f"--training.batch_size={batch}"])
+def training(config: str, rounds: int) -> dict[str, Any]:
+    """A step late in a run, where all that a method does has begun, at the config's own batch size."""
+    _, namespace = parse([f"configs/{config}.yaml"])
+    batch = namespace.training.batch_size
     method: Method = _build_method(namespace)
     options = {**vars(namespace.training), "samples": 1000 * batch, "max_minutes": 0.0, "validate_every": 0}
     AcceleratorState._reset_state(reset_partial_state=True)  # each may have its own precision
@@ -172,9 +173,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="*", default=CONFIGS, help="in configs/")
     parser.add_argument("--teacher", default="assets/teacher", help="whose generation is timed")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=32, help="of generation")
     parser.add_argument("--rounds", type=int, default=21)
     o = parser.parse_args()
     for name in o.configs:
-        print(json.dumps({name: training(name, o.batch, o.rounds)}), flush=True)
+        print(json.dumps({name: training(name, o.rounds)}), flush=True)
     print(json.dumps({"generation": generation(o.teacher, o.batch, o.rounds)}), flush=True)

@@ -167,6 +167,10 @@ def _config_first(argv: Sequence[str], default: str | None) -> list[str]:
     folder = _value_of(options, "--output_dir")
     if not files and folder and _value_of(options, "--resume") and (Path(folder) / "config.yaml").is_file():
         files.append(str(Path(folder) / "config.yaml"))
+    elif not files and default is None and _value_of(options, "--resume"):
+        raise UserError(
+            f"there is no run to resume in {folder}" if folder else "--resume needs --output_dir of the run"
+        )
     if not files and default is not None:
         files.append(default)
     front: list[str] = []

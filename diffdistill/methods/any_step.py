@@ -91,13 +91,15 @@ class AnyStep(Method):
             raise UserError(
                 f"time_scale is {time_scale}, the grid's shift {grid_shift}; they must be above 0 and finite"
             )
+        start = None if init_from is None else _load_start(init_from, time_scale)  # before pictures are encoded
         self.source = TextToImage(**source)
         made: Any = self.source.networks.pop("model")
         unet, text_encoder = made.unet, made.text_encoder
         self.content = self.source.content
         process = None
-        if init_from is not None:
-            unet, text_encoder, process = self._start(init_from, time_scale)
+        if init_from is not None and start is not None:
+            pipeline, process = start
+            unet, text_encoder = self._take(init_from, pipeline, process)
         set_attention(unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.schedule = FlowSchedule(time_scale, grid_shift)
         from diffdistill.models.two_times import TwoTimeUNet
@@ -110,20 +112,8 @@ class AnyStep(Method):
         self.optimizers = {"model": OptimizerSettings(learning_rate, betas, weight_decay=1e-3)}
         self.half_export, self.stock_one_step = half_export, stock_one_step
 
-    def _start(self, source: str, time_scale: int) -> tuple[Any, Any, VPOnStraightPath | None]:
-        """UNet, text encoder and the UNet's own process; takes over the tokenizer."""
-        if is_any_step(source):
-            model = load_any_step(source)
-            pipeline, process = model.pipeline, model.network.process
-            if model.schedule.num_train_timesteps != time_scale:
-                told = model.schedule.num_train_timesteps
-                raise UserError(f"init_from {source} is told {told} t; here it is {time_scale} t")
-        else:
-            pipeline = load_teacher(source).pipeline
-            try:
-                process = VPOnStraightPath(pipeline.scheduler.config)
-            except ValueError as error:
-                raise UserError(f"init_from {source}: {error}") from error
+    def _take(self, source: str, pipeline: Any, process: VPOnStraightPath | None) -> tuple[Any, Any]:
+        """UNet and text encoder of what to start from; takes over the tokenizer."""
         unet, text_encoder = pipeline.unet, pipeline.text_encoder
         found = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
         wanted = tuple(self.source.latents.shape[2:])
@@ -135,7 +125,7 @@ class AnyStep(Method):
         self.content += weights_digest(unet) + weights_digest(text_encoder) + str(process and process.settings)
         for part in (unet, text_encoder):
             part.requires_grad_(True).train()
-        return unet, text_encoder, process
+        return unet, text_encoder
 
     def __len__(self) -> int:
         return len(self.source)
@@ -223,3 +213,17 @@ def _one_autoencoder(one: Any, other: Any) -> bool:
     if shapes[0] != shapes[1] or one.config.scaling_factor != other.config.scaling_factor:
         return False
     return all(torch.allclose(value.float(), b[name].float(), rtol=2e-3, atol=1e-6) for name, value in a.items())
+
+
+def _load_start(source: str, time_scale: int) -> tuple[Any, VPOnStraightPath | None]:
+    """The pipeline to start from, and the process that its UNet knows where that is another one."""
+    if not is_any_step(source):
+        pipeline = load_teacher(source).pipeline
+        try:
+            return pipeline, VPOnStraightPath(pipeline.scheduler.config)
+        except ValueError as error:
+            raise UserError(f"init_from {source}: {error}") from error
+    model = load_any_step(source)
+    if (told := model.schedule.num_train_timesteps) != time_scale:
+        raise UserError(f"init_from {source} is told {told} t; here it is {time_scale} t")
+    return model.pipeline, model.network.process

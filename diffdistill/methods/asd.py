@@ -19,7 +19,7 @@ from typing import Any
 from diffdistill.distill import WEIGHTS, SampleRandom
 from diffdistill.distill.tables import look_up
 
-from .base import Batch, Loss, Phase
+from .base import Batch, Loss, Phase, check_guidance
 from .one_step import OneStep, check_eta
 
 
@@ -60,6 +60,7 @@ class ASD(OneStep):
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
+        check_guidance(guidance_scale=guidance_scale)
         look_up(WEIGHTS, weight, "weight")
         check_eta(eta=eta)
         self.eta, self.weight, self.guidance_scale = eta, weight, guidance_scale

@@ -94,6 +94,13 @@ def check_shares(**values: float) -> None:
             raise UserError(f"{name} is {value}; it is a share, from 0 to 1")
 
 
+def check_guidance(**values: float) -> None:
+    """Raise UserError for a guidance scale that is negative or no number; 1 is unguided, 0 without the prompt."""
+    for name, value in values.items():
+        if not 0.0 <= value < math.inf:
+            raise UserError(f"{name} is {value}; it must be a number from 0, where 1 is unguided")
+
+
 def unwrap(module: nn.Module) -> Any:
     """The module itself, without a data-parallel wrapper."""
     inner = getattr(module, "module", module)

@@ -37,7 +37,7 @@ from diffdistill.errors import UserError
 from diffdistill.models.export import halve
 from diffdistill.models.target_time import TargetTime, TargetTimeUNet
 
-from .base import Batch, Loss, Phase, check_shares, unwrap
+from .base import Batch, Loss, Phase, check_guidance, check_shares, unwrap
 from .one_step import OneStep
 
 
@@ -84,6 +84,7 @@ class BOOT(OneStep):
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
+        check_guidance(guidance_scale=guidance_scale)
         look_up(BOOTSTRAP_WEIGHTS, weight, "weight")
         look_up(BOOTSTRAP_SOLVERS, solver, "solver")
         check_shares(t_min=t_min, boundary_share=boundary_share)

@@ -30,7 +30,7 @@ from diffdistill.models.export import halve
 from diffdistill.models.fake_score import full_copy
 from diffdistill.models.teacher import encode, load_teacher
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_guidance, unwrap
 
 
 class Consistency(Method):
@@ -66,6 +66,7 @@ class Consistency(Method):
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
+        check_guidance(guidance_scale=guidance_scale)
         if not 0 <= average_decay < 1 or not huber > 0 or not boundary_scale > 0:
             raise UserError(
                 f"average_decay {average_decay} must be from 0 to below 1; huber {huber} and boundary_scale "

@@ -28,7 +28,7 @@ from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.few_step import export_few_steps
 
-from .base import Loss, unwrap
+from .base import Loss, check_guidance, unwrap
 from .fake_score import Adversary, FakeScore, WithFakeScore
 
 
@@ -84,6 +84,7 @@ class DMD2(WithFakeScore):
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
+        check_guidance(guidance_scale=guidance_scale)
         look_up(WEIGHTS, weight, "weight")
         if steps < 1:
             raise UserError(f"steps is {steps}; a student takes at least 1")

@@ -37,7 +37,7 @@ from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.network import UNet
 
-from .base import Batch, Loss, Phase, check_shares, unwrap
+from .base import Batch, Loss, Phase, check_guidance, check_shares, unwrap
 from .one_step import OneStep
 
 
@@ -84,6 +84,7 @@ class Progressive(OneStep):
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
+        check_guidance(guidance_scale=guidance_scale)
         look_up(PROGRESSIVE_WEIGHTS, weight, "weight")
         check_shares(stage_lr_final=stage_lr_final)
         try:

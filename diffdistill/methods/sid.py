@@ -21,7 +21,7 @@ from torch import Tensor
 from diffdistill.distill import SampleRandom
 from diffdistill.distill.score_identity import on_the_sample, score_identity_loss
 
-from .base import Loss, unwrap
+from .base import Loss, check_guidance, unwrap
 from .fake_score import Adversary, FakeScore, WithFakeScore
 
 
@@ -80,6 +80,7 @@ class SiD(WithFakeScore):
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
+        check_guidance(guidance_scale=guidance_scale)
         self.alpha, self.guidance_scale = alpha, guidance_scale
         self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
         trained = self.fake_guidance_scale if fake_train_guidance_scale is None else fake_train_guidance_scale

@@ -23,7 +23,7 @@ from diffdistill.distill import RESIDUALS, WEIGHTS, SampleRandom
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 
-from .base import Loss, unwrap
+from .base import Loss, check_guidance, unwrap
 from .fake_score import Adversary, FakeScore, WithFakeScore
 from .one_step import check_eta
 
@@ -97,6 +97,7 @@ class SwiftBrush(WithFakeScore):
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
+        check_guidance(guidance_scale=guidance_scale)
         row = look_up(RESIDUALS, residual, "residual")
         look_up(WEIGHTS, weight, "weight")
         check_eta(asd_eta=asd_eta)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import shutil
 import signal
 import threading
@@ -84,6 +85,11 @@ class Trainer:
         except ValueError as error:  # accelerate keeps one precision a process
             raise UserError(f"training.mixed_precision {self.precision}: {error}") from error
         settings.check(self.accelerator.num_processes)
+        if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
+            raise UserError(
+                f"{launched} processes were launched, but this one trains as one of {self.accelerator.num_processes}; "
+                "launch with torchrun --standalone --nproc_per_node N"
+            )
         if settings.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         if settings.gradient_checkpointing:
@@ -215,6 +221,11 @@ class Trainer:
             if stop and self.samples < s.samples:
                 self.tracker.say(f"interrupted after {self.samples} samples, which are saved: --resume latest goes on")
                 raise KeyboardInterrupt
+            if self.samples < s.samples:
+                more = "--resume latest with more max_minutes goes on"
+                self.tracker.say(
+                    f"{s.max_minutes:g} minutes are over after {self.samples} of {s.samples} samples; {more}"
+                )
             exported = self._export()
             self._leave_the_other_processes()
             return exported

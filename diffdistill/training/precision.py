@@ -28,8 +28,11 @@ def resolve_precision(setting: str, cpu: bool = False) -> str:
 
 
 def on_cpu(cpu: bool = False) -> bool:
-    """Whether to train on the CPU: where that is asked for, or a GPU has no float64, which schedules are kept in."""
-    return cpu or torch.backends.mps.is_available()
+    """Whether to train on the CPU: asked for, no GPU there, or one without float64, which schedules are kept in.
+
+    accelerate joins processes on a CPU only where it is told of it; otherwise each would be the only one.
+    """
+    return cpu or torch.backends.mps.is_available() or not torch.accelerator.is_available()
 
 
 @cache  # one answer a process: a second run in it may not find another precision than the first

@@ -239,6 +239,8 @@ def test_a_run_its_config_its_resume_and_its_overwrite(capsys: pytest.CaptureFix
     assert "other settings" in refusal(capsys, "train", stub, "--resume", "latest", "--method.target", "3")
     assert config.read_text() == saved
     # with no config file, a continuation takes the run's own
+    assert "no run to resume in nothing" in refusal(capsys, "train", "--resume", "latest", "--output_dir", "nothing")
+    assert "--resume needs --output_dir" in refusal(capsys, "train", "--resume", "latest")
     assert main(["train", "--resume", "latest", "--output_dir", "run"]) == 0
     assert config.read_text() == saved
 

@@ -289,7 +289,7 @@ def test_two_processes_log_what_one_logs(tmp_path: Path) -> None:
     logs = []
     for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
         run = tmp_path / str(len(launch))
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config), "--training.cpu", "true"]
+        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
         done = subprocess.run(
             [sys.executable, *launch, *script, "--output_dir", str(run)],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,

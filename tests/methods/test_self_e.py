@@ -420,7 +420,7 @@ def test_two_processes_log_what_one_logs(pictures: str, tmp_path: Path, name: st
     logs = []
     for processes in (1, 2):
         several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config), "--training.cpu", "true"]
+        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
         done = subprocess.run(
             [sys.executable, *several, *script, "--output_dir", str(tmp_path / str(processes))],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
@@ -434,3 +434,11 @@ def test_two_processes_log_what_one_logs(pictures: str, tmp_path: Path, name: st
         # Adam's first steps, of the gradient's sign, let rounding grow
         assert one[f"{key}/loss"] == pytest.approx(two[f"{key}/loss"], rel=1e-4)
         assert one[f"{key}/grad_norm"] == pytest.approx(two[f"{key}/grad_norm"], rel=1e-3)
+
+
+def test_what_to_start_from_is_looked_at_before_pictures_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffdistill.methods import any_step
+
+    monkeypatch.setattr(any_step, "TextToImage", lambda **_: pytest.fail("pictures were read"))
+    with pytest.raises(UserError, match="no teacher at nonsense"):
+        SelfE(init_from="nonsense")

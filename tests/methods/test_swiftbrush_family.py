@@ -171,7 +171,7 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, name: str
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     logs = []
     for run, launch in (("one", []), ("two", two)):
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config), "--training.cpu", "true"]
+        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
         done = subprocess.run(
             [sys.executable, *launch, *script, "--output_dir", str(tmp_path / run)],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
@@ -183,3 +183,10 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, name: str
         assert a.keys() == b.keys() and ("student/loss" in a) == (a["step"] > 2)
         for key in (key for key in a if "/" in key):
             assert a[key] == pytest.approx(b[key], rel=1e-3), (key, a["step"])
+
+
+@pytest.mark.parametrize("name", list(FAMILY))
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_guidance_that_is_none_is_refused(folder: Path, name: str, scale: float) -> None:
+    with pytest.raises(UserError, match=f"guidance_scale is {scale}; it must be a number from 0"):
+        build(folder, name, guidance_scale=scale)

@@ -55,7 +55,7 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, fake_scor
     config = tmp_path / "recipe.yaml"
     config.write_text(json.dumps(recipe))  # JSON is YAML
     for processes, launch in LAUNCH.items():
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config), "--training.cpu", "true"]
+        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
         done = subprocess.run(
             [*launch, *script, "--output_dir", str(tmp_path / str(processes))],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,

@@ -257,4 +257,4 @@ def test_cpu_seconds_go_on_where_a_run_was_cut(tmp_path: Path) -> None:
     build(tmp_path, 64, checkpoint_every=32).fit()
     stored = build(tmp_path, 64, resume="latest").cpu_seconds
     logged = [line["cpu_seconds"] for line in log_of(tmp_path)]
-    assert logged == sorted(logged) and stored >= logged[-1] > 0
+    assert logged == sorted(logged) and stored >= logged[-1] - 0.006 and stored > 0  # logged to hundredths

@@ -149,7 +149,9 @@ def processes() -> Iterator[None]:
         return
     from accelerate import PartialState
 
-    state = PartialState()
+    from diffdistill.training.precision import on_cpu
+
+    state = PartialState(cpu=on_cpu())
     try:
         yield
     finally:
