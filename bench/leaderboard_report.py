@@ -108,13 +108,9 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
         best = {n: _best(teacher, n) for n in sorted({row["steps"] for row in teacher})}
         for at in (n for n in (8, 50) if n in best):
             row = best[at]
-            kds = [f"{best[n]['mean']['kd']:.3f}"[1:] if at == 8 else "" for n in steps]
-            last = [
-                f"{row['mean']['fd']:.0f}",
-                f"{row['mean']['align_score']:.3f}"[1:],
-                f"{row['mean']['recall']:.2f}"[1:],
-            ]
-            where = f"{at}, guidance {row['guidance']:g}: {row['mean']['kd']:.3f}".replace(": 0", ": ")
+            kds = [_over_runs([best[n]["mean"]["kd"]], 3) if at == 8 else "" for n in steps]
+            last = [_over_runs([row["mean"][key]], n) for key, n in (("fd", 0), ("align_score", 3), ("recall", 2))]
+            where = f"{at}, guidance {row['guidance']:g}: {_over_runs([row['mean']['kd']], 3)}"
             lines.append("| " + " | ".join(["teacher", "", "", "", "", *kds, where, *last]) + " |")
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from diffdistill.cli.train import _build_method, parse
+from diffdistill.cli.train import build_method, parse
 from diffdistill.methods.base import Method
 from diffdistill.models.generate import generate
 from diffdistill.models.teacher import load_teacher
@@ -73,7 +73,7 @@ def watched(networks: list[nn.Module]) -> Iterator[list[Call]]:
     calls: list[Call] = []
 
     def note(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
-        value = next(v for v in (out.values() if isinstance(out, dict) else out) if isinstance(v, Tensor))
+        value = _value(out)
         dual = torch._C._functorch.peek_interpreter_stack() is not None
         graph = value.requires_grad and not dual
         cut = {key: _cut(v, graph) for key, v in named.items()}
@@ -134,12 +134,18 @@ def in_turn(rounds: int, ours: Callable[[], object], bare: Callable[[], object])
     return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 
 
-def training(config: str, rounds: int) -> dict[str, Any]:
-    """A step late in a run, where all that a method does has begun, at the config's own batch size."""
+def training(config: str, batch: int | None, rounds: int) -> dict[str, Any]:
+    """A step late in a run, where all that a method does has begun; the config's own batch size where there is none."""
     _, namespace = parse([f"configs/{config}.yaml"])
-    batch = namespace.training.batch_size
-    method: Method = _build_method(namespace)
-    options = {**vars(namespace.training), "samples": 1000 * batch, "max_minutes": 0.0, "validate_every": 0}
+    batch = batch or namespace.training.batch_size
+    method: Method = build_method(namespace)
+    options = {
+        **vars(namespace.training),
+        "batch_size": batch,
+        "samples": 1000 * batch,
+        "max_minutes": 0.0,
+        "validate_every": 0,
+    }
     AcceleratorState._reset_state(reset_partial_state=True)  # each may have its own precision
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(method, TrainingSettings(**options), Path(folder))
@@ -173,9 +179,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="*", default=CONFIGS, help="in configs/")
     parser.add_argument("--teacher", default="assets/teacher", help="whose generation is timed")
-    parser.add_argument("--batch", type=int, default=32, help="of generation")
+    parser.add_argument("--batch", type=int, help="by default a config's own; of generation, 32")
     parser.add_argument("--rounds", type=int, default=21)
     o = parser.parse_args()
     for name in o.configs:
-        print(json.dumps({name: training(name, o.rounds)}), flush=True)
-    print(json.dumps({"generation": generation(o.teacher, o.batch, o.rounds)}), flush=True)
+        print(json.dumps({name: training(name, o.batch, o.rounds)}), flush=True)
+    print(json.dumps({"generation": generation(o.teacher, o.batch or 32, o.rounds)}), flush=True)

@@ -121,7 +121,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     torch.manual_seed(namespace.training.seed)
     settings = TrainingSettings(**vars(namespace.training))
     settings.check(int(os.environ.get("WORLD_SIZE", "1")))
-    method = _build_method(namespace)
+    method = build_method(namespace)
     if namespace.dry_run:
         print(yaml.safe_dump(recipe, sort_keys=False))
         for name, network in method.networks.items():
@@ -299,8 +299,11 @@ def _look_beside_the_package(namespace: Namespace) -> None:
             init_args[key] = find(value)
 
 
-def _build_method(namespace: Namespace) -> Any:
-    """Not the parser's own instantiation: it wraps what a constructor raises in errors about the config's schema."""
+def build_method(namespace: Namespace) -> Any:
+    """The method that `parse` found.
+
+    Not the parser's own instantiation: it wraps what a constructor raises in errors about the config's schema.
+    """
     chosen = _method_class(namespace.method.class_path)
     try:
         return chosen(**vars(namespace.method.get("init_args") or Namespace()))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .prediction import Prediction
-from .schedule import FlowSchedule, Schedule, VPSchedule
+from .schedule import FlowSchedule, Schedule, VPSchedule, broadcast, linear_combination
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 Callback = Callable[[int, float, Tensor, Prediction], None]
@@ -68,6 +68,21 @@ def timesteps(schedule: Schedule, n: int, spacing: Spacing = "trailing", steps_o
         slope = (total - width) - total  # as numpy's arange has it: ties must round alike
         times = [round(total + i * slope) - 1 for i in range(math.ceil(total / width))]
     return torch.tensor(times, dtype=torch.int64)
+
+
+def ddim_step(prediction: Prediction, schedule: Schedule, t: Tensor) -> Tensor:
+    """alpha_t x0 + sigma_t eps: where a prediction's path is at t of shape (B,), before or after its own time.
+
+    Eta is 0 and every sample has its own time; -1 is the end of a discrete path. `ddim` is the sampler.
+    """
+    alpha, sigma = (broadcast(level, prediction.x_t) for level in levels_or_end(schedule, t))
+    return linear_combination(alpha, prediction.x0, sigma, prediction.eps)
+
+
+def levels_or_end(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma at t, float64; 1 and 0 where t is below 0."""
+    over, inside = t < 0, t.clamp_min(0)
+    return torch.where(over, 1.0, schedule.alpha(inside)), torch.where(over, 0.0, schedule.sigma(inside))
 
 
 def ddim(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.diffusion import ScoreModel, broadcast, guided
+from diffdistill.diffusion.samplers import ddim_step
 from diffdistill.diffusion.schedule import Schedule, linear_combination
 
 
@@ -82,7 +83,7 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float = 1e-3) -> Tensor:
 
 
 @torch.no_grad()
-def ddim_step(
+def guided_ddim_step(
     teacher: ScoreModel, x_t: Tensor, t: Tensor, r: Tensor, cond: Any, null: Any, scale: float | Tensor
 ) -> Tensor:
     """x_r = alpha_r x0 + sigma_r eps of the guided prediction at (x_t, t). Without a graph.
@@ -94,9 +95,7 @@ def ddim_step(
         cond, null: conditions; null is not read at scale 1.
         scale: guidance, s = 1 is unguided (LCM's w is s - 1); a tensor (B,) is one a sample.
     """
-    prediction = guided(teacher, x_t, t, cond, null, scale)
-    alpha, sigma = (broadcast(level(r), x_t) for level in (teacher.schedule.alpha, teacher.schedule.sigma))
-    return linear_combination(alpha, prediction.x0, sigma, prediction.eps)
+    return ddim_step(guided(teacher, x_t, t, cond, null, scale), teacher.schedule, r)
 
 
 def consistency_loss(
@@ -124,7 +123,7 @@ def consistency_loss(
         x0: data of shape (B, ...); without data, samples of the teacher.
         t, r: times of shape (B,), r before t (`skipped_times`).
         eps: standard normal noise of x0's shape.
-        cond, null, guidance_scale: as of `ddim_step`.
+        cond, null, guidance_scale: as of `guided_ddim_step`.
         student_cond: what student and target are told in place of cond: with the guidance scale in it, say.
         boundary: c_skip and c_out; LCM's where None.
         huber: c of the pseudo-Huber distance.
@@ -142,7 +141,7 @@ def consistency_loss(
     x_t = teacher.schedule.add_noise(x0.detach(), eps, t)
     value = f(student, x_t, t, told)  # first: a pass without a graph would leave autocast weights without one
     with torch.no_grad():
-        wanted = f(target, ddim_step(teacher, x_t, t, r, cond, null, guidance_scale), r, told)
+        wanted = f(target, guided_ddim_step(teacher, x_t, t, r, cond, null, guidance_scale), r, told)
     return pseudo_huber(value, wanted, huber)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.diffusion import Prediction, Schedule, broadcast
+from diffdistill.diffusion.samplers import ddim_step
 from diffdistill.diffusion.schedule import linear_combination
 
 
@@ -84,12 +85,6 @@ def ddim_invert(
             x = linear_combination(torch.ones_like(std), x, eta * std, noise[k])
         now = after
     return x
-
-
-def ddim_step(prediction: Prediction, schedule: Schedule, t: Tensor) -> Tensor:
-    """alpha_t x0_hat + sigma_t e: where the prediction's path is at t of shape (B,), before or after its own time."""
-    alpha, sigma = _levels(schedule, t, prediction.x_t)
-    return linear_combination(alpha, prediction.x0, sigma, prediction.eps)
 
 
 def _levels(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from diffdistill.diffusion import PerpNeg, Prediction, Schedule, broadcast, combine, guided, predictions
+from diffdistill.diffusion.samplers import ddim_step
 from diffdistill.diffusion.schedule import linear_combination
 
-from .inversion import Inversion, ddim_invert, ddim_step
+from .inversion import Inversion, ddim_invert
 from .residual import RESIDUALS, Judgement, Residual
 from .tables import look_up
 

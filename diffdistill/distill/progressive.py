@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.diffusion import Schedule, broadcast, guided
+from diffdistill.diffusion.samplers import ddim_step, levels_or_end
 from diffdistill.diffusion.schedule import linear_combination
 
 from .rows import take_rows
@@ -111,7 +112,7 @@ def ddim_path(student: Any, z: Tensor, times: Sequence[int], cond: Any, place: T
         rows = (place > i).nonzero().flatten()
         t, s = (torch.full((len(rows),), times[k], device=z.device) for k in (i, i + 1))
         prediction = student(x[rows], t, take_rows(cond, rows))
-        x[rows] = _ddim_step(student.schedule, prediction, s).to(x.dtype)
+        x[rows] = ddim_step(prediction, student.schedule, s).to(x.dtype)
     # in some versions of torch autocast keeps weights that it cast without a graph, for the step that is to have one
     torch.clear_autocast_cache()
     return x
@@ -146,9 +147,9 @@ def two_step_target(
         raise ValueError(f"times must descend: {t.tolist()}, {middle.tolist()}, {end.tolist()}")
     schedule: Schedule = predecessor.schedule
     first = guided(predecessor, x_t, t, cond, null, guidance_scale)
-    x_middle = _ddim_step(schedule, first, middle)
+    x_middle = ddim_step(first, schedule, middle)
     second = guided(predecessor, x_middle, middle, cond, null, guidance_scale)
-    (alpha, sigma), (alpha1, sigma1), (alpha2, sigma2) = (_levels(schedule, time) for time in (t, middle, end))
+    (alpha, sigma), (alpha1, sigma1), (alpha2, sigma2) = (levels_or_end(schedule, time) for time in (t, middle, end))
     w = sigma2 * (alpha1 * sigma - alpha * sigma1) / (sigma1 * (alpha2 * sigma - alpha * sigma2))
     w = broadcast(w, x_t)
     return linear_combination(1 - w, second.x0, w, first.x0)
@@ -180,14 +181,3 @@ def progressive_loss(
     error = student(x_t.detach(), t, cond).x0.to(dtype) - target.detach().to(dtype)
     factor = weigh(student.schedule.alpha(t), student.schedule.sigma(t))
     return (broadcast(factor, error).to(dtype) * error.square()).mean()
-
-
-def _ddim_step(schedule: Schedule, prediction: Any, s: Tensor) -> Tensor:
-    alpha, sigma = (broadcast(level, prediction.x_t) for level in _levels(schedule, s))
-    return linear_combination(alpha, prediction.x0, sigma, prediction.eps)
-
-
-def _levels(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma, also at the end -1."""
-    over, inside = t < 0, t.clamp_min(0)
-    return torch.where(over, 1.0, schedule.alpha(inside)), torch.where(over, 0.0, schedule.sigma(inside))

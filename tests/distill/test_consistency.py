@@ -11,7 +11,7 @@ from diffdistill.distill.consistency import (
     Boundary,
     consistency_loss,
     consistency_sample,
-    ddim_step,
+    guided_ddim_step,
     pseudo_huber,
     skipped_times,
 )
@@ -104,15 +104,15 @@ def test_the_step_is_ddims_and_guidance_is_the_teachers() -> None:
     x = batch()[1]
     t, r = torch.full((64,), 519), torch.full((64,), 499)
     cond, null = torch.ones(64, 1, dtype=torch.float64), torch.zeros(64, 1, dtype=torch.float64)
-    made = ddim_step(teacher, x, t, r, cond, null, 3.0)
+    made = guided_ddim_step(teacher, x, t, r, cond, null, 3.0)
     guided = teacher(x, t, 3.0 * cond)  # linear in the mean
     seen: list[Tensor] = []
     ddim(lambda a, b: guided, x, VP, [519, 499], callback=lambda i, t, x, p: seen.append(x))
     torch.testing.assert_close(made, seen[0])
     scales = torch.where(torch.arange(64) < 32, 3.0, 1.0)
-    each = ddim_step(teacher, x, t, r, cond, null, scales)
+    each = guided_ddim_step(teacher, x, t, r, cond, null, scales)
     torch.testing.assert_close(each[:32], made[:32])
-    torch.testing.assert_close(each[32:], ddim_step(teacher, x, t, r, cond, null, 1.0)[32:])
+    torch.testing.assert_close(each[32:], guided_ddim_step(teacher, x, t, r, cond, null, 1.0)[32:])
 
 
 def test_only_the_student_gets_a_gradient_and_is_told_its_own_condition() -> None:
