@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ def _over_runs(values: list[float], digits: int) -> str:
     return f"{text} ± {spread.removeprefix('0') if digits else spread}"
 
 
+def _lowest_end(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The points of a curve at the number of steps that ends lowest, in order."""
+    end = max((p["images"] for p in curve), default=0)
+    at = min(((p["kd"], p["steps"]) for p in curve if p["images"] == end), default=(0, 0))[1]
+    return sorted((p for p in curve if p["steps"] == at), key=lambda p: p["images"])
+
+
+def _at(curve: list[dict[str, Any]], minutes: float) -> str:
+    """KD after so many CPU minutes, between the points of the curve that are nearest."""
+    points = _lowest_end(curve)
+    for a, b in pairwise(points):
+        if a["cpu_minutes"] <= minutes <= b["cpu_minutes"]:
+            share = (minutes - a["cpu_minutes"]) / (b["cpu_minutes"] - a["cpu_minutes"])
+            return _over_runs([a["kd"] + share * (b["kd"] - a["kd"])], 3)
+    return ""
+
+
 def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     """Markdown; methods in order of their best KD, the teacher's rows last."""
     names = list(dict.fromkeys(record["name"] for record in found))
@@ -83,7 +101,9 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     reach = {
         name: min(statistics.fmean(r["best"][n]["mean"]["kd"] for r in runs[name]) for n in steps) for name in names
     }
+    equal = min(int(record["cpu_minutes"]) for record in found)
     head = ["", "runs", "images", "CPU min", "MiB", *(f"KD, {n}" for n in steps), "at", "FD", "align", "recall"]
+    head.append(f"KD after {equal} min")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in sorted(names, key=reach.__getitem__):
         own = runs[name]
@@ -102,6 +122,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             _over_runs([row["mean"]["fd"] for row in best], 0),
             _over_runs([row["mean"]["align_score"] for row in best], 3),
             _over_runs([row["mean"]["recall"] for row in best], 2),
+            next((_at(r["curve"], equal) for r in own if r["curve"]), ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if teacher:
@@ -111,7 +132,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             kds = [_over_runs([best[n]["mean"]["kd"]], 3) if at == 8 else "" for n in steps]
             last = [_over_runs([row["mean"][key]], n) for key, n in (("fd", 0), ("align_score", 3), ("recall", 2))]
             where = f"{at}, guidance {row['guidance']:g}: {_over_runs([row['mean']['kd']], 3)}"
-            lines.append("| " + " | ".join(["teacher", "", "", "", "", *kds, where, *last]) + " |")
+            lines.append("| " + " | ".join(["teacher", "", "", "", "", *kds, where, *last, ""]) + " |")
     return "\n".join(lines)
 
 
@@ -128,11 +149,8 @@ def plot(found: list[dict[str, Any]], teacher: list[dict[str, Any]], path: Path)
         first.setdefault(record["name"], record)
     for k, (name, record) in enumerate(first.items()):
         style = {"color": f"C{k % 10}", "marker": "os^vDP*X"[k % 8], "markersize": 4, "label": name}
-        used = sorted({point["steps"] for point in record["curve"]})
-        if used:  # at the number of steps that ends lowest
-            end = max(point["images"] for point in record["curve"])
-            at = min((p["kd"], p["steps"]) for p in record["curve"] if p["images"] == end)[1]
-            points = [p for p in record["curve"] if p["steps"] == at]
+        points = _lowest_end(record["curve"])
+        if points:
             for axis, key in zip(axes, ("images", "cpu_minutes"), strict=False):
                 axis.plot([p[key] for p in points], [p["kd"] for p in points], **style)
         numbers = sorted(record["best"])

@@ -176,9 +176,19 @@ def _config_first(argv: Sequence[str], default: str | None) -> list[str]:
     front: list[str] = []
     for file in map(find, files):
         if not Path(file).is_file():
-            raise UserError(f"there is no config file {file}")
+            raise UserError(f"there is no config file {file}{_nearest(Path(file))}")
         front += ["--config", file]
     return front + options
+
+
+def _nearest(missing: Path) -> str:
+    """; did you mean ...? A file of its folder, or of configs/, with a like name."""
+    for folder in (missing.parent, Path(find("configs"))):
+        there = [path.name for path in folder.glob("*.yaml")]
+        close = difflib.get_close_matches(missing.with_suffix(".yaml").name, there, 1, 0.8)
+        if close:
+            return f"; did you mean {folder / close[0]}?"
+    return ""
 
 
 def _value_of(arguments: Sequence[str], option: str) -> str | None:

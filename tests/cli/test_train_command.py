@@ -150,7 +150,9 @@ def test_a_file_that_is_no_config(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_missing_files_and_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere.yaml" in refusal(capsys, "train", "nowhere.yaml")
-    assert "nowhere.yaml" in refusal(capsys, "train", "--config=nowhere.yaml")
+    assert refusal(capsys, "train", "--config=nowhere.yaml").endswith("nowhere.yaml")
+    for wrong in ("configs/emoji_swiftbrsh.yaml", "emoji_swiftbrush"):
+        assert refusal(capsys, "train", wrong).endswith("; did you mean configs/emoji_swiftbrush.yaml?")
     assert "missing" in refusal(capsys, "train")
     assert "there is no prompt file nowhere.txt" in refusal(
         capsys, "train", SWIFTBRUSH, "--method.prompts", "nowhere.txt"
