@@ -96,11 +96,12 @@ def self_evaluate(
     live: TwoTimeDenoiser,
     fake_cond: Any = None,
     classifier_share: float = 0.9,
+    scale: float = 1.0,
 ) -> SelfEvaluation:
     """Judge the samples with s < t at s.
 
     delta = G_live(null) - G_ema(c), or with a fake branch
-    classifier_share (G_live(null) - G_ema(c)) + (1 - classifier_share) (G_live(fake) - G_ema(c)).
+    classifier_share (G_live(null) - G_ema(c)) + (1 - classifier_share) (G_live(fake) - G_ema(c)), times scale.
 
     Args:
         x0_hat: generated samples of shape (B, ...).
@@ -111,6 +112,7 @@ def self_evaluate(
         evaluator: the conditional judge, of averaged weights.
         live: the unconditional judge (and the fake branch), of the weights in training.
         classifier_share: k of the paper, (w - 1) / w of a guidance scale w; read only with fake_cond.
+        scale: 1 is the paper's; w gives the gradient of the reverse KL at guidance w, which the paper divides by w.
     """
     size, rows = len(x0_hat), (s < t).nonzero().squeeze(1)
     x0_hat, at, noise = x0_hat.detach()[rows], s[rows], noise[rows]
@@ -122,7 +124,7 @@ def self_evaluate(
         if fake_cond is not None:
             fake = live.instantaneous(x_s, at, take_rows(fake_cond, rows)).x0
             delta = classifier_share * delta + (1 - classifier_share) * (fake - conditional)
-    return SelfEvaluation(rows, x0_hat, at, noise, delta, size)
+    return SelfEvaluation(rows, x0_hat, at, noise, scale * delta, size)
 
 
 def self_evaluation_loss(
@@ -139,6 +141,7 @@ def self_evaluation_loss(
     fake_cond: Any = None,
     classifier_share: float = 0.9,
     energy_preserving: bool = True,
+    scale: float = 1.0,
 ) -> tuple[Tensor, SelfEvaluation]:
     """Mean over all elements of (x0_hat - target)^2 / t^2, the target mixed from data and self-evaluation.
 
@@ -147,7 +150,7 @@ def self_evaluation_loss(
         x0: data of shape (B, ...).
         t, s: times of shape (B,), s <= t, t > 0.
         eps, noise: standard normal, of x0's shape: the noise in x_t, and that which samples are judged with.
-        cond, null, evaluator, fake_cond, classifier_share: as of `self_evaluate`.
+        cond, null, evaluator, fake_cond, classifier_share, scale: as of `self_evaluate`.
         live: judges without a graph; `denoiser` where None. Several processes pass the unwrapped network.
         energy_preserving: scale the target to the norm of x0; without it the target is the mixture itself.
 
@@ -162,7 +165,7 @@ def self_evaluation_loss(
     prediction = denoiser(denoiser.schedule.add_noise(x0, eps, t), t, s, cond)
     judged = self_evaluate(
         prediction.x0, t, s, noise, cond, null, evaluator, denoiser if live is None else live, fake_cond,
-        classifier_share,
+        classifier_share, scale,
     )  # fmt: skip
     target = eps - x0
     if len(judged.rows):

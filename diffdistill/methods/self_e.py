@@ -15,6 +15,7 @@ Notable:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -46,7 +47,10 @@ class SelfE(AnyStep):
         evaluator_decay: of the averaged network that judges.
         fake_from: share of the run after which the fake branch is trained and used; null for never.
         classifier_share: weight of the classifier score beside the fake branch's, (w - 1) / w of a guidance scale w.
+        judgement_scale: what the judgement is multiplied by; 1 is the paper's. A guidance scale w undoes the division
+            by w that the paper's form implies.
         energy_preserving: scale the target to the data's norm.
+        reach: how far into a step of several its s lies, from 0 (s = t) to 1 (its end, the paper's).
         reach_of_one_step: how far into its one step a one-step sample's s lies, from 0 to 1.
         attention: auto, sdpa, math or xformers.
         half_export: store the exported UNet's and VAE's weights as float16.
@@ -78,20 +82,24 @@ class SelfE(AnyStep):
         evaluator_decay: float = 0.9999,
         fake_from: float | None = None,
         classifier_share: float = 0.9,
+        judgement_scale: float = 1.0,
         energy_preserving: bool = True,
+        reach: float = 1.0,
         reach_of_one_step: float = 0.5,
         attention: str = "auto",
         half_export: bool = False,
         stock_one_step: bool = False,
     ) -> None:
         check_shares(
-            same=same, span_share=span_share, classifier_share=classifier_share, reach_of_one_step=reach_of_one_step,
-            fake_from=fake_from or 0.0,
+            same=same, span_share=span_share, classifier_share=classifier_share, reach=reach,
+            reach_of_one_step=reach_of_one_step, fake_from=fake_from or 0.0,
         )  # fmt: skip
         if same == 1 and fake_from is not None:
             raise UserError("same 1 is flow matching, which judges nothing: fake_from must be null")
         if same < 1 and drop_text == 0:
             raise UserError("drop_text is 0: the judge without a caption would never be trained")
+        if not 0 < judgement_scale < math.inf:
+            raise UserError(f"judgement_scale is {judgement_scale}; it must be a number above 0")
         source = {
             "autoencoder": autoencoder, "data": data, "block_out_channels": block_out_channels,
             "cross_attention": cross_attention, "layers_per_block": layers_per_block, "text_width": text_width,
@@ -115,10 +123,11 @@ class SelfE(AnyStep):
             raise UserError(f"init_from {init_from}: its captions are too short to say that a picture is a fake")
         self.same, self.time_mean, self.span_share, self.fake_from = same, time_mean, span_share, fake_from
         self.classifier_share, self.energy_preserving = classifier_share, energy_preserving
+        self.judgement_scale = judgement_scale
         if same == 1:
             self.reach = self.reach_of_one_step = 0.0  # it was told s = t alone
         else:
-            self.reach_of_one_step = reach_of_one_step
+            self.reach, self.reach_of_one_step = reach, reach_of_one_step
 
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x0, ids = batch["x0"], batch["ids"]
@@ -144,6 +153,7 @@ class SelfE(AnyStep):
             fake_ids,
             self.classifier_share,
             self.energy_preserving,
+            self.judgement_scale,
         )
         # of the judged samples, their number taken as expected: no matter how samples are spread over processes
         delta = judged.delta.float().square().flatten(1).mean(1).sqrt().sum() / ((1 - self.same) * len(x0))

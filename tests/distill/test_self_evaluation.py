@@ -81,8 +81,12 @@ def test_where_s_is_t_it_is_flow_matching_to_the_bit() -> None:
 
 @pytest.mark.parametrize("energy_preserving", [True, False])
 @pytest.mark.parametrize("fake", [False, True])
-def test_the_loss_is_the_papers(fake: bool, energy_preserving: bool) -> None:
-    """Targets from the formulas as they stand, judges from Gaussian closed forms, at mixed s = t and s < t."""
+@pytest.mark.parametrize("w", [1.0, 10.0])
+def test_the_loss_is_the_papers(fake: bool, energy_preserving: bool, w: float) -> None:
+    """Targets from the formulas as they stand, judges from Gaussian closed forms, at mixed s = t and s < t.
+
+    At share .9 and scale 10 the fake branch's delta is 9 (null - c) + (fake - c): the reverse KL's at guidance 10.
+    """
     torch.manual_seed(0)
     network = Plane(4).double()
     x0, t, s, eps, noise, cond = (a.double() if a.is_floating_point() else a for a in batch())
@@ -90,7 +94,7 @@ def test_the_loss_is_the_papers(fake: bool, energy_preserving: bool) -> None:
     ema = judge({0: 1.0, 1: -1.0}, 0.4)
     live = judge({2: 0.2, 3: 0.5}, 0.9)
     loss, judged = self_evaluation_loss(
-        two_times(network), x0, t, s, eps, noise, cond, NULL, ema, live, fake_cond, 0.9, energy_preserving
+        two_times(network), x0, t, s, eps, noise, cond, NULL, ema, live, fake_cond, 0.9, energy_preserving, w
     )
     column = (-1, 1)
     tc, sc = t.view(column), s.view(column)
@@ -101,6 +105,7 @@ def test_the_loss_is_the_papers(fake: bool, energy_preserving: bool) -> None:
     delta = GaussianTeacher(FLOW, 0.2, 0.9)(x_s, s, None).x0 - by_ema
     if fake:
         delta = 0.9 * delta + 0.1 * (GaussianTeacher(FLOW, 0.5, 0.9)(x_s, s, None).x0 - by_ema)
+    delta = w * delta
     lam = tc / (1 - tc) - sc / (1 - sc)
     x_self = (x0_hat - delta).detach()
     target = (x0 + lam * x_self) / (1 + lam)

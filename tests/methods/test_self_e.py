@@ -36,7 +36,7 @@ TEACHER = str(ROOT / "assets" / "teacher")
 VAE = str(ROOT / "assets" / "teacher" / "vae")
 SMALL = {"block_out_channels": (32, 32), "text_width": 32, "text_layers": 1, "learning_rate": 1e-3}
 METHODS = {
-    "self_e": (SelfE, {"span_share": 0.5, "evaluator_decay": 0.9, "fake_from": 0.5}),
+    "self_e": (SelfE, {"span_share": 0.5, "evaluator_decay": 0.9, "fake_from": 0.5, "reach": 0.75}),
     "flow": (SelfE, {"same": 1.0}),
     "mean_flow": (MeanFlow, {"same": 0.5, "guidance": 2.0, "guidance_mix": 0.5}),
     "mean_flow_difference": (MeanFlow, {"same": 0.5, "derivative": "difference"}),
@@ -260,7 +260,7 @@ def test_the_product_generates_in_any_number_of_steps_and_one_of_them_is_stock(
     method.export(folder)
     loaded = load_any_step(folder)
     assert (loaded.reach, loaded.reach_of_one_step) == {
-        "self_e": (1.0, 0.5), "flow": (0.0, 0.0)
+        "self_e": (0.75, 0.5), "flow": (0.0, 0.0)
     }.get(name, (1.0, 1.0))  # fmt: skip
     prompts = ["red apple, noto", "blue car, noto"]
     for steps in (1, 2, 4, 8, 50) if name == "self_e" else (1, 2):
@@ -389,6 +389,7 @@ def test_a_run_learns_and_logs(pictures: str, tmp_path: Path) -> None:
         ("self_e", {"init_from": "nowhere"}, "no teacher at nowhere"),
         ("self_e", {"time_mean": 1e4}, "above 0 and finite"),
         ("self_e", {"drop_text": 0.0}, "drop_text is 0"),
+        ("self_e", {"judgement_scale": 0.0}, "judgement_scale is 0.0; it must be a number above 0"),
         ("mean_flow", {"drop_text": 0.0}, "set guidance to null"),
         ("shortcut", {"drop_text": 0.0}, "set guidance to 1"),
         ("mean_flow", {"attention": "sdpa"}, "no forward mode"),
