@@ -57,7 +57,7 @@ FROM_TEACHER = {
     "training.ema_decay": "0.99",
 }
 
-SELF_E = {"method.span_share": "0", "method.evaluator_decay": "0.99"}
+SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.evaluator_decay": "0.99"}
 
 ENTRIES = {
     "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0"}),

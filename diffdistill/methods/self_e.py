@@ -5,7 +5,8 @@
             and by the network itself (without), `distill.self_evaluation`
 
 Notable:
-- s may lie further before t as the run goes on: down to (1 - tau) t, tau from 0 to 1 over the first `span_share`;
+- s may lie further before t as the run goes on: down to (1 - tau) t, tau from 0 to 1 over `span_share` of it, from
+  `span_from` on; before that s = t for all, and a step is flow matching's, at its cost;
 - with `fake_from`, the same network also learns what its own samples look like, under captions with "fake image" added,
   and that term joins the judgement from that share of the run on;
 - `same: 1` is flow matching with the same network, data and cost of a pass: the baseline;
@@ -43,7 +44,8 @@ class SelfE(AnyStep):
         init_from: an any-step model's folder (a flow-matching one, say) or a teacher to start from; null for nothing.
         same: share of samples with s = t; 1 is flow matching.
         time_mean: mean of the logit of t; the paper's mu, 0.5 at 512 tokens of latent, 1.15 at 4096, 0.42 at 64.
-        span_share: share of the run over which s may come to lie ever further before t.
+        span_from: share of the run that is flow matching alone; a judge that has learnt nothing yet misleads.
+        span_share: share of the run over which s then may come to lie ever further before t.
         evaluator_decay: of the averaged network that judges.
         fake_from: share of the run after which the fake branch is trained and used; null for never.
         classifier_share: weight of the classifier score beside the fake branch's, (w - 1) / w of a guidance scale w.
@@ -78,6 +80,7 @@ class SelfE(AnyStep):
         init_from: str | None = None,
         same: float = 0.5,
         time_mean: float = 0.42,
+        span_from: float = 0.0,
         span_share: float = 0.6,
         evaluator_decay: float = 0.9999,
         fake_from: float | None = None,
@@ -91,7 +94,7 @@ class SelfE(AnyStep):
         stock_one_step: bool = False,
     ) -> None:
         check_shares(
-            same=same, span_share=span_share, classifier_share=classifier_share, reach=reach,
+            same=same, span_from=span_from, span_share=span_share, classifier_share=classifier_share, reach=reach,
             reach_of_one_step=reach_of_one_step, fake_from=fake_from or 0.0,
         )  # fmt: skip
         if same == 1 and fake_from is not None:
@@ -121,7 +124,8 @@ class SelfE(AnyStep):
         )
         if fake_from is not None and len(self._phrase()) > self.source.tokenizer.model_max_length - 3:
             raise UserError(f"init_from {init_from}: its captions are too short to say that a picture is a fake")
-        self.same, self.time_mean, self.span_share, self.fake_from = same, time_mean, span_share, fake_from
+        self.same, self.time_mean, self.fake_from = same, time_mean, fake_from
+        self.span_from, self.span_share = span_from, span_share
         self.classifier_share, self.energy_preserving = classifier_share, energy_preserving
         self.judgement_scale = judgement_scale
         if same == 1:
@@ -135,7 +139,7 @@ class SelfE(AnyStep):
         eps = self.noise(random, "noise", x0)
         if self.same == 1:
             return flow_matching_loss(self.trained, x0, t, eps, ids), {}
-        span = min(1.0, self.progress / self.span_share) if self.span_share else 1.0
+        span = self._span()
         s = earlier_times(t, random.uniform("earlier"), span, random.bernoulli("same", self.same))
         fake = self.fake_from is not None and self.progress >= self.fake_from
         fake_ids = self.as_fake(ids) if fake else None
@@ -162,6 +166,13 @@ class SelfE(AnyStep):
             return loss, logs
         of_fakes = fake_branch_loss(self.trained, judged, fake_ids)
         return loss + of_fakes, {**logs, "fake": of_fakes}
+
+    def _span(self) -> float:
+        """tau: from 0 to 1 over `span_share` of the run, from `span_from` on."""
+        ahead = self.progress - self.span_from
+        if ahead < 0:
+            return 0.0
+        return min(1.0, ahead / self.span_share) if self.span_share else 1.0
 
     def as_fake(self, ids: Tensor) -> Tensor:
         """Token ids (B, L) of the captions with ", fake image" after them; what does not fit is cut off before it."""

@@ -127,8 +127,8 @@ def test_the_judge_is_the_average_and_follows_once_a_step(pictures: str) -> None
 
 
 def test_s_moves_away_from_t_and_the_fake_branch_joins_as_the_run_goes_on(pictures: str) -> None:
-    method = build(pictures)
-    for progress, span, fake in ((0.0, 0.0, False), (0.25, 0.5, False), (0.5, 1.0, True), (1.0, 1.0, True)):
+    method = build(pictures, span_from=0.25, span_share=0.5)
+    for progress, span, fake in ((0.0, 0.0, False), (0.25, 0.0, False), (0.5, 0.5, True), (0.8, 1.0, True)):
         seen = patch("diffdistill.methods.self_e.self_evaluation_loss", side_effect=KeyboardInterrupt)
         with seen as called, pytest.raises(KeyboardInterrupt):
             first_loss(method, progress, 64)
