@@ -34,7 +34,8 @@ def plot(found: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     for name, by_steps in found.items():
         steps = sorted(by_steps)
-        kd, sd = ([by_steps[n][what]["kd"] for n in steps] for what in ("mean", "sd"))
+        kd = [by_steps[n]["mean"]["kd"] for n in steps]
+        sd = [by_steps[n]["sd"]["kd"] or 0.0 for n in steps]  # None of one draw
         axis.errorbar(steps, kd, sd, marker="o", markersize=4, capsize=2, label=name)
     axis.set_xscale("log", base=2)
     ticks = sorted({n for by_steps in found.values() for n in by_steps})
@@ -62,12 +63,13 @@ def main() -> None:
     command = [sys.executable, "eval/sweep.py", "--models", *o.models, "--out", str(o.out), "--agreement", "none"]
     for option in ("steps", "guidance", "pictures", "seeds"):
         value = getattr(o, option)
-        command += [f"--{option}", *(f"{v:g}" for v in (value if isinstance(value, list) else [value]))]
+        command += [f"--{option}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
     subprocess.run(command, check=True, stdout=sys.stderr)
-    found = best(json.loads((o.out / "sweep.json").read_text())["rows"])
+    best_rows = best(json.loads((o.out / "sweep.json").read_text())["rows"])
+    found = {name: best_rows[name] for name in (model.partition("=")[0] for model in o.models)}
     if o.plot:
         plot(found, o.plot)
-    first = found[o.models[0].partition("=")[0]]
+    first = next(iter(found.values()))
     print(
         json.dumps(
             [
@@ -76,7 +78,7 @@ def main() -> None:
                     "steps": n,
                     "guidance": row["guidance"],
                     "kd": round(row["mean"]["kd"], 4),
-                    "sd": round(row["sd"]["kd"], 4),
+                    "sd": row["sd"]["kd"] and round(row["sd"]["kd"], 4),
                     "fd": round(row["mean"]["fd"], 1),
                     "recall": round(row["mean"]["recall"], 3),
                     "ratio": round(row["mean"]["kd"] / first[n]["mean"]["kd"], 3),

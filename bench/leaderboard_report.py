@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
 from itertools import pairwise
@@ -84,12 +85,12 @@ def _lowest_end(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _at(curve: list[dict[str, Any]], minutes: float) -> str:
-    """KD after so many CPU minutes, between the points of the curve that are nearest."""
+    """KD after so many CPU minutes, between the points around it, and its number of steps; empty outside the curve."""
     points = _lowest_end(curve)
     for a, b in pairwise(points):
         if a["cpu_minutes"] <= minutes <= b["cpu_minutes"]:
             share = (minutes - a["cpu_minutes"]) / (b["cpu_minutes"] - a["cpu_minutes"])
-            return _over_runs([a["kd"] + share * (b["kd"] - a["kd"])], 3)
+            return f"{_over_runs([a['kd'] + share * (b['kd'] - a['kd'])], 3)} at {a['steps']}"
     return ""
 
 
@@ -101,9 +102,9 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     reach = {
         name: min(statistics.fmean(r["best"][n]["mean"]["kd"] for r in runs[name]) for n in steps) for name in names
     }
-    equal = min(int(record["cpu_minutes"]) for record in found)
+    equal = math.floor(10 * min(record["cpu_minutes"] for record in found)) / 10  # the shortest run has it
     head = ["", "runs", "images", "CPU min", "MiB", *(f"KD, {n}" for n in steps), "at", "FD", "align", "recall"]
-    head.append(f"KD after {equal} min")
+    head.append(f"KD after {equal:g} min")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in sorted(names, key=reach.__getitem__):
         own = runs[name]

@@ -183,7 +183,7 @@ def _config_first(argv: Sequence[str], default: str | None) -> list[str]:
 
 def _nearest(missing: Path) -> str:
     """; did you mean ...? A file of its folder, or of configs/, with a like name."""
-    for folder in (missing.parent, Path(find("configs"))):
+    for folder in (missing.parent, Path(find("configs"))) if missing.name else ():
         there = [path.name for path in folder.glob("*.yaml")]
         close = difflib.get_close_matches(missing.with_suffix(".yaml").name, there, 1, 0.8)
         if close:

@@ -112,7 +112,8 @@ def self_evaluate(
         evaluator: the conditional judge, of averaged weights.
         live: the unconditional judge (and the fake branch), of the weights in training.
         classifier_share: k of the paper, (w - 1) / w of a guidance scale w; read only with fake_cond.
-        scale: 1 is the paper's; w gives the gradient of the reverse KL at guidance w, which the paper divides by w.
+        scale: 1 is the paper's. With a fake branch and share (w - 1) / w, scale w makes it
+            (w - 1) (null - c) + (fake - c), the reverse KL's at guidance w, which the paper divides by w.
     """
     size, rows = len(x0_hat), (s < t).nonzero().squeeze(1)
     x0_hat, at, noise = x0_hat.detach()[rows], s[rows], noise[rows]

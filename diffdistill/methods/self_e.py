@@ -26,6 +26,7 @@ from diffdistill.distill import SampleRandom
 from diffdistill.distill.flow_matching import flow_matching_loss, logit_normal_times
 from diffdistill.distill.self_evaluation import earlier_times, fake_branch_loss, self_evaluation_loss
 from diffdistill.errors import UserError
+from diffdistill.models.any_step_pipeline import AnyStepModel
 
 from .any_step import AnyStep
 from .base import Batch, Loss, check_shares
@@ -49,8 +50,8 @@ class SelfE(AnyStep):
         evaluator_decay: of the averaged network that judges.
         fake_from: share of the run after which the fake branch is trained and used; null for never.
         classifier_share: weight of the classifier score beside the fake branch's, (w - 1) / w of a guidance scale w.
-        judgement_scale: what the judgement is multiplied by; 1 is the paper's. A guidance scale w undoes the division
-            by w that the paper's form implies.
+        judgement_scale: what the judgement is multiplied by; 1 is the paper's, whose form divides the reverse KL's by a
+            guidance scale w. Without a fake branch w - 1 gives the classifier score at guidance w.
         energy_preserving: scale the target to the data's norm.
         reach: how far into a step of several its s lies, from 0 (s = t) to 1 (its end, the paper's).
         reach_of_one_step: how far into its one step a one-step sample's s lies, from 0 to 1.
@@ -101,6 +102,10 @@ class SelfE(AnyStep):
             raise UserError("same 1 is flow matching, which judges nothing: fake_from must be null")
         if same < 1 and drop_text == 0:
             raise UserError("drop_text is 0: the judge without a caption would never be trained")
+        if same < 1 and (span_from == 1 or span_from + span_share > 1 + 1e-9):
+            raise UserError(
+                f"span_from {span_from} and span_share {span_share} end after the run does; they are shares of it"
+            )
         if not 0 < judgement_scale < math.inf:
             raise UserError(f"judgement_scale is {judgement_scale}; it must be a number above 0")
         source = {
@@ -166,6 +171,12 @@ class SelfE(AnyStep):
             return loss, logs
         of_fakes = fake_branch_loss(self.trained, judged, fake_ids)
         return loss + of_fakes, {**logs, "fake": of_fakes}
+
+    def _product(self) -> AnyStepModel:
+        product = super()._product()
+        if self._span() == 0:  # told s = t alone so far: of an earlier s it knows nothing
+            product.reach = product.reach_of_one_step = 0.0
+        return product
 
     def _span(self) -> float:
         """tau: from 0 to 1 over `span_share` of the run, from `span_from` on."""

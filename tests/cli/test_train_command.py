@@ -153,6 +153,8 @@ def test_missing_files_and_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "train", "--config=nowhere.yaml").endswith("nowhere.yaml")
     for wrong in ("configs/emoji_swiftbrsh.yaml", "emoji_swiftbrush"):
         assert refusal(capsys, "train", wrong).endswith("; did you mean configs/emoji_swiftbrush.yaml?")
+    assert refusal(capsys, "train", ".").endswith("there is no config file .")
+    assert "there is no config file" in refusal(capsys, "train", "--config=")
     assert "missing" in refusal(capsys, "train")
     assert "there is no prompt file nowhere.txt" in refusal(
         capsys, "train", SWIFTBRUSH, "--method.prompts", "nowhere.txt"

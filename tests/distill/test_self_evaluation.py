@@ -104,8 +104,10 @@ def test_the_loss_is_the_papers(fake: bool, energy_preserving: bool, w: float) -
     by_ema = GaussianTeacher(FLOW, torch.where(cond == 0, 1.0, -1.0)[:, None], 0.4)(x_s, s, None).x0
     delta = GaussianTeacher(FLOW, 0.2, 0.9)(x_s, s, None).x0 - by_ema
     if fake:
-        delta = 0.9 * delta + 0.1 * (GaussianTeacher(FLOW, 0.5, 0.9)(x_s, s, None).x0 - by_ema)
-    delta = w * delta
+        by_fake = GaussianTeacher(FLOW, 0.5, 0.9)(x_s, s, None).x0
+        delta = 0.9 * delta + 0.1 * (by_fake - by_ema) if w == 1 else 9 * delta + (by_fake - by_ema)
+    else:
+        delta = w * delta
     lam = tc / (1 - tc) - sc / (1 - sc)
     x_self = (x0_hat - delta).detach()
     target = (x0 + lam * x_self) / (1 + lam)

@@ -232,6 +232,14 @@ def test_a_preview_is_not_guided_twice(pictures: str) -> None:
         assert [(c.args[3], c.args[4]) for c in called.call_args_list] == [(1, 1.0), (8, expected)]
 
 
+def test_before_s_moves_from_t_the_product_is_told_s_equal_to_t(pictures: str) -> None:
+    method = build(pictures, span_from=0.25)
+    for progress, reach in ((0.0, (0.0, 0.0)), (0.25, (0.0, 0.0)), (0.3, (0.75, 0.5))):
+        method.progress = progress
+        product = method._product()
+        assert (product.reach, product.reach_of_one_step) == reach
+
+
 def test_fake_captions_end_in_the_phrase_and_fit(pictures: str) -> None:
     method = build(pictures)
     tokenizer = method.source.tokenizer
@@ -257,6 +265,7 @@ def test_the_product_generates_in_any_number_of_steps_and_one_of_them_is_stock(
             p.normal_(std=0.3)
     folder = tmp_path / "export"
     folder.mkdir()
+    method.progress = 0.9
     method.export(folder)
     loaded = load_any_step(folder)
     assert (loaded.reach, loaded.reach_of_one_step) == {
@@ -389,6 +398,8 @@ def test_a_run_learns_and_logs(pictures: str, tmp_path: Path) -> None:
         ("self_e", {"init_from": "nowhere"}, "no teacher at nowhere"),
         ("self_e", {"time_mean": 1e4}, "above 0 and finite"),
         ("self_e", {"drop_text": 0.0}, "drop_text is 0"),
+        ("self_e", {"span_from": 1.0}, "end after the run does"),
+        ("self_e", {"span_from": 0.5, "span_share": 0.6}, "end after the run does"),
         ("self_e", {"judgement_scale": 0.0}, "judgement_scale is 0.0; it must be a number above 0"),
         ("mean_flow", {"drop_text": 0.0}, "set guidance to null"),
         ("shortcut", {"drop_text": 0.0}, "set guidance to 1"),

@@ -1,0 +1,38 @@
+"""The leaderboard's table: methods in order, KD between the points of a curve."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+
+import leaderboard_report as report
+
+CURVE = [
+    {"images": 100, "cpu_minutes": 1.0, "steps": 1, "kd": 0.5},
+    {"images": 100, "cpu_minutes": 1.0, "steps": 4, "kd": 0.4},
+    {"images": 200, "cpu_minutes": 2.0, "steps": 1, "kd": 0.45},
+    {"images": 200, "cpu_minutes": 2.0, "steps": 4, "kd": 0.3},
+]
+
+
+def record(name: str, seed: int, kd: float, curve: list[dict[str, Any]]) -> dict[str, Any]:
+    numbers = {"kd": kd, "fd": 300.0, "align_score": 0.2, "recall": 0.4}
+    best = {1: {"steps": 1, "guidance": 1.0, "mean": numbers}, 4: {"steps": 4, "guidance": 2.0, "mean": numbers}}
+    shared = {"images": 200, "cpu_minutes": 2.0, "peak_mib": 1000 + seed}
+    return {"name": name, "seed": seed, "best": best, "curve": curve, **shared}
+
+
+def test_kd_after_equal_minutes_is_between_the_points_that_end_lowest() -> None:
+    assert report._at(CURVE, 1.5) == ".350 at 4"
+    assert report._at(CURVE, 1.0) == ".400 at 4"
+    assert report._at(CURVE, 0.9) == report._at(CURVE, 2.1) == report._at(CURVE[:1], 1.0) == report._at([], 1.0) == ""
+
+
+def test_methods_are_in_order_and_runs_are_averaged() -> None:
+    found = [record("slow", 0, 0.4, CURVE), record("good", 0, 0.2, []), record("good", 1, 0.3, [])]
+    lines = report.table(found, []).splitlines()
+    assert lines[0].endswith("| KD after 2 min |")
+    good, slow = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
+    assert good[:7] == ["good", "2", "200", "2", "1,001", ".250 ± .071", ".250 ± .071"] and good[-1] == ""
+    assert slow[0] == "slow" and slow[5] == ".400" and slow[-1].endswith("at 4")
