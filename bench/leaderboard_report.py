@@ -21,9 +21,9 @@ def collect(out: Path, entries: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name in entries:
         for run in sorted(out.glob(f"{name}-s[0-9]*")):
             last = _last(run / "log.jsonl")
-            if not (run / "final" / "sweep.json").is_file() or last is None:
-                continue
             rows = _rows(run / "final" / "sweep.json")
+            if not rows or last is None:
+                continue
             found.append(
                 {
                     "name": name,
@@ -44,7 +44,9 @@ def _last(log: Path) -> dict[str, Any] | None:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    """Those of a sweep that is complete: one still being measured has rows without all steps."""
+    sweep = json.loads(path.read_text()) if path.is_file() else {"complete": False}
+    rows: list[dict[str, Any]] = sweep["rows"] if sweep["complete"] else []
     return rows
 
 
