@@ -15,13 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-
-def best(rows: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Of each generator and number of steps the row whose guidance has the lowest KD."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["mean"]["kd"]):
-        found.setdefault(row["generator"], {}).setdefault(row["steps"], row)
-    return found
+from sweep_rows import best_by_steps, read_rows
 
 
 def plot(found: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
@@ -65,8 +59,8 @@ def main() -> None:
         value = getattr(o, option)
         command += [f"--{option}", *(str(v) for v in (value if isinstance(value, list) else [value]))]
     subprocess.run(command, check=True, stdout=sys.stderr)
-    best_rows = best(json.loads((o.out / "sweep.json").read_text())["rows"])
-    found = {name: best_rows[name] for name in (model.partition("=")[0] for model in o.models)}
+    rows = read_rows(o.out / "sweep.json")
+    found = {name: best_by_steps(rows, name) for name in (model.partition("=")[0] for model in o.models)}
     if o.plot:
         plot(found, o.plot)
     first = next(iter(found.values()))

@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from sweep_rows import best_by_steps, read_rows
+
 from diffdistill.evaluation.report import write_atomic
 
 START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
@@ -21,7 +23,7 @@ def collect(out: Path, entries: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name in entries:
         for run in sorted(out.glob(f"{name}-s[0-9]*")):
             last = _last(run / "log.jsonl")
-            rows = _rows(run / "final" / "sweep.json")
+            rows = read_rows(run / "final" / "sweep.json")
             if not rows or last is None:
                 continue
             found.append(
@@ -31,7 +33,7 @@ def collect(out: Path, entries: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "images": last["samples"],
                     "cpu_minutes": last["cpu_seconds"] / 60,
                     "peak_mib": json.loads((run / "memory.json").read_text())["peak_mib"],
-                    "best": {steps: _best(rows, steps) for steps in sorted({row["steps"] for row in rows})},
+                    "best": best_by_steps(rows),
                     "curve": _curve(run),
                 }
             )
@@ -43,28 +45,15 @@ def _last(log: Path) -> dict[str, Any] | None:
     return json.loads(lines[-1]) if lines else None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """Those of a sweep that is complete: one still being measured has rows without all steps."""
-    sweep = json.loads(path.read_text()) if path.is_file() else {"complete": False}
-    rows: list[dict[str, Any]] = sweep["rows"] if sweep["complete"] else []
-    return rows
-
-
-def _best(rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """The row of that many steps whose guidance has the lowest KD."""
-    return min((row for row in rows if row["steps"] == steps), key=lambda row: row["mean"]["kd"])
-
-
 def _curve(run: Path) -> list[dict[str, Any]]:
     """images, cpu_minutes, steps, kd of what was exported on the way, at its best guidance."""
-    rows, log = _rows(run / "curve" / "sweep.json"), (run / "log.jsonl").read_text().splitlines()
+    rows, log = read_rows(run / "curve" / "sweep.json"), (run / "log.jsonl").read_text().splitlines()
     at = {line["samples"]: line["cpu_seconds"] / 60 for line in map(json.loads, log)}
     points = []
     for name in dict.fromkeys(row["generator"] for row in rows):
         images = max(at) if name == "export" else int(name.removeprefix("export-"))
-        own = [row for row in rows if row["generator"] == name]
-        for steps in sorted({row["steps"] for row in own}):
-            kd = _best(own, steps)["mean"]["kd"]
+        for steps, row in best_by_steps(rows, name).items():
+            kd = row["mean"]["kd"]
             near = min(at, key=lambda samples: abs(samples - images))  # the log has every tenth step
             points.append({"images": images, "cpu_minutes": at[near] * images / near, "steps": steps, "kd": kd})
     return points
@@ -129,7 +118,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if teacher:
-        best = {n: _best(teacher, n) for n in sorted({row["steps"] for row in teacher})}
+        best = best_by_steps(teacher)
         for at in (n for n in (8, 50) if n in best):
             row = best[at]
             kds = [_over_runs([best[n]["mean"]["kd"]], 3) if at == 8 else "" for n in steps]
@@ -159,7 +148,7 @@ def plot(found: list[dict[str, Any]], teacher: list[dict[str, Any]], path: Path)
         numbers = sorted(record["best"])
         axes[2].plot(numbers, [record["best"][n]["mean"]["kd"] for n in numbers], **style)
     if teacher:
-        best = {n: _best(teacher, n)["mean"]["kd"] for n in sorted({row["steps"] for row in teacher})}
+        best = {n: row["mean"]["kd"] for n, row in best_by_steps(teacher).items()}
         few = [n for n in best if n <= 8]
         axes[2].plot(few, [best[n] for n in few], color="black", linestyle="--", label="teacher")
         for axis in axes:
@@ -179,7 +168,7 @@ def write(out: Path, entries: Mapping[str, Any], results: Path, picture: Path) -
     found = collect(out, entries)
     if not found:
         return []
-    teacher = _rows(out / "teacher" / "sweep.json")
+    teacher = read_rows(out / "teacher" / "sweep.json")
     before, _, rest = results.read_text().partition(START)
     _, marked, after = rest.partition(END)
     if not marked:
