@@ -2,12 +2,12 @@
 
     python bench/leaderboard.py              # all methods, seed 0
     python bench/leaderboard.py --methods swiftbrush dmd2 --seeds 0 1 2 --images 25600
-    python bench/leaderboard.py --write      # the table in docs/results.md and the plot, from what is there
+    python bench/leaderboard.py --write      # table in docs/results.md, plot, pictures, from what is there
 
     train      each method by its config, cut to --images, product exported at every quarter     OUT/NAME-sSEED/
     measure    `diffdistill eval sweep` of the products at 1, 2, 4, 8 steps                      OUT/final/
                and of what was exported on the way, at the steps a method is meant for           OUT/curves/
-    write      table and plot
+    write      table and plot; with --write a row of pictures a method too
 
 Notable:
 - every part is resumed where it was interrupted, and what is there is not made again;
@@ -159,7 +159,7 @@ def main() -> None:
         help="of prompts, reference and noise; default 0 1 2",
     )
     parser.add_argument("--train_only", action="store_true", help="measure nothing")
-    parser.add_argument("--write", action="store_true", help="only docs/results.md and docs/images/leaderboard.png")
+    parser.add_argument("--write", action="store_true", help="only table, plot and pictures, in docs/")
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"))
     o = parser.parse_args()
     if not o.write:
@@ -172,6 +172,10 @@ def main() -> None:
             measure_teacher(o)
     from leaderboard_report import write  # matplotlib
 
+    if o.write:
+        from leaderboard_pictures import draw
+
+        draw(o.out, ENTRIES, Path("docs/images/leaderboard_pictures.jpg"))
     print(json.dumps(write(o.out, ENTRIES, Path("docs/results.md"), Path("docs/images/leaderboard.png")), indent=1))
 
 
