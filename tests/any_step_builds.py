@@ -13,7 +13,7 @@ TEACHER = str(ROOT / "assets" / "teacher")
 VAE = str(ROOT / "assets" / "teacher" / "vae")
 SMALL = {"block_out_channels": (32, 32), "text_width": 32, "text_layers": 1, "learning_rate": 1e-3}
 METHODS = {
-    "self_e": (SelfE, {"span_share": 0.5, "evaluator_decay": 0.9, "fake_from": 0.5, "reach": 0.75}),
+    "self_e": (SelfE, {"span_share": 0.5, "evaluator_decay": 0.9, "fake_from": 0.5, "reach": 0.75, "finest_steps": 8}),
     "flow": (SelfE, {"same": 1.0}),
     "mean_flow": (MeanFlow, {"same": 0.5, "guidance": 2.0, "guidance_mix": 0.5}),
     "mean_flow_difference": (MeanFlow, {"same": 0.5, "derivative": "difference"}),

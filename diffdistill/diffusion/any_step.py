@@ -11,6 +11,7 @@ A step from t_k to t_{k+1} is x + (t_{k+1} - t_k) V(x, t_k, s_k) for all of them
 from t_k to t_{k+1}: 0 samples as in flow matching, 1 tells the network where the step ends.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -152,7 +153,8 @@ def any_step(
         x: noise of shape (B, ...), at the first time.
         schedule: the straight path.
         steps: how many (`any_step_times`), or the times themselves, descending; 0 is the end and not among them.
-        reach: s_k = t_k + reach (t_{k+1} - t_k), from 0 to 1. A one-step sample of Self-E wants 0.5.
+        reach: s_k = t_k + reach (t_{k+1} - t_k), but not below 0. A one-step sample of Self-E wants 0.5; above 1 a
+            step is told of an interval longer than it is.
         eta: 0 is deterministic (Euler). Above it, DDIM's update with that share of the ancestral noise: at 1,
             x_{k+1} is drawn from the posterior given the predicted x0, and its first step renoises altogether.
         generator: of that noise; read only where eta > 0.
@@ -162,12 +164,12 @@ def any_step(
         The sample, of the shape and dtype of x.
 
     Raises:
-        ValueError: reach outside [0, 1], no step, or times that do not descend.
+        ValueError: reach below 0 or not finite, no step, or times that do not descend.
     """
-    if not 0 <= reach <= 1:
-        raise ValueError(f"reach = {reach}; it is a share of the step, from 0 to 1")
+    if not 0 <= reach < math.inf:
+        raise ValueError(f"reach = {reach}; it is a share of the step, a number from 0")
     times = any_step_times(schedule, steps) if isinstance(steps, int) else torch.as_tensor(steps, dtype=torch.float64)
-    told = iter(torch.lerp(times, torch.cat([times[1:], times.new_zeros(1)]), reach).tolist())
+    told = iter(torch.lerp(times, torch.cat([times[1:], times.new_zeros(1)]), reach).clamp(min=0).tolist())
 
     def at_s(x_t: Tensor, t: Tensor) -> Prediction:
         return predict(x_t, t, torch.full_like(t, next(told)))

@@ -69,6 +69,7 @@ class AnyStep(Method):
     name = "any_step"
     reach = 1.0
     reach_of_one_step = 1.0
+    finest_steps: int | None = None
     preview_guidance = 2.0  # of pictures of several steps; 1 where guidance is in the network already
 
     def __init__(
@@ -181,7 +182,7 @@ class AnyStep(Method):
         parts = SimpleNamespace(
             unet=model.unet, text_encoder=model.text_encoder, vae=self.source.vae, tokenizer=self.source.tokenizer
         )
-        return AnyStepModel(parts, model, self.schedule, self.reach, self.reach_of_one_step)
+        return AnyStepModel(parts, model, self.schedule, self.reach, self.reach_of_one_step, self.finest_steps)
 
     def preview(self) -> Tensor:
         """16 captions, each at 1 step unguided and at 8 steps guided, noise the same every time."""

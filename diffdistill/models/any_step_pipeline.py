@@ -1,6 +1,7 @@
 """A text-to-image model of two times: its folder, its sampler, and the stock pipeline that one step of it is.
 
-    model_index.json   {"_class_name": "AnyStepPipeline", "schedule": {...}, "reach": ..., "reach_of_one_step": ...}
+    model_index.json   {"_class_name": "AnyStepPipeline", "schedule": {...}, "reach": ..., "reach_of_one_step": ...,
+                       "finest_steps": ...}
     unet/              a UNet2DConditionModel with a second time embedding (`models.two_times`)
     vae/ text_encoder/ tokenizer/                                                                 stock
 
@@ -47,6 +48,8 @@ class AnyStepModel:
     Attributes:
         reach: how far into a step the second time lies, `diffusion.any_step`; `reach_of_one_step` where there is one
             step alone.
+        finest_steps: with more steps than these the second time lies as far from the first as with these, past a step's
+            end; None for no limit.
     """
 
     pipeline: Any
@@ -54,6 +57,7 @@ class AnyStepModel:
     schedule: FlowSchedule
     reach: float = 1.0
     reach_of_one_step: float = 1.0
+    finest_steps: int | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -67,12 +71,13 @@ class AnyStepModel:
         Guidance keeps the energy of the conditional prediction (EP-CFG); 1 is unguided.
         """
         denoiser = TwoTimeDenoiser(self.network, self.schedule)
+        shorter = max(1.0, steps / (self.finest_steps or steps))  # that many times than the finest steps are
         return any_step(
             lambda x, t, s: guided_any_step(denoiser, x, t, s, cond, null.expand_as(cond), guidance),
             noise,
             self.schedule,
             steps,
-            reach=self.reach_of_one_step if steps == 1 else self.reach,
+            reach=self.reach_of_one_step if steps == 1 else self.reach * shorter,
         )
 
     @torch.no_grad()
@@ -140,6 +145,9 @@ def load_any_step(source: str | Path) -> AnyStepModel:
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         )
         reach, one = float(index["reach"]), float(index["reach_of_one_step"])
+        finest = index.get("finest_steps")
+        if not (0 <= reach <= 1 and 0 <= one <= 1 and (finest is None or int(finest) >= 1)):
+            raise ValueError(f"reach {reach} and {one} should be in [0, 1], finest_steps {finest} 1 or more")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
@@ -147,7 +155,7 @@ def load_any_step(source: str | Path) -> AnyStepModel:
     for part in (parts.unet, parts.vae, parts.text_encoder):
         part.requires_grad_(False).eval()
     network = two_times.TwoTimeUNet(parts.unet, None, process, schedule.num_train_timesteps)
-    return AnyStepModel(parts, network, schedule, reach, one)
+    return AnyStepModel(parts, network, schedule, reach, one, None if finest is None else int(finest))
 
 
 @torch.no_grad()
@@ -198,4 +206,6 @@ def _index(model: AnyStepModel) -> dict[str, Any]:
         "reach": model.reach,
         "reach_of_one_step": model.reach_of_one_step,
     }
+    if model.finest_steps is not None:
+        index["finest_steps"] = model.finest_steps
     return index if process is None else {**index, "process": process.settings}

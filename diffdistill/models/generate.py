@@ -28,7 +28,10 @@ def load_generator(source: str) -> Generator:
 def sampler_settings(model: Generator) -> dict[str, Any]:
     """What its pictures depend on beside weights, steps and guidance: a scheduler's settings, or how s is chosen."""
     if isinstance(model, AnyStepModel):
-        return {"schedule": vars(model.schedule), "reach": model.reach, "reach_of_one_step": model.reach_of_one_step}
+        told = {"reach": model.reach, "reach_of_one_step": model.reach_of_one_step}
+        if model.finest_steps is not None:
+            told["finest_steps"] = model.finest_steps
+        return {"schedule": vars(model.schedule), **told}
     return {key: value for key, value in model.pipeline.scheduler.config.items() if not key.startswith("_")}
 
 

@@ -41,7 +41,9 @@ def test_at_reach_0_it_is_eulers_method_of_flow_matching_to_the_bit() -> None:
     torch.testing.assert_close(ours, euler(lambda x, t: teacher(x, t, None), noise(), FLOW, times))
 
 
-@pytest.mark.parametrize(("reach", "expected"), [(1.0, [0.5, 0.0]), (0.0, [1.0, 0.5]), (0.5, [0.75, 0.25])])
+@pytest.mark.parametrize(
+    ("reach", "expected"), [(1.0, [0.5, 0.0]), (0.0, [1.0, 0.5]), (0.5, [0.75, 0.25]), (1.5, [0.25, 0.0])]
+)
 def test_the_network_is_told_a_time_that_far_into_the_step(reach: float, expected: list[float]) -> None:
     told: list[tuple[float, float]] = []
 
@@ -133,8 +135,9 @@ def test_a_guided_sample_of_no_energy_stays_finite() -> None:
 def test_bad_input_is_named() -> None:
     denoiser = TwoTimeDenoiser(network, FLOW)
     x, t, s = rows()
-    with pytest.raises(ValueError, match="reach = 2"):
-        any_step(lambda x, t, s: denoiser(x, t, s, None), x, FLOW, 2, reach=2)
+    for reach in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"reach = {reach}"):
+            any_step(lambda x, t, s: denoiser(x, t, s, None), x, FLOW, 2, reach=reach)
     with pytest.raises(ValueError, match="n = 0"):
         any_step(lambda x, t, s: denoiser(x, t, s, None), x, FLOW, 0)
     with pytest.raises(ValueError, match="s has shape"):

@@ -117,6 +117,7 @@ def test_the_product_generates_in_any_number_of_steps_and_one_of_them_is_stock(
     assert (loaded.reach, loaded.reach_of_one_step) == {
         "self_e": (0.75, 0.5), "flow": (0.0, 0.0)
     }.get(name, (1.0, 1.0))  # fmt: skip
+    assert loaded.finest_steps == (8 if name == "self_e" else None)
     prompts = ["red apple, noto", "blue car, noto"]
     for steps in (1, 2, 4, 8, 50) if name == "self_e" else (1, 2):
         made = next(generate(str(folder), prompts, steps, 1.0 if steps == 1 else 3.0))
@@ -238,6 +239,7 @@ def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> No
         ("self_e", {"drop_text": 0.0}, "drop_text is 0"),
         ("self_e", {"span_from": 1.0}, "end after the run does"),
         ("self_e", {"span_from": 0.5, "span_share": 0.6}, "end after the run does"),
+        ("self_e", {"finest_steps": 0}, "finest_steps is 0; it must be 1 or more"),
         ("self_e", {"judgement_scale": 0.0}, "judgement_scale is 0.0; it must be a number above 0"),
         ("mean_flow", {"drop_text": 0.0}, "set guidance to null"),
         ("shortcut", {"drop_text": 0.0}, "set guidance to 1"),

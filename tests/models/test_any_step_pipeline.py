@@ -24,7 +24,7 @@ from diffdistill.models.any_step_pipeline import (
     save_any_step,
 )
 from diffdistill.models.averaged import averaged_copy, follow
-from diffdistill.models.generate import generate
+from diffdistill.models.generate import generate, sampler_settings
 from diffdistill.models.teacher import load_teacher
 from diffdistill.models.two_times import TwoTimeUNet, add_second_time
 
@@ -107,6 +107,39 @@ def test_digests_tell_models_apart(folder: Path, tmp_path: Path) -> None:
     assert first.digest() == second.digest()
     second.reach_of_one_step = 0.4
     assert first.digest() != second.digest()
+
+
+def test_with_more_steps_than_the_finest_the_network_is_told_of_no_shorter_intervals(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = load_any_step(folder)
+    model.reach, model.reach_of_one_step, model.finest_steps, model.schedule = 0.5, 0.25, 4, FlowSchedule()
+    save_any_step(model, tmp_path / "again")
+    model = load_any_step(tmp_path / "again")
+    assert sampler_settings(model)["finest_steps"] == 4
+    noise, cond = torch.zeros(1, *model.latent_shape), torch.zeros(1, 77, 1)
+    told: list[float] = []
+
+    def seen(x: torch.Tensor, time: torch.Tensor, earlier: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        told.append(round((time - earlier).item() / 1000, 6))
+        return torch.zeros_like(x)
+
+    model.network = seen
+    for steps, expected in (
+        (1, [0.25]),
+        (2, [0.25] * 2),
+        (4, [0.125] * 4),
+        (8, [0.125] * 8),
+        (16, [0.125] * 15 + [0.0625]),
+    ):
+        told.clear()
+        model.sample(cond, cond, noise, steps, 1.0)
+        assert told == expected
+    for bad in ({"finest_steps": 0}, {"finest_steps": "few"}, {"reach": 1.5}, {"reach_of_one_step": float("nan")}):
+        index = json.loads((folder / "model_index.json").read_text())
+        (tmp_path / "again" / "model_index.json").write_text(json.dumps({**index, **bad}))
+        with pytest.raises(UserError, match="no any-step model"):
+            load_any_step(tmp_path / "again")
 
 
 def test_what_is_no_such_folder_is_refused(folder: Path, tmp_path: Path) -> None:
