@@ -128,13 +128,14 @@ def sweep(
 
 
 def measure(name: str, seed: int, o: argparse.Namespace) -> None:
-    """The product at all steps, and for the first seed its curve."""
+    """The product at all steps, and its curve unless another seed has one."""
     entry, run = ENTRIES[name], o.out / f"{name}-s{seed}"
     pictures = ("--pictures", str(o.pictures))
     seeds = ("--seeds", *map(str, o.measured_seeds))
     sweep(o.out, run / "final", {name: run / "export"}, STEPS, entry.guidance, *pictures, *seeds, *AGREEMENT)
     parts = {folder.name: folder for folder in sorted(run.glob("export-*"))}
-    if seed == o.seeds[0] and parts:
+    others = (other for other in o.out.glob(f"{name}-s[0-9]*") if other != run)
+    if parts and not any((other / "curve" / "sweep.json").is_file() for other in others):
         seeds, products = seeds[:2], {**parts, "export": run / "export"}
         sweep(o.out, run / "curve", products, entry.steps, entry.guidance, *pictures, *seeds, "--agreement", "none")
 
