@@ -5,13 +5,13 @@
     python bench/leaderboard.py --write      # table in docs/results.md, plot, pictures, from what is there
 
     train      each method by its config, cut to --images, product exported at every quarter     OUT/NAME-sSEED/
-    measure    `diffdistill eval sweep` of the products at 1, 2, 4, 8 steps                      OUT/final/
-               and of what was exported on the way, at the steps a method is meant for           OUT/curves/
+    measure    `diffdistill eval sweep` of the products at 1, 2, 4, 8 steps                      OUT/NAME-sSEED/final/
+               and of what was exported on the way, at the steps a method is meant for           OUT/NAME-sSEED/curve/
     write      table and plot; with --write a row of pictures a method too
 
 Notable:
 - every part is resumed where it was interrupted, and what is there is not made again;
-- a method trains 8 to 35 CPU minutes and is measured in 4 to 7, the whole race about 6 hours on one core;
+- a method trains 6 to 35 CPU minutes and is measured in 4 to 15, the whole race about 6 hours on one core;
 - CPU minutes are those of the training process and all its threads, so other work beside it matters little;
 - methods that train from data start from the teacher's own network too (`init_from`).
 """
@@ -25,6 +25,8 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sweep_rows import read_rows
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation import write_json_atomic
@@ -59,6 +61,7 @@ FROM_TEACHER = {
 }
 
 SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.evaluator_decay": "0.99"}
+SELF_E["method.finest_steps"] = "null"  # it is for more steps than are measured here
 
 ENTRIES = {
     "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0"}),
@@ -135,7 +138,7 @@ def measure(name: str, seed: int, o: argparse.Namespace) -> None:
     sweep(o.out, run / "final", {name: run / "export"}, STEPS, entry.guidance, *pictures, *seeds, *AGREEMENT)
     parts = {folder.name: folder for folder in sorted(run.glob("export-*"))}
     others = (other for other in o.out.glob(f"{name}-s[0-9]*") if other != run)
-    if parts and not any((other / "curve" / "sweep.json").is_file() for other in others):
+    if parts and not any(read_rows(other / "curve" / "sweep.json") for other in others):
         seeds, products = seeds[:2], {**parts, "export": run / "export"}
         sweep(o.out, run / "curve", products, entry.steps, entry.guidance, *pictures, *seeds, "--agreement", "none")
 

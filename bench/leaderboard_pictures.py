@@ -19,7 +19,7 @@ PROMPTS = (
 
 
 def draw(out: Path, names: Iterable[str], path: Path) -> None:
-    """Write a row of pictures a method, of its first seed, in order of KD; the teacher's comes first."""
+    """Write a row of pictures a method, of seed 0, in order of KD; the teacher's comes first."""
     places = {name: (out / f"{name}-s0" / "export", out / f"{name}-s0" / "final") for name in names}
     places["teacher"] = Path("assets/teacher"), out / "teacher"
     found = {}
@@ -33,4 +33,5 @@ def draw(out: Path, names: Iterable[str], path: Path) -> None:
         steps, scale, kd = row["steps"], row["guidance"], row["mean"]["kd"]
         label = f"{name}, {steps} step{'s' * (steps > 1)}" + (f", guidance {scale:g}" if scale > 1 else "")
         grids[f"{label}: KD {kd:.3f}"] = torch.cat(list(generate(str(folder), PROMPTS, steps, scale)))
-    save_labelled_grids(path, grids, columns=len(PROMPTS))
+    if grids:
+        save_labelled_grids(path, grids, columns=len(PROMPTS))

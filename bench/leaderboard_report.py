@@ -136,10 +136,11 @@ def plot(found: list[dict[str, Any]], teacher: list[dict[str, Any]], path: Path)
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-    first: dict[str, dict[str, Any]] = {}
-    for record in found:
-        first.setdefault(record["name"], record)
-    for k, (name, record) in enumerate(first.items()):
+    shown: dict[str, dict[str, Any]] = {}  # of several runs the one that has a curve
+    for record in sorted(found, key=lambda record: not record["curve"]):
+        shown.setdefault(record["name"], record)
+    for k, name in enumerate(dict.fromkeys(record["name"] for record in found)):
+        record = shown[name]
         style = {"color": f"C{k % 10}", "marker": "os^vDP*X"[k % 8], "markersize": 4, "label": name}
         points = _lowest_end(record["curve"])
         if points:

@@ -55,7 +55,8 @@ class SelfE(AnyStep):
         energy_preserving: scale the target to the data's norm.
         reach: how far into a step of several its s lies, from 0 (s = t) to 1 (its end, the paper's).
         reach_of_one_step: how far into its one step a one-step sample's s lies, from 0 to 1.
-        finest_steps: with more steps than these s stays as far from t as with these; null for no limit, the paper's.
+        finest_steps: with more steps than these s stays about as far from t as with these; null, the paper's, for no
+            limit.
         attention: auto, sdpa, math or xformers.
         half_export: store the exported UNet's and VAE's weights as float16.
         stock_one_step: export one step as a stock pipeline too, in the folder `one_step`.
@@ -110,8 +111,8 @@ class SelfE(AnyStep):
             )
         if not 0 < judgement_scale < math.inf:
             raise UserError(f"judgement_scale is {judgement_scale}; it must be a number above 0")
-        if finest_steps is not None and finest_steps < 1:
-            raise UserError(f"finest_steps is {finest_steps}; it must be 1 or more, or null")
+        if finest_steps is not None and finest_steps < 2:
+            raise UserError(f"finest_steps is {finest_steps}; it must be 2 or more, or null")
         source = {
             "autoencoder": autoencoder, "data": data, "block_out_channels": block_out_channels,
             "cross_attention": cross_attention, "layers_per_block": layers_per_block, "text_width": text_width,

@@ -48,8 +48,8 @@ class AnyStepModel:
     Attributes:
         reach: how far into a step the second time lies, `diffusion.any_step`; `reach_of_one_step` where there is one
             step alone.
-        finest_steps: with more steps than these the second time lies as far from the first as with these, past a step's
-            end; None for no limit.
+        finest_steps: with more steps than these, 2 or more, the second time lies about as far from the first as with
+            these, past a step's end but not below 0; None for no limit.
     """
 
     pipeline: Any
@@ -71,13 +71,13 @@ class AnyStepModel:
         Guidance keeps the energy of the conditional prediction (EP-CFG); 1 is unguided.
         """
         denoiser = TwoTimeDenoiser(self.network, self.schedule)
-        shorter = max(1.0, steps / (self.finest_steps or steps))  # that many times than the finest steps are
+        longer = max(1.0, steps / self.finest_steps) if self.finest_steps else 1.0  # told than the steps are
         return any_step(
             lambda x, t, s: guided_any_step(denoiser, x, t, s, cond, null.expand_as(cond), guidance),
             noise,
             self.schedule,
             steps,
-            reach=self.reach_of_one_step if steps == 1 else self.reach * shorter,
+            reach=self.reach_of_one_step if steps == 1 else self.reach * longer,
         )
 
     @torch.no_grad()
@@ -146,16 +146,16 @@ def load_any_step(source: str | Path) -> AnyStepModel:
         )
         reach, one = float(index["reach"]), float(index["reach_of_one_step"])
         finest = index.get("finest_steps")
-        if not (0 <= reach <= 1 and 0 <= one <= 1 and (finest is None or int(finest) >= 1)):
-            raise ValueError(f"reach {reach} and {one} should be in [0, 1], finest_steps {finest} 1 or more")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if not (0 <= reach <= 1 and 0 <= one <= 1 and (finest is None or (type(finest) is int and finest >= 2))):
+            raise ValueError(f"reach {reach} and {one} should be in [0, 1], finest_steps {finest!r} 2 or more, or null")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"no any-step model at {folder}: {str(error).strip().splitlines()[0]}") from error
     for part in (parts.unet, parts.vae, parts.text_encoder):
         part.requires_grad_(False).eval()
     network = two_times.TwoTimeUNet(parts.unet, None, process, schedule.num_train_timesteps)
-    return AnyStepModel(parts, network, schedule, reach, one, None if finest is None else int(finest))
+    return AnyStepModel(parts, network, schedule, reach, one, finest)
 
 
 @torch.no_grad()

@@ -239,7 +239,7 @@ def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> No
         ("self_e", {"drop_text": 0.0}, "drop_text is 0"),
         ("self_e", {"span_from": 1.0}, "end after the run does"),
         ("self_e", {"span_from": 0.5, "span_share": 0.6}, "end after the run does"),
-        ("self_e", {"finest_steps": 0}, "finest_steps is 0; it must be 1 or more"),
+        ("self_e", {"finest_steps": 1}, "finest_steps is 1; it must be 2 or more"),
         ("self_e", {"judgement_scale": 0.0}, "judgement_scale is 0.0; it must be a number above 0"),
         ("mean_flow", {"drop_text": 0.0}, "set guidance to null"),
         ("shortcut", {"drop_text": 0.0}, "set guidance to 1"),

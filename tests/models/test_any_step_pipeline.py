@@ -135,7 +135,14 @@ def test_with_more_steps_than_the_finest_the_network_is_told_of_no_shorter_inter
         told.clear()
         model.sample(cond, cond, noise, steps, 1.0)
         assert told == expected
-    for bad in ({"finest_steps": 0}, {"finest_steps": "few"}, {"reach": 1.5}, {"reach_of_one_step": float("nan")}):
+    for bad in (
+        {"finest_steps": 1},
+        {"finest_steps": "4"},
+        {"finest_steps": True},
+        {"finest_steps": float("inf")},
+        {"reach": 1.5},
+        {"reach_of_one_step": float("nan")},
+    ):
         index = json.loads((folder / "model_index.json").read_text())
         (tmp_path / "again" / "model_index.json").write_text(json.dumps({**index, **bad}))
         with pytest.raises(UserError, match="no any-step model"):
