@@ -42,6 +42,16 @@ class SampleRandom:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def rows(self, rows: Tensor) -> "SampleRandom":
+        """The randomness of some of the samples; `rows` are places in the batch, int64 of shape (R,).
+
+        >>> random = SampleRandom(0, range(4))
+        >>> some = random.rows(torch.tensor([2, 0])).normal("noise", (2,))
+        >>> bool((some == random.normal("noise", (2,))[[2, 0]]).all())
+        True
+        """
+        return SampleRandom(self.seed, [self.indices[row] for row in rows.tolist()], self.device)
+
     def normal(self, stream: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal noise of shape (B, *shape).
 

@@ -30,6 +30,7 @@ from diffdistill.distill import (
     surrogate_loss,
 )
 from diffdistill.distill.residual import rms
+from diffdistill.distill.rows import take_rows
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lora, full_copy
@@ -50,6 +51,8 @@ class FakeScore:
         warmup: steps at the start in which the fake score alone learns, so that it knows the student first.
         weight: of its denoising loss, a name in `distill.DENOISING_WEIGHTS`.
         drop_text: share of samples on which it is trained without a prompt.
+        sample_dropped: those samples are also made without a prompt, so that they are samples of what the student
+            draws for the empty prompt; otherwise they are made with the prompt that is then dropped.
         guidance_scale: it is its guided prediction that is trained to denoise; 1 for the plain one.
         t_min, t_max: times it is trained at, as fractions.
         lora_rank, lora_alpha, lora_targets: of the adapters.
@@ -61,6 +64,7 @@ class FakeScore:
     warmup: int = 0
     weight: str = "alpha2_eps"
     drop_text: float = 0.0
+    sample_dropped: bool = False
     guidance_scale: float = 1.0
     t_min: float = 0.0
     t_max: float = 1.0
@@ -189,12 +193,10 @@ class WithFakeScore(OneStep):
         assert fake is not None
 
         def loss(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
-            x0 = carry.get("x0")
-            if k > 0 or x0 is None:  # further updates see fresh samples of the student as it is now
-                with torch.no_grad():
-                    x0 = self._sample(unwrap(self.networks["student"]), random, batch["cond"], f"/{k}")
+            dropped = random.bernoulli(f"fake_drop/{k}", fake.drop_text)
+            cond = drop_condition(batch["cond"], self.null, dropped)
+            x0 = self._samples_to_learn(batch["cond"], cond, dropped, random, carry, k)
             t = self.schedule.timestep(random.uniform(f"fake_time/{k}"), fake.t_min, fake.t_max)
-            cond = drop_condition(batch["cond"], self.null, random.bernoulli(f"fake_drop/{k}", fake.drop_text))
             eps = random.normal(f"fake_noise/{k}", self.teacher.latent_shape)
             total, logs = self._denoising(x0, t, eps, cond, batch, random, k)
             if k == fake.updates - 1 > 0:
@@ -202,6 +204,26 @@ class WithFakeScore(OneStep):
             return total, logs
 
         return loss
+
+    @torch.no_grad()
+    def _samples_to_learn(
+        self, prompted: Any, cond: Any, dropped: Tensor, random: SampleRandom, carry: dict[str, Any], k: int
+    ) -> Tensor:
+        """What the fake score is to denoise in its k-th update: x0 of the student, without a graph.
+
+        The first update takes the samples just judged; with `sample_dropped`, those without a prompt are made anew.
+        """
+        assert self.fake is not None
+        student = unwrap(self.networks["student"])
+        anew = self.fake.sample_dropped
+        x0: Tensor | None = carry.get("x0")
+        if k > 0 or x0 is None:  # further updates see fresh samples of the student as it is now
+            return self._sample(student, random, cond if anew else prompted, f"/{k}")
+        rows = dropped.nonzero().squeeze(1)
+        if not anew or not len(rows):
+            return x0
+        fresh = self._sample(student, random.rows(rows), take_rows(cond, rows), f"/{k}")
+        return x0.index_copy(0, rows, fresh.to(x0.dtype))
 
     def _denoising(
         self, x0: Tensor, t: Tensor, eps: Tensor, cond: Tensor, batch: Batch, random: SampleRandom, k: int

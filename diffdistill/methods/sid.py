@@ -41,7 +41,8 @@ class SiD(WithFakeScore):
         fake_updates: updates of the fake score per update of the student.
         fake_warmup: steps at the start in which the fake score alone learns.
         fake_weight: weight of the fake score's denoising loss, a name in `distill.DENOISING_WEIGHTS`.
-        drop_text: share of samples on which the fake score is trained without a prompt.
+        drop_text: share of samples that the fake score learns without a prompt, and that the student makes without
+            one; null for .1 where the fake score is guided and 0 where it is not, as in the released code.
         t_min: lower end of the times judged, and of those that the fake score is trained at, as a fraction.
         t_max: upper end, not included.
         t_max_final: where t_max arrives at the end of training, linearly, for the scores that judge; null for where it
@@ -69,7 +70,7 @@ class SiD(WithFakeScore):
         fake_updates: int = 1,
         fake_warmup: int = 0,
         fake_weight: str = "eps",
-        drop_text: float = 0.0,
+        drop_text: float | None = None,
         t_min: float = 0.02,
         t_max: float = 0.98,
         t_max_final: float | None = None,
@@ -84,6 +85,7 @@ class SiD(WithFakeScore):
         self.alpha, self.guidance_scale = alpha, guidance_scale
         self.fake_guidance_scale = guidance_scale if fake_guidance_scale is None else fake_guidance_scale
         trained = self.fake_guidance_scale if fake_train_guidance_scale is None else fake_train_guidance_scale
+        guided = trained != 1 or self.fake_guidance_scale != 1
         super().__init__(
             teacher,
             prompts,
@@ -92,7 +94,8 @@ class SiD(WithFakeScore):
                 updates=fake_updates,
                 warmup=fake_warmup,
                 weight=fake_weight,
-                drop_text=drop_text,
+                drop_text=(0.1 if guided else 0.0) if drop_text is None else drop_text,
+                sample_dropped=True,
                 guidance_scale=trained,
                 t_min=t_min,
                 t_max=t_max,
