@@ -10,6 +10,19 @@ from typing import Any, NoReturn
 from diffdistill.errors import UserError
 
 
+def add_eta(parser: argparse.ArgumentParser) -> None:
+    """The option --eta of a command that samples; None where it is not given."""
+    help_text = "noise while sampling, from 0 (none) to 1 (ancestral); by default the model's own, which is mostly 0"
+    parser.add_argument("--eta", type=_eta, help=help_text)
+
+
+def _eta(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise UserError(f"--eta is {value:g}; it must be from 0 to 1")
+    return value
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Raises UserError where argparse would print its usage and exit. Options are not abbreviated."""
 

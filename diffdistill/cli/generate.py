@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.arguments import OneLineParser, add_eta
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     what.add_argument("--prompts", type=Path, help="text file, one prompt a line")
     parser.add_argument("--steps", type=int, default=1, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is unguided")
+    add_eta(parser)
     parser.add_argument("--seed", type=int, default=0, help="picture i starts from noise of seed SEED + i")
     parser.add_argument("--n", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--batch_size", type=int, default=32)
@@ -63,7 +64,9 @@ def main(argv: Sequence[str]) -> None:
     from diffdistill.models.generate import generate
     from diffdistill.models.pictures import save_grid, save_picture
 
-    images = generate(model, prompts, options.steps, options.guidance, options.seed, options.batch_size)
+    images = generate(
+        model, prompts, options.steps, options.guidance, options.seed, options.batch_size, eta=options.eta
+    )
     kept, done = [], 0
     for chunk in images:  # nothing is made before the first pictures are: the model may be refused
         if done == 0 and out.is_dir():  # overwritten: no earlier picture may stay among the new ones

@@ -21,7 +21,7 @@ from torch import Tensor
 from .denoiser import Denoiser, ScoreModel
 from .guidance import cond_and_null
 from .prediction import Prediction, combine
-from .samplers import Callback, ddim, euler
+from .samplers import Callback, Noise, ddim, euler
 from .schedule import FlowSchedule, broadcast
 
 TwoTimeNetwork = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -142,7 +142,7 @@ def any_step(
     *,
     reach: float = 1.0,
     eta: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Sample in any number of steps.
@@ -155,17 +155,19 @@ def any_step(
         steps: how many (`any_step_times`), or the times themselves, descending; 0 is the end and not among them.
         reach: s_k = t_k + reach (t_{k+1} - t_k), but not below 0. A one-step sample of Self-E wants 0.5; above 1 a
             step is told of an interval longer than it is.
-        eta: 0 is deterministic (Euler). Above it, DDIM's update with that share of the ancestral noise: at 1,
-            x_{k+1} is drawn from the posterior given the predicted x0, and its first step renoises altogether.
-        generator: of that noise; read only where eta > 0.
+        eta: from 0 to 1. 0 is deterministic (Euler). Above it, DDIM's update with that share of the ancestral noise:
+            at 1, x_{k+1} is drawn from the posterior given the predicted x0, and its first step renoises altogether.
+        generator: of that noise, one or one a sample; read only where eta > 0.
         callback: as of the samplers.
 
     Returns:
         The sample, of the shape and dtype of x.
 
     Raises:
-        ValueError: reach below 0 or not finite, no step, or times that do not descend.
+        ValueError: reach below 0 or not finite, eta outside [0, 1], no step, or times that do not descend.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta = {eta}; it is a share of the ancestral noise, from 0 to 1")
     if not 0 <= reach < math.inf:
         raise ValueError(f"reach = {reach}; it is a share of the step, a number from 0")
     times = any_step_times(schedule, steps) if isinstance(steps, int) else torch.as_tensor(steps, dtype=torch.float64)

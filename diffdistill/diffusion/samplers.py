@@ -23,6 +23,7 @@ from .schedule import FlowSchedule, Schedule, VPSchedule, broadcast, linear_comb
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 Callback = Callable[[int, float, Tensor, Prediction], None]
+Noise = torch.Generator | Sequence[torch.Generator] | None  # one generator for the batch, or one a sample
 Spacing = Literal["trailing", "leading", "linspace"]
 Steps = int | Sequence[int] | Sequence[float] | Tensor
 
@@ -92,7 +93,7 @@ def ddim(
     steps: Steps,
     *,
     eta: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
     final_alpha_one: bool = True,
     spacing: Spacing = "trailing",
     steps_offset: int = 0,
@@ -106,7 +107,7 @@ def ddim(
     Args:
         predict, x, schedule, steps, callback: as the module says.
         eta: 0 is deterministic, 1 the ancestral sampler (DDPM).
-        generator: of the noise z; read only where eta > 0.
+        generator: of the noise z, one or one a sample; read only where there is such noise.
         final_alpha_one: end at alpha = 1; otherwise at time 0 (`set_alpha_to_one` of diffusers).
         spacing, steps_offset: as of `timesteps`.
 
@@ -114,7 +115,7 @@ def ddim(
         The sample, of the shape and dtype of x.
 
     Raises:
-        ValueError: as of `timesteps`, or an eps prediction where alpha = 0.
+        ValueError: as of `timesteps`, an eps prediction where alpha = 0, or another number of generators than samples.
     """
     times = _times(schedule, steps, spacing, steps_offset)
     before = times[1:] + [-1]
@@ -132,9 +133,7 @@ def ddim(
         noise_level = max(sigma_before**2 - std**2, 0.0) ** 0.5
         x = alpha_before * prediction.x0 + noise_level * prediction.eps
         if eta > 0:
-            device = x.device if generator is None else generator.device
-            z = torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
-            x = x + std * z.to(x.device)
+            x = x + std * _noise_like(x, generator)
         if callback is not None:
             callback(index, t, x, prediction)
     return x
@@ -212,6 +211,17 @@ def dpm_solver_pp_2m(
         if callback is not None:
             callback(index, t, x, prediction)
     return x
+
+
+def _noise_like(x: Tensor, generator: Noise) -> Tensor:
+    """Standard normal noise of x's shape; with a generator a sample, row i is of the i-th alone."""
+    if generator is None or isinstance(generator, torch.Generator):
+        device = x.device if generator is None else generator.device
+        return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+    if len(generator) != len(x):
+        raise ValueError(f"{len(generator)} generators for {len(x)} samples; there must be one a sample")
+    rows = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype) for g in generator]
+    return torch.stack(rows).to(x.device)
 
 
 def _predict(predict: Predict, x: Tensor, t: float, alpha: float) -> Prediction:

@@ -70,6 +70,7 @@ class AnyStep(Method):
     reach = 1.0
     reach_of_one_step = 1.0
     finest_steps: int | None = None
+    eta = 0.0
     preview_guidance = 2.0  # of pictures of several steps; 1 where guidance is in the network already
 
     def __init__(
@@ -182,7 +183,8 @@ class AnyStep(Method):
         parts = SimpleNamespace(
             unet=model.unet, text_encoder=model.text_encoder, vae=self.source.vae, tokenizer=self.source.tokenizer
         )
-        return AnyStepModel(parts, model, self.schedule, self.reach, self.reach_of_one_step, self.finest_steps)
+        told = (self.reach, self.reach_of_one_step, self.finest_steps)
+        return AnyStepModel(parts, model, self.schedule, *told, self.eta)
 
     def preview(self) -> Tensor:
         """16 captions, each at 1 step unguided and at 8 steps guided, noise the same every time."""

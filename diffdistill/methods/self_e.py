@@ -57,6 +57,7 @@ class SelfE(AnyStep):
         reach_of_one_step: how far into its one step a one-step sample's s lies, from 0 to 1.
         finest_steps: with more steps than these s stays about as far from t as with these; null, the paper's, for no
             limit.
+        eta: noise added while the product is sampled, a share of the ancestral sampler's; 1 is the paper's.
         attention: auto, sdpa, math or xformers.
         half_export: store the exported UNet's and VAE's weights as float16.
         stock_one_step: export one step as a stock pipeline too, in the folder `one_step`.
@@ -93,13 +94,14 @@ class SelfE(AnyStep):
         reach: float = 1.0,
         reach_of_one_step: float = 0.5,
         finest_steps: int | None = None,
+        eta: float = 0.0,
         attention: str = "auto",
         half_export: bool = False,
         stock_one_step: bool = False,
     ) -> None:
         check_shares(
             same=same, span_from=span_from, span_share=span_share, classifier_share=classifier_share, reach=reach,
-            reach_of_one_step=reach_of_one_step, fake_from=fake_from or 0.0,
+            reach_of_one_step=reach_of_one_step, eta=eta, fake_from=fake_from or 0.0,
         )  # fmt: skip
         if same == 1 and fake_from is not None:
             raise UserError("same 1 is flow matching, which judges nothing: fake_from must be null")
@@ -137,7 +139,7 @@ class SelfE(AnyStep):
         self.same, self.time_mean, self.fake_from = same, time_mean, fake_from
         self.span_from, self.span_share = span_from, span_share
         self.classifier_share, self.energy_preserving = classifier_share, energy_preserving
-        self.judgement_scale = judgement_scale
+        self.judgement_scale, self.eta = judgement_scale, eta
         if same == 1:
             self.reach = self.reach_of_one_step = 0.0  # it was told s = t alone
         else:

@@ -1,7 +1,7 @@
 """A text-to-image model of two times: its folder, its sampler, and the stock pipeline that one step of it is.
 
     model_index.json   {"_class_name": "AnyStepPipeline", "schedule": {...}, "reach": ..., "reach_of_one_step": ...,
-                       "finest_steps": ...}
+                       "finest_steps": ..., "eta": ...}       the last two where they are not their defaults
     unet/              a UNet2DConditionModel with a second time embedding (`models.two_times`)
     vae/ text_encoder/ tokenizer/                                                                 stock
 
@@ -50,6 +50,8 @@ class AnyStepModel:
             step alone.
         finest_steps: with more steps than these, 2 or more, the second time lies about as far from the first as with
             these, past a step's end but not below 0; None for no limit.
+        eta: noise added while sampling, a share of the ancestral sampler's from 0 (none) to 1; none in a last step, so
+            that one step is always deterministic.
     """
 
     pipeline: Any
@@ -58,6 +60,7 @@ class AnyStepModel:
     reach: float = 1.0
     reach_of_one_step: float = 1.0
     finest_steps: int | None = None
+    eta: float = 0.0
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -65,10 +68,20 @@ class AnyStepModel:
         return config.in_channels, config.sample_size, config.sample_size
 
     @torch.no_grad()
-    def sample(self, cond: Tensor, null: Tensor, noise: Tensor, steps: int, guidance: float) -> Tensor:
+    def sample(
+        self,
+        cond: Tensor,
+        null: Tensor,
+        noise: Tensor,
+        steps: int,
+        guidance: float,
+        eta: float | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
         """Latents of noise (B, C, h, w); cond (B, L, D) or (B, L) token ids, null the same or one row.
 
-        Guidance keeps the energy of the conditional prediction (EP-CFG); 1 is unguided.
+        Guidance keeps the energy of the conditional prediction (EP-CFG); 1 is unguided. Where eta, by default the
+        model's, is above 0, picture i is given the noise of generators[i].
         """
         denoiser = TwoTimeDenoiser(self.network, self.schedule)
         longer = max(1.0, steps / self.finest_steps) if self.finest_steps else 1.0  # told than the steps are
@@ -78,18 +91,24 @@ class AnyStepModel:
             self.schedule,
             steps,
             reach=self.reach_of_one_step if steps == 1 else self.reach * longer,
+            eta=self.eta if eta is None else eta,
+            generator=generators,
         )
 
     @torch.no_grad()
-    def pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Tensor:
+    def pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, eta: float | None = None
+    ) -> Tensor:
         """(B, 3, H, W) in [0, 1]; picture i starts from noise of `torch.Generator().manual_seed(seeds[i])`.
 
-        The same noise as a stock pipeline draws of that generator.
+        The same noise as a stock pipeline draws of that generator; where eta is above 0, later noise is what the
+        generator draws next.
         """
         device = self.pipeline.text_encoder.device
-        draws = [torch.randn((1, *self.latent_shape), generator=torch.Generator().manual_seed(s)) for s in seeds]
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+        draws = [torch.randn((1, *self.latent_shape), generator=generator) for generator in generators]
         cond, null = (embed(self.pipeline, texts) for texts in (list(prompts), [""]))
-        latents = self.sample(cond, null, torch.cat(draws).to(device), steps, guidance)
+        latents = self.sample(cond, null, torch.cat(draws).to(device), steps, guidance, eta, generators)
         return decode(self.pipeline.vae, latents)
 
     def to(self, device: str) -> None:
@@ -145,9 +164,11 @@ def load_any_step(source: str | Path) -> AnyStepModel:
             tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         )
         reach, one = float(index["reach"]), float(index["reach_of_one_step"])
-        finest = index.get("finest_steps")
+        finest, eta = index.get("finest_steps"), float(index.get("eta", 0))
         if not (0 <= reach <= 1 and 0 <= one <= 1 and (finest is None or (type(finest) is int and finest >= 2))):
             raise ValueError(f"reach {reach} and {one} should be in [0, 1], finest_steps {finest!r} 2 or more, or null")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta {eta} should be in [0, 1]")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
@@ -155,7 +176,7 @@ def load_any_step(source: str | Path) -> AnyStepModel:
     for part in (parts.unet, parts.vae, parts.text_encoder):
         part.requires_grad_(False).eval()
     network = two_times.TwoTimeUNet(parts.unet, None, process, schedule.num_train_timesteps)
-    return AnyStepModel(parts, network, schedule, reach, one, finest)
+    return AnyStepModel(parts, network, schedule, reach, one, finest, eta)
 
 
 @torch.no_grad()
@@ -208,4 +229,6 @@ def _index(model: AnyStepModel) -> dict[str, Any]:
     }
     if model.finest_steps is not None:
         index["finest_steps"] = model.finest_steps
+    if model.eta:
+        index["eta"] = model.eta
     return index if process is None else {**index, "process": process.settings}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,14 +26,22 @@ def load_generator(source: str) -> Generator:
     return load_any_step(source) if is_any_step(source) else load_teacher(source)
 
 
-def sampler_settings(model: Generator) -> dict[str, Any]:
-    """What its pictures depend on beside weights, steps and guidance: a scheduler's settings, or how s is chosen."""
+def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, Any]:
+    """What its pictures depend on beside weights, steps and guidance: a scheduler's settings, or how s is chosen.
+
+    Args:
+        eta: what the model is sampled with where its own is not.
+    """
+    asked = {} if eta is None else {"eta": eta}
     if isinstance(model, AnyStepModel):
         told = {"reach": model.reach, "reach_of_one_step": model.reach_of_one_step}
         if model.finest_steps is not None:
             told["finest_steps"] = model.finest_steps
-        return {"schedule": vars(model.schedule), **told}
-    return {key: value for key, value in model.pipeline.scheduler.config.items() if not key.startswith("_")}
+        if model.eta:
+            told["eta"] = model.eta
+        return {"schedule": vars(model.schedule), **told, **asked}
+    settings = {key: value for key, value in model.pipeline.scheduler.config.items() if not key.startswith("_")}
+    return {**settings, **asked}
 
 
 def check_steps(model: Generator, steps: int) -> None:
@@ -41,6 +50,18 @@ def check_steps(model: Generator, steps: int) -> None:
     if steps < 1 or (times is not None and steps > times):
         allows = "it must be 1 or more" if times is None else f"this pipeline's schedule allows 1 to {times}"
         raise UserError(f"steps is {steps}; {allows}")
+
+
+def check_eta(model: Generator, eta: float | None) -> None:
+    """Raise UserError for an eta outside [0, 1], or one for a stock pipeline whose scheduler takes none."""
+    if eta is None:
+        return
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta is {eta:g}; it is a share of the ancestral sampler's noise, from 0 to 1")
+    if not isinstance(model, AnyStepModel):
+        scheduler = model.pipeline.scheduler
+        if "eta" not in inspect.signature(scheduler.step).parameters:
+            raise UserError(f"eta is {eta:g}, and this pipeline's {type(scheduler).__name__} takes none; leave it out")
 
 
 @torch.no_grad()
@@ -52,17 +73,26 @@ def generate(
     seed: int = 0,
     batch_size: int = 32,
     seeds: Sequence[int] | None = None,
+    eta: float | None = None,
 ) -> Iterator[Tensor]:
     """Yield batches of pictures, (B, 3, H, W) in [0, 1], in the prompts' order.
 
     Picture i starts from `torch.Generator().manual_seed(seed + i)`, or from seeds[i] where they are given, as
-    `DiffusionPipeline` does when it is given one generator a prompt.
+    `DiffusionPipeline` does when it is given one generator a prompt. Noise added while sampling comes from the same
+    generator.
+
+    Args:
+        eta: share of the ancestral sampler's noise, from 0 to 1; None for the model's own, which is 0 in a stock
+            pipeline, and in an any-step one unless its model_index.json says otherwise.
 
     Raises:
-        UserError: no Stable-Diffusion-class pipeline at `model`, or more steps than its schedule has times.
+        UserError: no Stable-Diffusion-class pipeline at `model`, more steps than its schedule has times, or an eta that
+            its scheduler does not take.
     """
     loaded = load_generator(model) if isinstance(model, str) else model
     check_steps(loaded, steps)
+    check_eta(loaded, eta)
+    given = {} if eta is None else {"eta": eta}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(loaded, AnyStepModel):
         loaded.to(device)
@@ -74,10 +104,10 @@ def generate(
         chunk = list(prompts[i : i + batch_size])
         chosen = range(seed + i, seed + i + len(chunk)) if seeds is None else seeds[i : i + len(chunk)]
         if isinstance(loaded, AnyStepModel):
-            yield loaded.pictures(chunk, chosen, steps, guidance).float().cpu()
+            yield loaded.pictures(chunk, chosen, steps, guidance, eta).float().cpu()
             continue
         generators = [torch.Generator().manual_seed(s) for s in chosen]
         result = loaded.pipeline(
-            chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt"
+            chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt", **given
         )
         yield result.images.float().cpu()

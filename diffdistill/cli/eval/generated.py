@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.reading import Source
-from diffdistill.models.generate import generate, load_generator
+from diffdistill.models.generate import check_eta, generate, load_generator
 
 CHUNK = 16  # the networks always run on so many, since kernels round differently at other sizes
 
@@ -26,6 +26,7 @@ class Generated(Source):
         prompts: as many as there are.
         n: pictures in all.
         steps, guidance, seed: of the sampler.
+        eta: its noise while sampling; None for the model's own.
 
     Raises:
         UserError: no such pipeline, or no prompt.
@@ -33,12 +34,25 @@ class Generated(Source):
 
     together = True
 
-    def __init__(self, model: Any, prompts: Sequence[str], n: int, steps: int, guidance: float, seed: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prompts: Sequence[str],
+        n: int,
+        steps: int,
+        guidance: float,
+        seed: int,
+        eta: float | None = None,
+    ) -> None:
         if not prompts:
             raise UserError("there is no prompt to generate from")
         self.model = load_generator(model) if isinstance(model, str) else model
         self.prompts, self.n, self.steps, self.guidance, self.seed = list(prompts), n, steps, guidance, seed
         self.name = f"{model if isinstance(model, str) else 'pipeline'}, {steps} steps, guidance {guidance:g}"
+        self.eta = eta
+        if eta is not None:
+            check_eta(self.model, eta)
+            self.name += f", eta {eta:g}"
 
     def __len__(self) -> int:
         return self.n
@@ -61,10 +75,12 @@ class Generated(Source):
     def read_many(self, indices: Sequence[int]) -> list[Tensor]:
         filled = [*indices, *[indices[-1]] * (-len(indices) % CHUNK)]
         prompts, seeds = [self.prompt(i) for i in filled], [self.seed + i for i in filled]
-        made = generate(self.model, prompts, self.steps, self.guidance, batch_size=CHUNK, seeds=seeds)
+        made = generate(self.model, prompts, self.steps, self.guidance, batch_size=CHUNK, seeds=seeds, eta=self.eta)
         return list(torch.cat(list(made)).clamp(0, 1)[: len(indices)])
 
     def made_from(self) -> dict[str, Any]:
         prompts = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
         sampler = {"steps": self.steps, "guidance": self.guidance, "seed": self.seed}
+        if self.eta is not None:
+            sampler["eta"] = self.eta
         return {"made_from": {"model": self.model.digest(), "prompts": prompts, **sampler}}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.arguments import OneLineParser, add_eta
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
@@ -41,6 +41,7 @@ def generator_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", help="text file, one prompt a line, or .jsonl with a prompt in each; with --model")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--guidance", type=float, default=1.0, help="1 is unguided")
+    add_eta(parser)
     parser.add_argument("--seed", type=int, default=0, help="picture i starts from noise of seed SEED + i")
 
 
@@ -67,13 +68,15 @@ def check_free(out: Path, overwrite: bool) -> None:
 
 def source_of(o: argparse.Namespace, per_prompt: int = 1) -> Any:
     if getattr(o, "images", None):
+        if o.eta is not None:
+            raise UserError("--eta is of pictures that are made; it goes with --model, not with --images")
         from diffdistill.evaluation.reading import open_source
 
         return open_source(find(o.images))
     prompts = [record["prompt"] for record in prompt_records(o) for _ in range(per_prompt)]  # before torch is loaded
     from diffdistill.cli.eval.generated import Generated
 
-    return Generated(find(o.model), prompts, o.pictures or len(prompts), o.steps, o.guidance, o.seed)
+    return Generated(find(o.model), prompts, o.pictures or len(prompts), o.steps, o.guidance, o.seed, o.eta)
 
 
 def prompt_records(o: argparse.Namespace) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.arguments import OneLineParser, add_eta
 from diffdistill.cli.eval.agreement import check_clip, clip_options
 from diffdistill.cli.eval.options import check_text, is_first, parse, parser_of
 from diffdistill.cli.paths import check_writable, find
@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--students", nargs="+", default=[], help=f"{where}: measured at every --steps, unguided")
     parser.add_argument("--steps", dest="step_counts", metavar="N", type=int, nargs="+", default=[1, 2, 4, 8, 25, 50])
     parser.add_argument("--guidance", dest="scales", metavar="W", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.0])
+    add_eta(parser)
     parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--reference", default="assets/emoji", help="emoji set; with --prompts also as of `eval calc`")
     parser.add_argument("--prompts", help="text file, one prompt a line; by default captions drawn from --reference")

@@ -53,7 +53,7 @@ from diffdistill.evaluation.sweep.cells import (
 )
 from diffdistill.evaluation.sweep.ground import EmojiGround, GivenGround, Ground, Stack, Unseen
 from diffdistill.evaluation.sweep.table import REAL, Row, in_order, rows_of, table
-from diffdistill.models.generate import Generator, check_steps, generate, load_generator, sampler_settings
+from diffdistill.models.generate import Generator, check_eta, check_steps, generate, load_generator, sampler_settings
 
 NOISE = 1_000_000  # seeds of noise that one seed of the sweep has for itself
 
@@ -79,6 +79,7 @@ class Sweep:
         self.metrics: list[str] = list(dict.fromkeys(o.metrics))
         self.ground = _ground(o, self.extractor.name, self.pictures)
         self.seeds: list[int] = o.seeds
+        self.eta: float | None = o.eta
         self.samples = self._captions(self.seeds[0], min(SAMPLES, self.pictures))
         for caption in self.samples:
             if len(caption) > MAX_TEXT:
@@ -157,7 +158,7 @@ class Sweep:
         what: dict[str, Any] = {"real": self.ground.real_identity}
         if row != REAL:
             model = self.models[row.generator]
-            sampler = _digest(json.dumps(sampler_settings(model), sort_keys=True, default=str))
+            sampler = _digest(json.dumps(sampler_settings(model, self.eta), sort_keys=True, default=str))
             how = {"steps": row.steps, "guidance": row.guidance, "noise": seed * NOISE}
             what = {"model": self._digests[row.generator], "sampler": sampler, **how}
         towers = None if self.towers is None else {**self.towers.protocol, "key": self.towers.key}
@@ -184,7 +185,7 @@ class Sweep:
         if row == REAL:
             return self._measure_floor(seed)
         prompts = self.ground.prompts(seed)
-        sampler = (self.pictures, row.steps, row.guidance, seed * NOISE)
+        sampler = (self.pictures, row.steps, row.guidance, seed * NOISE, self.eta)
         model = self.models[row.generator]
         made = Generated(model, prompts, *sampler)
         source = Watched(made, SAMPLES if self._shown(seed) else 0, CHUNK, model.pipeline.unet)
@@ -294,6 +295,7 @@ class Sweep:
             "agreement_pictures": self.with_towers,
             "seeds": self.seeds,
             "metrics": self.metrics,
+            **({} if self.eta is None else {"eta": self.eta}),
             "generators": self.generators,
         }
         write_json_atomic(self.out / "sweep.json", table(head, self.rows, self.seeds, self.floor, found, self.samples))
@@ -310,6 +312,7 @@ def _load(o: argparse.Namespace, named: Mapping[str, tuple[str, str]]) -> dict[s
         found[name] = load_generator(find(path))
         try:
             check_steps(found[name], max(o.step_counts))
+            check_eta(found[name], o.eta)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     return found

@@ -152,7 +152,9 @@ def _what_was_measured(sweep: Sweep, columns: Sequence[Column]) -> str:
     steps = listed([str(steps) for steps in sorted({row.steps for row in sweep.rows})])
     guidances = listed([f"{guidance:g}" for guidance in sorted({row.guidance for row in sweep.rows})])
     names = [generator.name for generator in sweep.generators]
-    return f"{text}; of {escape(listed(names))}, at {steps} steps and guidance {guidances}."
+    eta = sweep.raw.get("eta")
+    noise = f", with noise while sampling, eta {eta:g}" if isinstance(eta, int | float) else ""
+    return f"{text}; of {escape(listed(names))}, at {steps} steps and guidance {guidances}{noise}."
 
 
 def _incomplete(sweep: Sweep) -> str:
