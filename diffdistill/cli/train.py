@@ -11,7 +11,6 @@ Notable:
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -29,16 +28,6 @@ from diffdistill.cli.config_errors import explain, unknown_key
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
-# settings that a continuation may change
-FREE = (
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "checkpoints_limit",
-    "export_every",
-    "report_to",
-    "max_minutes",
-)
 # what a run leaves in its folder, removed when it is overwritten
 PRODUCTS = (
     "checkpoint-*",
@@ -94,14 +83,6 @@ def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[Argum
     return parser, namespace
 
 
-def fingerprint(settings: dict[str, Any], content: str = "") -> str:
-    """Hash of what a continuation must share with its run; `content` is the method's, of what it was made from."""
-    kept = {key: value for key, value in settings.items() if key in ("method", "training")}
-    kept["training"] = {k: v for k, v in kept["training"].items() if k not in FREE}
-    kept["content"] = content
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def main(argv: Sequence[str], default_config: str | None = None) -> None:
     """Train; prints the folder of the exported product. `default_config` is taken where no config file is named.
 
@@ -110,6 +91,8 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     """
     import torch
 
+    from diffdistill.training.continuation import Recipe
+    from diffdistill.training.launcher import read_launch
     from diffdistill.training.settings import TrainingSettings
 
     parser, namespace = parse(argv, default_config)
@@ -117,10 +100,11 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     recipe = {key: plain[key] for key in ("method", "training", "output_dir")}
     run = Path(namespace.output_dir)
     _check_run(namespace, run)
-    _look_beside_the_package(namespace)
+    _look_elsewhere(namespace, run)
     torch.manual_seed(namespace.training.seed)
     settings = TrainingSettings(**vars(namespace.training))
     settings.check(int(os.environ.get("WORLD_SIZE", "1")))
+    read_launch(settings)
     method = build_method(namespace)
     if namespace.dry_run:
         print(yaml.safe_dump(recipe, sort_keys=False))
@@ -136,7 +120,9 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     # Nothing is written before the trainer has accepted the checkpoint that it is to continue from. It also joins
     # the processes, so none of them can take the file written here for an earlier run's.
     try:
-        trainer = Trainer(method, settings, run, namespace.resume, fingerprint(plain, method.content))
+        kind = f"{type(method).__module__}.{type(method).__qualname__}"
+        made_from = Recipe(kind, plain["method"].get("init_args") or {}, _paths(namespace))
+        trainer = Trainer(method, settings, run, namespace.resume, made_from)
     except ValueError as error:  # an optimiser that refuses its settings
         raise UserError(f"method {type(method).__name__}: {error}") from error
     main_process = trainer.accelerator.is_main_process
@@ -301,12 +287,28 @@ def _holds_a_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() or any(folder.glob("checkpoint-*"))
 
 
-def _look_beside_the_package(namespace: Namespace) -> None:
-    """Paths such as assets/emoji that are not under the current directory are taken from the repository."""
+def _look_elsewhere(namespace: Namespace, run: Path) -> None:
+    """Find paths that are not under the current directory: those of a resumed run where it read them, assets/emoji and
+    the like in the repository.
+
+    Raises:
+        UserError: a path of a resumed run that is in none of these places.
+    """
+    from diffdistill.training.checkpoint import stored_paths
+    from diffdistill.training.continuation import find_again
+
     init_args = namespace.method.get("init_args") or Namespace()
+    if namespace.resume:
+        for key, place in find_again(vars(init_args), *stored_paths(run, namespace.resume), find).items():
+            init_args[key] = place
     for key, value in vars(init_args).items():
         if isinstance(value, str) and "/" in value:
             init_args[key] = find(value)
+
+
+def _paths(namespace: Namespace) -> dict[str, str]:
+    """The method's arguments that are text, once paths were looked for elsewhere."""
+    return {k: v for k, v in vars(namespace.method.get("init_args") or Namespace()).items() if isinstance(v, str)}
 
 
 def build_method(namespace: Namespace) -> Any:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
+
+# `Method.free` of a method with these arguments
+FREE_ARGUMENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "attention": "which kernel computes attention; equal up to rounding",
+        "half_export": "how the product is stored",
+    }
+)
 
 Batch = dict[str, Any]
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -32,6 +41,10 @@ class OptimizerSettings:
             raise UserError(f"a learning rate is {self.learning_rate}; it must be above 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}; both must be in [0, 1)")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay is {self.weight_decay}; it must be a number from 0")
+        if not 0 < self.eps < math.inf:
+            raise UserError(f"adam_eps is {self.eps}; it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -57,8 +70,27 @@ class Method(ABC):
     networks: dict[str, nn.Module]
     optimizers: dict[str, OptimizerSettings]
     averaged: str  # key of the network of which an exponential moving average is kept
-    progress: float = 0.0  # share of the run that is done, from 0 to 1; the loop sets it before each step
-    content: str = ""  # digest of what it was made from (teacher, prompts, pictures); a continuation has the same
+    # digest of what was read from each argument that is a path (teacher, prompts, pictures), by the argument's name: a
+    # continuation has the same content, wherever it lies. See `methods.content`
+    content: Mapping[str, str] = MappingProxyType({})
+    # arguments that a continuation may change, since they alter no number of training; each with the reason
+    free: Mapping[str, str] = MappingProxyType({})
+    _progress = 0.0
+    progress_was_read = False  # since it was last set
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, from 0 to 1; the loop sets it before each step.
+
+        A method that reads it in a step depends on how long the run is, so `training.samples` then has to stay: read it
+        only where something follows it.
+        """
+        self.progress_was_read = True
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress, self.progress_was_read = value, False
 
     @abstractmethod
     def __len__(self) -> int:

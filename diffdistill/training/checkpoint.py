@@ -1,8 +1,8 @@
 """One folder a checkpoint, written whole or not at all, safetensors and JSON only.
 
     checkpoint-0000012800/
-      state.json                   samples, step, averages' and optimisers' counters, fingerprint of the settings,
-                                   and the size and CRC of every other file
+      state.json                   samples, step, averages' and optimisers' counters, what the run is
+                                   (`continuation.Identity`), and the size and CRC of every other file
       NAME.safetensors             trainable weights of each network
       NAME.optimizer.safetensors   the optimiser's tensors, keyed "moment/parameter"
       ema.safetensors              the moving average
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -74,6 +74,30 @@ def latest_checkpoint(run: Path) -> Path | None:
     return next((path for path in reversed(_folders(run)) if _state_if_whole(path) is not None), None)
 
 
+def why_unreadable(folder: Path) -> str:
+    """What is wrong with a checkpoint that is not whole, as the end of a sentence."""
+    try:
+        version = json.loads((folder / "state.json").read_text())["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        version = None
+    if version in range(1, FORMAT):
+        return (
+            f"was written by an earlier version of diffdistill (format {version}, this one reads {FORMAT}), which kept "
+            "a hash in place of the settings, and cannot be compared with this run"
+        )
+    return "is not a whole checkpoint: torn, or of another version"
+
+
+def stored_paths(run: Path, resume: str) -> tuple[dict[str, Any], Path]:
+    """`Identity.paths` of the checkpoint that `resume` names, by its state alone, and the folder that it is in."""
+    named = _folders(run) if resume == "latest" else [Path(resume)]
+    for folder in reversed(named):
+        state = _state_if_whole(folder, check_bytes=False)
+        if state is not None:
+            return state["identity"]["paths"], folder.resolve().parent
+    return {}, run
+
+
 def remove_later_checkpoints(folder: Path) -> None:
     """Remove those of the same run that have more samples: a branch that a continuation from `folder` gives up."""
     folders = _folders(folder.parent)
@@ -89,7 +113,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     """
     state = _state_if_whole(folder)
     if state is None:
-        raise UserError(f"{folder} is not a whole checkpoint; name another one or `latest`")
+        raise UserError(f"{folder} {why_unreadable(folder)}; name another one or `latest`")
     groups = {name[: -len(".safetensors")]: load_file(folder / name) for name in state["files"]}
     return groups, state
 

@@ -12,6 +12,7 @@ Notable:
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import os
@@ -23,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 
 from diffdistill.distill.randomness import SampleRandom
@@ -41,10 +41,13 @@ from .checkpoint import (
     remove_old_checkpoints,
     save_checkpoint,
     trainable_tensors,
+    why_unreadable,
     write_folder_atomically,
 )
+from .continuation import Identity, Recipe, refuse_another_run
 from .ema import Ema
-from .precision import on_cpu, resolve_precision
+from .launcher import make_accelerator, read_launch
+from .precision import resolve_precision
 from .settings import TrainingSettings
 from .tracking import Tracker
 
@@ -61,7 +64,7 @@ class Trainer:
         settings: lengths and intervals.
         run: folder for checkpoints, logs, grids and the exported product.
         resume: "latest", a checkpoint's folder, or None to start anew.
-        fingerprint: what must not change between a run and its continuation; stored, compared on resume.
+        recipe: what the method was built from; stored with the settings, and compared on resume.
     """
 
     def __init__(
@@ -70,20 +73,18 @@ class Trainer:
         settings: TrainingSettings,
         run: Path,
         resume: str | None = None,
-        fingerprint: str = "",
+        recipe: Recipe | None = None,
     ) -> None:
-        self.method, self.settings, self.run, self.fingerprint = method, settings, run, fingerprint
+        self.method, self.settings, self.run = method, settings, run
+        self.identity = Identity.of(method, settings, recipe or Recipe(), run)
         folder = _checkpoint_to_go_on_from(run, resume)
         stored = None if folder is None else load_checkpoint(folder)  # None too where killed before the first one
-        self.precision = stored[1]["precision"] if stored else resolve_precision(settings.mixed_precision, settings.cpu)
-        try:
-            self.accelerator = Accelerator(
-                mixed_precision=self.precision,
-                cpu=on_cpu(settings.cpu),
-                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            )
-        except ValueError as error:  # accelerate keeps one precision a process
-            raise UserError(f"training.mixed_precision {self.precision}: {error}") from error
+        if folder is not None and stored is not None:
+            refuse_another_run(folder, stored[1], self.identity, settings)
+        launch = read_launch(settings, stored_precision=stored[1]["precision"] if stored else None)
+        self.precision = resolve_precision(launch.mixed_precision, launch.cpu)
+        self.remarks = launch.remarks
+        self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
         if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
             raise UserError(
@@ -112,6 +113,7 @@ class Trainer:
             for name, o in method.optimizers.items()
         }
         self.samples = self.step = self.skipped = 0
+        self.follows_progress = False  # whether a step has asked the method's progress
         self.seconds = self.cpu_seconds = self.clock = 0.0
         self.saved: Path | None = None  # the checkpoint that holds the present state
         self.resumed = resume is not None
@@ -140,8 +142,10 @@ class Trainer:
             "cpu_seconds": self.elapsed_cpu(),
             "ema_updates": self.ema.updates,
             "processes": self.accelerator.num_processes,
-            "fingerprint": self.fingerprint,
             "precision": self.precision,
+            "length": self.settings.samples,
+            "follows_progress": self.follows_progress,
+            "identity": dataclasses.asdict(self.identity),
         }
         return tensors, values
 
@@ -153,6 +157,7 @@ class Trainer:
         self.ema.load(tensors["ema"], values["ema_updates"])
         self.samples, self.step, self.skipped = values["samples"], values["step"], values["skipped"]
         self.seconds, self.cpu_seconds = values["seconds"], values.get("cpu_seconds", 0.0)
+        self.follows_progress = values["follows_progress"]
         mine = tensors.get(f"rng-{self.accelerator.process_index}")
         if mine is not None:
             _set_generator_states(mine)
@@ -168,10 +173,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _resume(self, folder: Path, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
-        if values["fingerprint"] != self.fingerprint:
-            raise UserError(
-                f"{folder} was made with other settings; take the run's own config.yaml, or another output_dir"
-            )
         self.restore(tensors, values)
         self.saved = folder.resolve()
         if self.accelerator.is_main_process and folder.resolve().parent == self.run.resolve():
@@ -191,6 +192,8 @@ class Trainer:
         self._start_clocks()
         handler = signal.getsignal(signal.SIGINT)
         try:
+            for remark in self.remarks:
+                self.tracker.say(remark)
             if s.mixed_precision == "auto":
                 self.tracker.say(f"mixed_precision auto: {self.precision}")
             if self.resumed and self.saved is None:
@@ -273,6 +276,7 @@ class Trainer:
             micro.append((self.method.batch([self._record(i) for i in indices], random), random, {}))
         values: dict[str, list[Tensor]] = {}
         stepped = {phase.trains for phase in self.method.phases(self.step) if self._update(phase, micro, values)}
+        self.follows_progress |= self.method.progress_was_read
         if self.method.averaged in stepped:
             self.ema.update()
         return values
@@ -407,7 +411,7 @@ def _checkpoint_to_go_on_from(run: Path, resume: str | None) -> Path | None:
         folder = latest_checkpoint(run)
         if folder is None and own:
             raise UserError(
-                f"no checkpoint in {run} can be read ({own[-1]} is the last): torn, or of another version; "
+                f"no checkpoint in {run} can be read: {own[-1]}, the last one, {why_unreadable(run / own[-1])}; "
                 "add --overwrite true to start anew, or name another output_dir"
             )
         return folder

@@ -16,6 +16,7 @@ import torch
 
 from diffdistill.errors import UserError
 from diffdistill.training.checkpoint import latest_checkpoint, load_checkpoint, remove_old_checkpoints
+from diffdistill.training.continuation import Recipe
 from diffdistill.training.loop import NonFiniteError, Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -212,6 +213,6 @@ def test_torn_checkpoints_are_not_kept_in_place_of_whole_ones(tmp_path: Path) ->
 
 
 def test_other_settings_are_not_continued(tmp_path: Path) -> None:
-    Trainer(Small(), settings(16), tmp_path, fingerprint="a").fit()
+    Trainer(Small(), settings(16), tmp_path, recipe=Recipe("a")).fit()
     with pytest.raises(UserError, match="other settings"):
-        Trainer(Small(), settings(16), tmp_path, resume="latest", fingerprint="b")
+        Trainer(Small(), settings(16), tmp_path, resume="latest", recipe=Recipe("b"))

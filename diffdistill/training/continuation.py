@@ -1,0 +1,183 @@
+"""What a continuation shares with its run, and what it may change.
+
+A checkpoint stores every setting that alters the numbers by its name and value; a setting that is a path by a digest of
+what is read there (`Method.content`). A continuation is compared with that, and a refusal names each setting that
+differs, then and now. Settings that alter no number are free: `FREE`, and a method's own, `Method.free`.
+
+`training.samples` is free as long as nothing that was done depended on it. A learning rate that falls over the run
+does, and so does a method that has asked how much of the run is done (`Method.progress`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffdistill.errors import UserError
+from diffdistill.methods.base import Method
+
+from .settings import TrainingSettings
+
+FREE: Mapping[str, str] = {
+    "gradient_accumulation_steps": "a step is a mean over the same samples, however they are cut; equal up to rounding",
+    "gradient_checkpointing": "activations are computed a second time, to the same values",
+    "cpu": "the device: equal up to rounding",
+    "max_minutes": "how long a part of the run may take",
+    "on_nonfinite": "what follows a loss that is not finite, not what a step computes",
+    "max_skipped": "as on_nonfinite",
+    "log_every": "what is written",
+    "validate_every": "what is written",
+    "checkpoint_every": "what is written",
+    "checkpoints_limit": "what is kept",
+    "export_every": "what is written",
+    "report_to": "what is written",
+}
+_RULED = ("samples", "mixed_precision")  # compared by rules of their own
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a method was built from.
+
+    Args:
+        method: its class.
+        arguments: of its constructor, as the config spells them.
+        found: where those that are paths were found, by argument.
+    """
+
+    method: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    found: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one run from another: plain JSON values.
+
+    Args:
+        settings: those that must stay, by dotted name.
+        content: digest of what is read from each setting that is a path, by dotted name.
+        paths: how each of these is spelled ("named"), where it is ("at") and where that is from the run's folder
+            ("beside"); looked at to find a path again, never compared.
+    """
+
+    settings: dict[str, Any]
+    content: dict[str, str]
+    paths: dict[str, dict[str, str]]
+
+    @classmethod
+    def of(cls, method: Method, settings: TrainingSettings, recipe: Recipe, run: Path) -> Identity:
+        training = {f"training.{k}": v for k, v in dataclasses.asdict(settings).items() if k not in (*FREE, *_RULED)}
+        by_value = {k: v for k, v in recipe.arguments.items() if k not in method.free and k not in method.content}
+        values = {"method": recipe.method, **training}
+        values |= {f"method.{key}": value for key, value in by_value.items()}
+        return cls(
+            json.loads(json.dumps(values, default=str)),
+            {f"method.{key}": value for key, value in method.content.items()},
+            {f"method.{key}": _place(recipe, key, run) for key in method.content if key in recipe.arguments},
+        )
+
+
+def refuse_another_run(folder: Path, stored: Mapping[str, Any], identity: Identity, settings: TrainingSettings) -> None:
+    """Raise UserError where the checkpoint `folder` with the state `stored` is not one of this run.
+
+    Args:
+        folder: the checkpoint.
+        stored: its state.
+        identity: the present run's.
+        settings: the present run's; its mixed_precision "auto" takes the checkpoint's.
+    """
+    then, now = Identity(**stored["identity"]), identity
+    found = [
+        f"{key} was {_shown(then.settings, key)}, is {_shown(now.settings, key)}"
+        for key in sorted(
+            (then.settings.keys() | now.settings.keys()) - then.content.keys() - now.content.keys(),
+            key=lambda key: (key != "method", key),
+        )
+        if key not in then.settings or key not in now.settings or then.settings[key] != now.settings[key]
+    ]
+    found += [
+        f"{key} was {_content(then, key)}, is {_content(now, key)}"
+        for key in sorted(then.content.keys() | now.content.keys())
+        if then.content.get(key) != now.content.get(key)
+    ]
+    if settings.mixed_precision not in ("auto", stored["precision"]):
+        found.append(f"training.mixed_precision was {stored['precision']}, is {settings.mixed_precision}")
+    found += _length(stored, settings)
+    if found:
+        raise UserError(
+            f"{folder} is of a run with other settings: {'; '.join(found)}. "
+            "Take the run's own config.yaml, or another output_dir"
+        )
+
+
+def find_again(
+    values: Mapping[str, Any], stored: Mapping[str, Any], run: Path, elsewhere: Callable[[str], str] = str
+) -> dict[str, str]:
+    """Where the paths of a run are that the current directory does not have.
+
+    Args:
+        values: the method's arguments as they are spelled now.
+        stored: `Identity.paths` of a checkpoint.
+        run: the folder that this checkpoint is in.
+        elsewhere: a last place to look for a path.
+
+    Returns:
+        The place of each argument that is spelled as it was and that is not there.
+
+    Raises:
+        UserError: a path that was found when the run was started, and now neither here nor there.
+    """
+    places = {}
+    for name, place in stored.items():
+        key = name.removeprefix("method.")
+        value = values.get(key)
+        if "at" not in place or value != place["named"] or Path(value).exists():
+            continue
+        candidates = [place["at"], os.path.normpath(run.resolve() / place["beside"]), elsewhere(value)]
+        there = next((path for path in candidates if Path(path).exists()), None)
+        if there is None:
+            raise UserError(
+                f"{name} is {value}, which is not in {Path.cwd()}, and not where the run read it, {place['at']}; "
+                f"add --{name} PATH"
+            )
+        places[key] = there
+    return places
+
+
+def _place(recipe: Recipe, key: str, run: Path) -> dict[str, str]:
+    named = str(recipe.arguments[key])
+    at = Path(recipe.found.get(key, named)).absolute()
+    if not at.exists():  # a hub id
+        return {"named": named}
+    return {"named": named, "at": str(at), "beside": os.path.relpath(at.resolve(), run.resolve())}
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else "not a setting"
+
+
+def _content(identity: Identity, key: str) -> str:
+    if key not in identity.content:
+        return _shown(identity.settings, key)
+    named = identity.paths.get(key, {}).get("named", "")
+    return f"{named} with content {identity.content[key][:8]}".strip()
+
+
+def _length(stored: Mapping[str, Any], settings: TrainingSettings) -> list[str]:
+    """What is wrong with `samples`, if anything."""
+    then, now, done = stored["length"], settings.samples, stored["samples"]
+    if now < done:
+        return [f"training.samples was {then}, is {now}, fewer than the {done} that are done"]
+    if now == then:
+        return []
+    if stored["follows_progress"]:
+        return [f"training.samples was {then}, is {now}, and the method follows the share of the run that is done"]
+    if settings.lr_schedule != "constant":
+        return [f"training.samples was {then}, is {now}, and the learning rate falls over the run"]
+    return []

@@ -1,0 +1,218 @@
+"""What `accelerate config`, `accelerate launch` and the environment say of a run, against its own settings.
+
+All of it arrives as environment variables, and accelerate lets some of them override what a program asks for. Here each
+is read before the accelerator is made, and the accelerator is then given every one of these choices explicitly.
+
+    variable                               where it says other than `training`
+    ACCELERATE_MIXED_PRECISION             bf16 decides an "auto" and contradicts a "no": refused. fp16, fp8: refused.
+                                           no, which is the launcher's default too: the setting holds, and is said
+    ACCELERATE_GRADIENT_ACCUMULATION_STEPS the setting holds, and is said: it changes memory, no number
+    ACCELERATE_GRADIENT_CLIPPING           refused, unless it is training.max_grad_norm
+    ACCELERATE_USE_CPU                     true: training is on the CPU
+    ACCELERATE_TORCH_DEVICE                cpu: likewise. Another device than training's, or one for several: refused
+    ACCELERATE_DYNAMO_BACKEND              refused: training compiles nothing
+    ACCELERATE_FP8_BACKEND                 refused: accelerate wraps networks for it whatever the mixed precision
+    ACCELERATE_USE_DEEPSPEED, _FSDP, _MEGATRON_LM, _PARALLELISM_CONFIG, _SAGEMAKER
+                                           refused: training runs on one process, or several by data parallelism
+
+The other variables (ACCELERATE_DYNAMO_MODE, ACCELERATE_FP8_FORMAT, FSDP_* ...) qualify one of these and do nothing alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    str_to_bool,
+)
+
+from diffdistill.errors import UserError
+
+from .precision import on_cpu
+from .settings import TrainingSettings
+
+# what shards or wraps networks in a way that the loop, its checkpoints and its averages do not know
+STRATEGIES = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+_FLAGS = (
+    "ACCELERATE_DEBUG_MODE",
+    "ACCELERATE_CPU_AFFINITY",
+)  # change no number, but accelerate raises at a misspelling
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The launcher's choices, as far as training follows them.
+
+    Args:
+        mixed_precision: of training: "no", "bf16" or "auto".
+        cpu: whether training is on the CPU.
+        remarks: lines for the user on what the launcher said and training does not follow.
+    """
+
+    mixed_precision: str
+    cpu: bool
+    remarks: tuple[str, ...] = ()
+
+
+def read_launch(
+    settings: TrainingSettings, environment: Mapping[str, str] = os.environ, stored_precision: str | None = None
+) -> Launch:
+    """Bring the launcher's choices and the run's settings together.
+
+    Args:
+        settings: the run's.
+        environment: the launcher's.
+        stored_precision: the precision of the checkpoint that is gone on from, which holds in place of the setting.
+
+    Raises:
+        UserError: the launcher says something else than the settings, or asks for what training does not do.
+    """
+    for variable, name in STRATEGIES.items():
+        if _flag(environment, variable):
+            raise UserError(
+                f"{variable} is {environment[variable]}: training does not run under {name}; launch without it "
+                "(`accelerate config` asks for it), several processes train by data parallelism"
+            )
+    if _flag(environment, "ACCELERATE_USE_SAGEMAKER"):
+        kind = environment.get("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE", "")
+        if kind != "NO":
+            raise UserError(
+                f"ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE is {kind or 'not set'}: training does not run under "
+                "SageMaker's own data or model parallelism; it should be NO"
+            )
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").strip()
+    if backend.lower() not in ("", "no"):
+        raise UserError(
+            f"ACCELERATE_DYNAMO_BACKEND is {backend}: training compiles no network; launch with --dynamo_backend no"
+        )
+    if (backend := environment.get("ACCELERATE_FP8_BACKEND", "").strip()).lower() not in ("", "no"):
+        raise UserError(f"ACCELERATE_FP8_BACKEND is {backend}: training does not compute in fp8; unset it")
+    for variable in _FLAGS:
+        _flag(environment, variable)
+    _check_clipping(settings, environment)
+    precision, said = _precision(settings, environment, stored_precision)
+    remarks = (said, _accumulation(settings, environment))
+    return Launch(precision, _cpu(settings, environment), tuple(filter(None, remarks)))
+
+
+def make_accelerator(precision: str, cpu: bool) -> Accelerator:
+    """The accelerator of a run, with nothing left to the environment that `read_launch` has read.
+
+    The loop cuts micro-batches itself, so accelerate is to divide no loss: one accumulation step, given as a plugin
+    because the environment overrides the plain argument.
+
+    Args:
+        precision: "no" or "bf16".
+        cpu: train on the CPU even where there is a GPU.
+
+    Raises:
+        UserError: accelerate refuses, since this process already has an accelerator of another precision, say.
+    """
+    try:
+        return Accelerator(
+            mixed_precision=precision,
+            cpu=on_cpu(cpu),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_plugin=TorchDynamoPlugin(
+                backend="no",  # type: ignore[arg-type]
+                mode="default",
+                fullgraph=False,
+                dynamic=False,
+                use_regional_compilation=False,
+            ),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except ValueError as error:
+        raise UserError(f"training.mixed_precision {precision}: {error}") from error
+
+
+def _precision(settings: TrainingSettings, environment: Mapping[str, str], stored: str | None) -> tuple[str, str]:
+    """The precision that training is in, "auto" where the device is still to say; and a remark or ""."""
+    ours, given = stored or settings.mixed_precision, environment.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
+    where = "the checkpoint's precision" if stored else "training.mixed_precision"
+    if given in ("", ours):
+        return ours, ""
+    if given == "no":
+        if ours == "auto":
+            return ours, ""
+        return ours, f"mixed precision is {ours}, {where}; the launcher says no, which is its default too"
+    if given == "bf16" and ours == "auto":
+        return "bf16", ""
+    if given == "bf16":
+        other = "launch with --mixed_precision no" + ("" if stored else ", or add --training.mixed_precision bf16")
+        raise UserError(f"ACCELERATE_MIXED_PRECISION, the launcher's, is bf16, {where} is {ours}; {other}")
+    raise UserError(
+        f"ACCELERATE_MIXED_PRECISION, the launcher's, is {given}, which training does not do; "
+        "launch with --mixed_precision no or bf16"
+    )
+
+
+def _accumulation(settings: TrainingSettings, environment: Mapping[str, str]) -> str:
+    variable, ours = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", settings.gradient_accumulation_steps
+    given = environment.get(variable, "").strip()
+    if given in ("", "auto"):
+        return ""
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"{variable} is {given!r}; it should be a whole number from 1 up")
+    if int(given) == ours:
+        return ""
+    return (
+        f"{variable} {given} is not used: training.gradient_accumulation_steps is {ours}. "
+        f"A step is {settings.batch_size} samples either way, so the numbers are the same"
+    )
+
+
+def _check_clipping(settings: TrainingSettings, environment: Mapping[str, str]) -> None:
+    variable, ours = "ACCELERATE_GRADIENT_CLIPPING", settings.max_grad_norm
+    given = environment.get(variable, "").strip().lower()
+    if given in ("", "auto"):
+        return
+    try:
+        limit = math.inf if given == "none" else float(given)
+    except ValueError as error:
+        raise UserError(f"{variable} is {given!r}; it should be a number, or none") from error
+    if limit != ours:
+        raise UserError(
+            f"{variable} is {given}, training.max_grad_norm is {ours:g}; set them equal, or unset the variable"
+        )
+
+
+def _cpu(settings: TrainingSettings, environment: Mapping[str, str]) -> bool:
+    cpu = _flag(environment, "ACCELERATE_USE_CPU") or settings.cpu
+    given = environment.get("ACCELERATE_TORCH_DEVICE")
+    if given is None:
+        return cpu
+    present = torch.accelerator.current_accelerator() if not on_cpu(cpu) else torch.device("cpu")
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise UserError(f"ACCELERATE_TORCH_DEVICE is {given!r}, which is no device; unset it") from error
+    if device.type == "cpu":
+        return True
+    if present is None or device.type != present.type:
+        there = "cpu" if present is None else present.type
+        raise UserError(f"ACCELERATE_TORCH_DEVICE is {given}, training is on {there}; unset it")
+    if int(environment.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"ACCELERATE_TORCH_DEVICE is {given} for all processes, each needs its own device; unset it")
+    return cpu
+
+
+def _flag(environment: Mapping[str, str], variable: str) -> bool:
+    value = environment.get(variable, "").strip()
+    try:
+        return bool(str_to_bool(value)) if value else False
+    except ValueError as error:
+        raise UserError(f"{variable} is {value!r}; it should be true or false") from error

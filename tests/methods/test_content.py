@@ -1,0 +1,193 @@
+"""A method's content: a digest for each argument that is a path, of all that is read there and of nothing else."""
+
+import copy
+import inspect
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_pictures import save_tiny_pictures
+from tiny_pipeline import save_tiny_pipeline
+
+from diffdistill import methods
+from diffdistill.methods.content import digest
+
+# settings of methods whose value is a path, or a hub id
+PATHS = {"teacher", "prompts", "data", "autoencoder", "init_from", "real_images"}
+LORA = {"lora_rank": 4, "lora_alpha": 4.0}
+SMALL = {"block_out_channels": (32, 32), "text_width": 32, "text_layers": 1}
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a teacher, prompts, pictures, an autoencoder; latents are cached in it too."""
+    monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
+    made = tmp_path / "things"
+    made.mkdir()
+    save_tiny_pipeline(made / "teacher")
+    shutil.copytree(made / "teacher" / "vae", made / "vae")
+    save_tiny_pictures(made / "pictures")
+    (made / "prompts.txt").write_text("red apple, noto\nblue car, noto\n")
+    return made
+
+
+def build(kind: str, things: Path, **more: Any) -> Any:
+    """A method on the things in a folder, each named by its path."""
+    torch.manual_seed(0)
+    teacher, prompts, pictures, vae = (str(things / name) for name in ("teacher", "prompts.txt", "pictures", "vae"))
+    if kind == "SwiftBrush":
+        return methods.SwiftBrush(teacher, prompts, **{**LORA, **more})
+    if kind == "Autoencoder":
+        small = {"block_out_channels": (8, 8), "norm_groups": 4, "latent_channels": 4}
+        return methods.Autoencoder(pictures, **{**small, "init_from": vae, **more})
+    if kind == "TextToImage":
+        return methods.TextToImage(vae, pictures, **{**SMALL, **more})
+    return methods.SelfE(vae, pictures, **{**SMALL, **more})
+
+
+def edit_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def edit_weights(file: Path) -> None:
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    weights[name] = weights[name] + 1e-3
+    save_file(weights, file, {"format": "pt"})
+
+
+def edit_pixel(file: Path) -> None:
+    pixels = np.asarray(Image.open(file).convert("RGB")).copy()
+    pixels[0, 0] = 0
+    Image.fromarray(pixels).save(file, lossless=True)
+
+
+EDITS: dict[str, tuple[str, str, Any]] = {
+    "a prompt": ("SwiftBrush", "prompts", lambda t: (t / "prompts.txt").write_text("red apple\nblue car\n")),
+    "the order of prompts": (
+        "SwiftBrush", "prompts", lambda t: (t / "prompts.txt").write_text("blue car, noto\nred apple, noto\n"),
+    ),
+    "a weight of the UNet": (
+        "SwiftBrush", "teacher", lambda t: edit_weights(t / "teacher/unet/diffusion_pytorch_model.safetensors"),
+    ),
+    "the text encoder's activation": (
+        "SwiftBrush", "teacher", lambda t: edit_json(t / "teacher/text_encoder/config.json", hidden_act="gelu"),
+    ),
+    "the tokenizer's length": (
+        "SwiftBrush", "teacher", lambda t: edit_json(t / "teacher/tokenizer/tokenizer_config.json", model_max_length=6),
+    ),
+    "the schedule": (
+        "SwiftBrush", "teacher", lambda t: edit_json(t / "teacher/scheduler/scheduler_config.json", beta_end=0.03),
+    ),
+    "the autoencoder's scale": (
+        "TextToImage", "autoencoder", lambda t: edit_json(t / "vae/config.json", scaling_factor=0.7),
+    ),
+    "its scale in a model of two times": (
+        "SelfE", "autoencoder", lambda t: edit_json(t / "vae/config.json", scaling_factor=0.7),
+    ),
+    "a pixel": ("TextToImage", "data", lambda t: edit_pixel(t / "pictures/noto.webp")),
+    "a caption": (
+        "TextToImage", "data",
+        lambda t: (t / "pictures/concepts.tsv").write_text(
+            (t / "pictures/concepts.tsv").read_text().replace("green car", "green van")
+        ),
+    ),
+    "a held-out concept": ("SelfE", "data", lambda t: (t / "pictures/heldout.txt").write_text("blue car\n")),
+    "a weight that an autoencoder starts from": (
+        "Autoencoder", "init_from", lambda t: edit_weights(t / "vae/diffusion_pytorch_model.safetensors"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edited", EDITS)
+def test_an_edit_changes_the_content_of_that_setting_alone(things: Path, edited: str) -> None:
+    kind, setting, edit = EDITS[edited]
+    before = dict(build(kind, things).content)
+    edit(things)
+    after = dict(build(kind, things).content)
+    assert before.keys() == after.keys()
+    assert [key for key in before if before[key] != after[key]] == [setting]
+
+
+@pytest.mark.parametrize("kind", ["SwiftBrush", "Autoencoder", "TextToImage", "SelfE"])
+def test_a_copy_in_another_place_and_a_relative_path_are_the_same_content(
+    things: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    made = dict(build(kind, things).content)
+    monkeypatch.chdir(things)
+    assert build(kind, Path()).content == made
+    moved = things.rename(things.parent / "moved")
+    os.utime(moved / "prompts.txt", (0, 0))
+    assert build(kind, moved).content == made
+
+
+def test_line_endings_are_not_content(things: Path) -> None:
+    before = build("SwiftBrush", things).content
+    (things / "prompts.txt").write_bytes(b"red apple, noto\r\n\r\nblue car, noto")
+    assert build("SwiftBrush", things).content == before
+
+
+@pytest.mark.parametrize("kind", ["SwiftBrush", "Autoencoder", "TextToImage", "SelfE"])
+def test_each_path_that_is_given_has_content_and_nothing_else_has(things: Path, kind: str) -> None:
+    method = build(kind, things)
+    parameters = inspect.signature(type(method).__init__).parameters
+    given = {name for name in parameters if name in PATHS and parameters[name].default is not None}
+    if kind == "Autoencoder":
+        given.add("init_from")
+    assert set(method.content) == given
+
+
+def test_no_other_argument_of_a_method_is_a_path() -> None:
+    """A new argument that holds a text is a name from a table, or belongs into PATHS and into the content."""
+    names = {"residual", "weight", "fake_score", "fake_weight", "attention", "solver", "times", "derivative"}
+    texts = set()
+    for kind in vars(methods).values():
+        if isinstance(kind, type) and issubclass(kind, methods.Method) and not inspect.isabstract(kind):
+            parameters = inspect.signature(kind).parameters.values()
+            texts |= {p.name for p in parameters if p.annotation in ("str", "str | None")}
+    assert texts - names == PATHS
+
+
+def test_what_a_model_starts_from_is_content(things: Path) -> None:
+    flow = build("SelfE", things, same=1.0)
+    start = things / "start"
+    start.mkdir()
+    flow.export(start)
+    begun = dict(build("SelfE", things, init_from=str(start)).content)
+    assert set(begun) == {"autoencoder", "data", "init_from"} and {**begun, **flow.content} == begun
+    with torch.no_grad():
+        next(flow.networks["model"].unet.parameters()).add_(1e-3)
+    other = things / "other"
+    other.mkdir()
+    flow.export(other)
+    assert build("SelfE", things, init_from=str(other)).content["init_from"] != begun["init_from"]
+
+
+def test_real_pictures_are_content_in_the_order_of_the_prompts(things: Path) -> None:
+    def content() -> dict[str, str]:
+        adversarial = {"fake_score": "full", "real_images": str(things / "pictures")}
+        return dict(build("SwiftBrush", things, **adversarial).content)
+
+    edit_json(things / "teacher" / "unet" / "config.json", sample_size=32)  # of pictures of 64 pixels
+    before = content()
+    assert set(before) == {"teacher", "prompts", "real_images"}
+    edit_pixel(things / "pictures" / "twemoji.webp")  # no picture of the prompts
+    assert content() == before
+    lines = (things / "prompts.txt").read_text().splitlines()
+    (things / "prompts.txt").write_text("\n".join(reversed(lines)))
+    assert [key for key, value in content().items() if value != before[key]] == ["prompts", "real_images"]
+
+
+def test_a_digest_tells_where_parts_end() -> None:
+    one = torch.arange(6)
+    made = [digest("ab", "c"), digest("a", "bc"), digest(["a", "bc"]), digest(["ab", "c"]), digest("abc"), digest(None)]
+    made += [digest(one), digest(one.view(2, 3)), digest(one.int()), digest(one.flip(0)), digest([0, 1, 2, 3, 4, 5])]
+    assert len(set(made)) == len(made)
+    assert digest(copy.deepcopy(one)) == digest(one)
