@@ -21,7 +21,9 @@ from .flow_matching import check_two_times
 from .rows import take_rows
 
 
-def shortcut_times(size: Tensor, place: Tensor, flow: Tensor, u: Tensor, finest: int = 128) -> tuple[Tensor, Tensor]:
+def shortcut_times(
+    size: Tensor, place: Tensor, flow: Tensor, u: Tensor, finest: int = 128, whole: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """t and s of each sample, float64.
 
     Flow-matching samples have t = s, uniform. The others have a step of a size 1, 1/2, ... 2 / finest, all as likely,
@@ -32,6 +34,8 @@ def shortcut_times(size: Tensor, place: Tensor, flow: Tensor, u: Tensor, finest:
         flow: bool, (B,): flow matching; three quarters in the paper.
         u: uniform in [0, 1), (B,), for those: t = 1 - u.
         finest: the finest grid, a power of 2, 2 at least.
+        whole: bool, (B,): a step of size 1 whatever `size` is; None for none. The released code deals the sizes out
+            evenly and gives those left over size 1, an eighth of them with its batches.
 
     Raises:
         ValueError: another `finest`.
@@ -39,7 +43,8 @@ def shortcut_times(size: Tensor, place: Tensor, flow: Tensor, u: Tensor, finest:
     levels = finest.bit_length() - 1
     if finest < 2 or 2**levels != finest:
         raise ValueError(f"finest is {finest}; it must be a power of 2, 2 at least")
-    count = 2.0 ** (size.double() * levels).floor()  # steps of that size from 1 to 0
+    level = (size.double() * levels).floor()
+    count = 2.0 ** (level if whole is None else level.masked_fill(whole, 0))  # steps of that size from 1 to 0
     t = 1 - (place.double() * count).floor() / count
     plain = 1 - u.double()
     return torch.where(flow, plain, t), torch.where(flow, plain, t - 1 / count)

@@ -50,7 +50,7 @@ class AnyStep(Method):
 
     Args:
         source: settings of `TextToImage`: the data, and the sizes of the networks.
-        learning_rate, betas: AdamW's.
+        learning_rate, betas, weight_decay: AdamW's.
         init_from: what to start from, with its text encoder and tokenizer: the folder of an any-step model (a
             flow-matching one, say), or a Stable-Diffusion-class teacher, folder or hub id, whose answers are at first
             this model's at s = t; None to start from nothing.
@@ -79,6 +79,7 @@ class AnyStep(Method):
         *,
         learning_rate: float,
         betas: tuple[float, float],
+        weight_decay: float,
         init_from: str | None,
         average_decay: float | None,
         time_scale: int = 1000,
@@ -111,7 +112,7 @@ class AnyStep(Method):
         self.average_decay, self.followed = average_decay, 0
         if average_decay is not None:
             self.networks["average"] = averaged_copy(model)
-        self.optimizers = {"model": OptimizerSettings(learning_rate, betas, weight_decay=1e-3)}
+        self.optimizers = {"model": OptimizerSettings(learning_rate, betas, weight_decay)}
         self.half_export, self.stock_one_step = half_export, stock_one_step
 
     def _take(self, source: str, pipeline: Any, process: VPOnStraightPath | None) -> tuple[Any, Any]:

@@ -34,6 +34,7 @@ class ASD(OneStep):
         guidance_scale: of the teacher at t; at t + dt it has none.
         student_learning_rate: AdamW's, constant unless `training` says otherwise.
         betas: AdamW's.
+        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
         t_min: lower end of the times judged at the start, as a fraction.
         t_min_final: where it arrives at the end of training, linearly; null for where it started.
         t_max: upper end at the start, not included.
@@ -52,6 +53,7 @@ class ASD(OneStep):
         guidance_scale: float = 7.5,
         student_learning_rate: float = 1e-6,
         betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
         t_min: float = 0.5,
         t_min_final: float | None = 0.02,
         t_max: float = 0.981,
@@ -69,6 +71,7 @@ class ASD(OneStep):
             prompts,
             student_learning_rate=student_learning_rate,
             betas=betas,
+            adam_eps=adam_eps,
             noise_ratio=noise_ratio,
             t_min=t_min,
             t_max=t_max,

@@ -61,6 +61,7 @@ class BOOT(OneStep):
         target_time: how the student is told its target: added (a new embedding beside the time's) or replaced.
         learning_rate: AdamW's, constant unless `training` says otherwise.
         betas: AdamW's.
+        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
         attention: auto, sdpa, math or xformers.
         half_export: store the exported UNet's and VAE's weights as float16.
     """
@@ -81,6 +82,7 @@ class BOOT(OneStep):
         target_time: TargetTime = "added",
         learning_rate: float = 1e-5,
         betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
@@ -101,6 +103,7 @@ class BOOT(OneStep):
             prompts,
             student_learning_rate=learning_rate,
             betas=betas,
+            adam_eps=adam_eps,
             noise_ratio=noise_ratio,
             t_min=0.0,  # nothing is judged at times drawn from a range
             t_max=1.0,

@@ -46,6 +46,7 @@ class Consistency(Method):
         average_decay: of the averaged network that is aimed at.
         learning_rate: AdamW's.
         betas: AdamW's.
+        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
         attention: auto, sdpa, math or xformers.
         half_export: store the exported UNet's and VAE's weights as float16.
     """
@@ -63,6 +64,7 @@ class Consistency(Method):
         average_decay: float = 0.95,
         learning_rate: float = 1e-6,
         betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
         attention: str = "auto",
         half_export: bool = False,
     ) -> None:
@@ -98,7 +100,7 @@ class Consistency(Method):
         self.content = content.hexdigest()
         student = full_copy(self.teacher.network)
         self.networks = {"student": student, "average": averaged_copy(student)}
-        self.optimizers = {"student": OptimizerSettings(learning_rate, betas)}
+        self.optimizers = {"student": OptimizerSettings(learning_rate, betas, eps=adam_eps)}
         self.followed, self.half_export = 0, half_export
         self.device = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,7 +36,7 @@ from diffdistill.errors import UserError
 from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lora, full_copy
 from diffdistill.models.teacher import encode
 
-from .base import Batch, Loss, OptimizerSettings, Phase, check_shares, unwrap
+from .base import Batch, Loss, Phase, check_shares, unwrap
 from .one_step import OneStep
 
 
@@ -45,7 +45,7 @@ class FakeScore:
     """The fake score and how it is trained.
 
     Args:
-        learning_rate: AdamW's; its betas are the student's.
+        learning_rate: AdamW's; its betas and eps are the student's.
         network: a full copy of the teacher, or LoRA adapters on the teacher itself.
         updates: updates per update of the student.
         warmup: steps at the start in which the fake score alone learns, so that it knows the student first.
@@ -119,7 +119,7 @@ class WithFakeScore(OneStep):
             else:
                 network = full_copy(network)
             self.networks["fake"] = network if adversary.real_images is None else ScoreWithCritic(network)
-            self.optimizers["fake"] = OptimizerSettings(fake.learning_rate, self.optimizers["student"].betas)
+            self.optimizers["fake"] = replace(self.optimizers["student"], learning_rate=fake.learning_rate)
         self.real = None if adversary.real_images is None else self._real_latents(adversary.real_images)
 
     def to(self, device: Any) -> None:

@@ -38,6 +38,7 @@ class MeanFlow(AnyStep):
             `TextToImage`.
         learning_rate: peak of AdamW's.
         betas: AdamW's.
+        weight_decay: AdamW's; the released code has 0.
         drop_text: share of samples trained with the empty caption.
         recolour, shift, mirror, variants: of the pictures, as of `TextToImage`.
         init_from: an any-step model's folder, of the same time_scale, or a teacher, to start from; null for nothing.
@@ -68,6 +69,7 @@ class MeanFlow(AnyStep):
         text_layers: int = 2,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
         drop_text: float = 0.1,
         recolour: float = 0.15,
         shift: int = 0,
@@ -106,6 +108,7 @@ class MeanFlow(AnyStep):
             source,
             learning_rate=learning_rate,
             betas=betas,
+            weight_decay=weight_decay,
             init_from=init_from,
             average_decay=None,
             time_scale=time_scale,

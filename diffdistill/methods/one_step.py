@@ -46,7 +46,7 @@ class OneStep(Method):
 
     Args:
         teacher, prompts: pipeline folder or hub id; text file, one prompt a line.
-        student_learning_rate, betas: AdamW's.
+        student_learning_rate, betas, adam_eps: AdamW's.
         noise_ratio: sigma/alpha of the time at which the student is fed; None for the last time.
         t_min, t_max: the times judged, as fractions; t_max not included.
         t_min_final, t_max_final: where they arrive at the end of the run, linearly; None for where they started.
@@ -66,6 +66,7 @@ class OneStep(Method):
         *,
         student_learning_rate: float,
         betas: tuple[float, float],
+        adam_eps: float = 1e-8,
         noise_ratio: float | None,
         t_min: float,
         t_max: float,
@@ -109,7 +110,7 @@ class OneStep(Method):
         self.embeddings = self.teacher.embed(self.prompts) if small else None
         self.content = hashlib.sha256("\n".join([self.teacher.digest(), *self.prompts]).encode()).hexdigest()
         self.networks = {"student": full_copy(self.teacher.network)}
-        self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas)}
+        self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas, eps=adam_eps)}
         self.device = torch.device("cpu")
 
     def __len__(self) -> int:

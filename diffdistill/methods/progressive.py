@@ -63,6 +63,7 @@ class Progressive(OneStep):
         student_learning_rate: AdamW's at the start of each stage.
         stage_lr_final: share of it that a stage ends at, linearly; 1 leaves it to `training`.
         betas: AdamW's.
+        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
         noise_ratio: sigma/alpha of the time at which noise is fed; null for the last time.
         attention: auto, sdpa, math or xformers.
         half_export: store the exported UNet's and VAE's weights as float16.
@@ -80,6 +81,7 @@ class Progressive(OneStep):
         student_learning_rate: float = 1e-4,
         stage_lr_final: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
         noise_ratio: float | None = None,
         attention: str = "auto",
         half_export: bool = False,
@@ -100,6 +102,7 @@ class Progressive(OneStep):
             prompts,
             student_learning_rate=student_learning_rate,
             betas=betas,
+            adam_eps=adam_eps,
             noise_ratio=noise_ratio,
             t_min=0.0,  # no times are judged
             t_max=1.0,

@@ -40,6 +40,7 @@ class SelfE(AnyStep):
             `TextToImage`.
         learning_rate: peak of AdamW's.
         betas: AdamW's.
+        weight_decay: AdamW's; the paper names Adam and no decay.
         drop_text: share of samples trained with the empty caption.
         recolour, shift, mirror, variants: of the pictures, as of `TextToImage`.
         init_from: an any-step model's folder (a flow-matching one, say) or a teacher to start from; null for nothing.
@@ -76,6 +77,7 @@ class SelfE(AnyStep):
         text_layers: int = 2,
         learning_rate: float = 3e-4,
         betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
         drop_text: float = 0.1,
         recolour: float = 0.15,
         shift: int = 0,
@@ -125,6 +127,7 @@ class SelfE(AnyStep):
             source,
             learning_rate=learning_rate,
             betas=betas,
+            weight_decay=weight_decay,
             init_from=init_from,
             average_decay=evaluator_decay if same < 1 else None,
             grid_shift=float(

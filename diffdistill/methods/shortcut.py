@@ -6,7 +6,10 @@ s < t   V(x_t, t, s) towards two half steps of the averaged network, `distill.sh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from diffdistill.diffusion import Prediction
 from diffdistill.diffusion.any_step import guided_any_step
@@ -26,10 +29,15 @@ class Shortcut(AnyStep):
             `TextToImage`.
         learning_rate: peak of AdamW's.
         betas: AdamW's.
-        drop_text: share of samples trained with the empty caption.
+        weight_decay: AdamW's; the released code has .1.
+        drop_text: share of the samples with s = t that are trained with the empty caption.
+        drop_bootstrapped: drop it for that share of the others too. The released code does not: its larger steps are
+            never made without a label, and guidance at sampling would ask for that.
         recolour, shift, mirror, variants: of the pictures, as of `TextToImage`.
         init_from: an any-step model's folder or a teacher to start from; null for nothing.
-        same: share of samples with s = t.
+        same: share of samples with s = t; .75 in the paper, .875 in the released code.
+        whole_steps: share of the other samples that have a step of size 1 whatever size is drawn. The released code
+            deals the sizes out evenly and gives those left over size 1: 4 of 32, .125.
         finest: steps of the finest grid, a power of 2.
         guidance: scale that half steps of the finest size are guided with; 1 for none. Larger steps inherit it.
         clip: keep the middle of two half steps, and the velocity aimed at, within this of 0; null for no limit. The
@@ -53,13 +61,16 @@ class Shortcut(AnyStep):
         text_layers: int = 2,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.1,
         drop_text: float = 0.1,
         recolour: float = 0.15,
         shift: int = 0,
         mirror: bool = False,
         variants: int = 12,
         init_from: str | None = None,
+        drop_bootstrapped: bool = False,
         same: float = 0.75,
+        whole_steps: float = 0.0,
         finest: int = 128,
         guidance: float = 1.0,
         clip: float | None = None,
@@ -68,7 +79,7 @@ class Shortcut(AnyStep):
         half_export: bool = False,
         stock_one_step: bool = False,
     ) -> None:
-        check_shares(same=same)
+        check_shares(same=same, whole_steps=whole_steps)
         if finest < 2 or finest & (finest - 1):
             raise UserError(f"finest is {finest}; it must be a power of 2, 2 at least")
         if clip is not None and not clip > 0:
@@ -85,6 +96,7 @@ class Shortcut(AnyStep):
             source,
             learning_rate=learning_rate,
             betas=betas,
+            weight_decay=weight_decay,
             init_from=init_from,
             average_decay=average_decay,
             attention=attention,
@@ -92,14 +104,21 @@ class Shortcut(AnyStep):
             stock_one_step=stock_one_step,
         )
         self.same, self.finest, self.guidance, self.clip = same, finest, guidance, clip
-        self.preview_guidance = 2.0 if guidance == 1 else 1.0
+        self.whole_steps, self.drop_bootstrapped = whole_steps, drop_bootstrapped
+        self.preview_guidance = 2.0 if guidance == 1 and drop_bootstrapped else 1.0
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        kept = None if self.drop_bootstrapped else ~self._same(random)
+        return self.source.batch(records, random, keep_text=kept)
+
+    def _same(self, random: SampleRandom) -> Tensor:
+        """Which samples have s = t, bool (B,)."""
+        return random.bernoulli("same", self.same)
 
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x0, ids = batch["x0"], batch["ids"]
-        same = random.bernoulli("same", self.same)
-        t, s = shortcut_times(
-            random.uniform("size"), random.uniform("place"), same, random.uniform("time"), self.finest
-        )
+        draws = (random.uniform("size"), random.uniform("place"), self._same(random), random.uniform("time"))
+        t, s = shortcut_times(*draws, self.finest, random.bernoulli("whole", self.whole_steps))
         eps = self.noise(random, "noise", x0)
         loss = shortcut_loss(
             self.trained, x0, t, s, eps, ids, target=self._half_step, finest=self.finest, clip=self.clip

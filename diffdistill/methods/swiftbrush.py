@@ -48,6 +48,7 @@ class SwiftBrush(WithFakeScore):
         student_learning_rate: AdamW's, constant unless `training` says otherwise.
         fake_learning_rate: likewise.
         betas: AdamW's, both networks.
+        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
         fake_updates: updates of the fake score per update of the student.
         fake_warmup: steps at the start in which the fake score alone learns, so that it knows the student first.
         fake_weight: weight of the fake score's denoising loss, a name in `distill.DENOISING_WEIGHTS`.
@@ -82,6 +83,7 @@ class SwiftBrush(WithFakeScore):
         student_learning_rate: float = 1e-6,
         fake_learning_rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
+        adam_eps: float = 1e-8,
         fake_updates: int = 1,
         fake_warmup: int = 0,
         fake_weight: str = "alpha2_eps",
@@ -126,6 +128,7 @@ class SwiftBrush(WithFakeScore):
             adversary=Adversary(real_images, adversarial_weight, critic_weight),
             student_learning_rate=student_learning_rate,
             betas=betas,
+            adam_eps=adam_eps,
             noise_ratio=noise_ratio,
             t_min=t_min,
             t_max=t_max,

@@ -169,12 +169,14 @@ class TextToImage(Method):
             for i, latent in zip(rows, found.get(colour, ()), strict=True):
                 self.recoloured[i].append((colour, latent))
 
-    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+    def batch(self, records: Sequence[int], random: SampleRandom, keep_text: Tensor | None = None) -> Batch:
+        """Latents and token ids; a caption is never dropped where `keep_text`, bool (B,), is true."""
         recolour = random.bernoulli("recolour", self.recolour).tolist()
         which = random.integers("colour", len(HUES)).tolist()
         no_style = random.bernoulli("drop_style", self.drop_style).tolist()
         article = random.bernoulli("article", 0.15).tolist()
-        no_text = random.bernoulli("drop_text", self.drop_text).tolist()
+        dropped = random.bernoulli("drop_text", self.drop_text)
+        no_text = (dropped if keep_text is None else dropped & ~keep_text).tolist()
         variant = random.integers("variant", self.variants).tolist()
         captions, latents = [], []
         for k, i in enumerate(records):

@@ -1,0 +1,92 @@
+"""Weight decay and Adam's eps: each method's default, the recipes' own, and what the loop makes of them."""
+
+from pathlib import Path
+from typing import Any
+
+import any_step_builds
+import pytest
+import tiny_pipeline as tiny
+import torch
+import yaml
+
+from diffdistill.errors import UserError
+from diffdistill.methods import ASD, BOOT, DMD2, Consistency, OptimizerSettings, Progressive, SiD, SwiftBrush
+from diffdistill.training.loop import Trainer
+from diffdistill.training.settings import TrainingSettings
+
+ROOT = Path(__file__).parents[2]
+ONE_STEP = (SwiftBrush, DMD2, SiD, ASD, BOOT, Progressive)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("optimizers")
+    (folder / "prompts.txt").write_text("red apple\nblue car\n")
+    tiny.save_tiny_pipeline(folder / "teacher")
+    return folder
+
+
+def one_step(kind: Any, folder: Path, **more: Any) -> Any:
+    return kind(str(folder / "teacher"), str(folder / "prompts.txt"), **more)
+
+
+@pytest.mark.parametrize(("name", "decay"), [("self_e", 0.0), ("flow", 0.0), ("mean_flow", 0.0), ("shortcut", 0.1)])
+def test_the_default_is_what_was_published_with_the_method(pictures: str, name: str, decay: float) -> None:
+    assert any_step_builds.build(pictures, name).optimizers["model"].weight_decay == decay
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3, 0.3])
+def test_weight_decay_reaches_the_optimizer(pictures: str, tmp_path: Path, decay: float) -> None:
+    method = any_step_builds.build(pictures, "shortcut", weight_decay=decay)
+    trainer = Trainer(method, TrainingSettings(8, batch_size=4, cpu=True), tmp_path)
+    assert {group["weight_decay"] for group in trainer.optimizers["model"].param_groups} == {decay}
+
+
+@pytest.mark.parametrize("recipe", ["emoji_self_e", "emoji_flow", "emoji_mean_flow", "emoji_shortcut"])
+def test_the_recipes_name_the_decay_that_their_numbers_are_of(recipe: str) -> None:
+    settings = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())
+    assert float(settings["method"]["init_args"]["weight_decay"]) == 1e-3
+
+
+@pytest.mark.parametrize("kind", ONE_STEP)
+def test_eps_reaches_every_optimizer_of_a_one_step_method(kind: Any, folder: Path) -> None:
+    assert {settings.eps for settings in one_step(kind, folder).optimizers.values()} == {1e-8}
+    method = one_step(kind, folder, adam_eps=1e-12)
+    assert {settings.eps for settings in method.optimizers.values()} == {1e-12}
+    assert len(method.optimizers) == (2 if kind in (SwiftBrush, DMD2, SiD) else 1)
+
+
+def test_eps_of_consistency_and_of_the_fake_score(pictures: str, folder: Path) -> None:
+    assert Consistency(any_step_builds.TEACHER, pictures, adam_eps=1e-6).optimizers["student"].eps == 1e-6
+    settings = one_step(DMD2, folder, fake_learning_rate=3e-4, betas=(0.5, 0.9), adam_eps=1e-5).optimizers["fake"]
+    assert settings == OptimizerSettings(3e-4, (0.5, 0.9), 0.0, 1e-5)
+
+
+@pytest.mark.parametrize(("scale", "eps"), [(16384.0, 1e-8), (1024.0, 1e-6), (64.0, 1e-4)])
+def test_a_loss_times_n_is_adam_with_eps_over_n(scale: float, eps: float) -> None:
+    """What docs/methods/README.md says of losses that are a sum where others are a mean."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(50, dtype=torch.float64), 1e-7 * torch.randn(5, 50, dtype=torch.float64)
+
+    def run(factor: float, eps: float) -> torch.Tensor:
+        p = torch.nn.Parameter(start.clone())
+        adam = torch.optim.AdamW([p], lr=1e-3, weight_decay=0.0, eps=eps)
+        for gradient in gradients:
+            p.grad = factor * gradient
+            adam.step()
+        return p.detach()
+
+    torch.testing.assert_close(run(scale, eps), run(1.0, eps / scale), rtol=0, atol=1e-12)
+    assert (run(scale, eps) - run(1.0, eps)).abs().max() > 1e-5  # and eps as it is does matter at such gradients
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-8, float("nan"), float("inf")])
+def test_an_eps_that_is_none_is_refused(folder: Path, value: float) -> None:
+    with pytest.raises(UserError, match=f"adam_eps is {value}; it must be above 0"):
+        one_step(ASD, folder, adam_eps=value)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_decay_that_is_none_is_refused(pictures: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"weight_decay is {value}; it must be a number from 0"):
+        any_step_builds.build(pictures, "mean_flow", weight_decay=value)
