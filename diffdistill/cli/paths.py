@@ -14,6 +14,9 @@ def find(path: str) -> str:
     """`path` as it is where it exists from the current directory, else from the repository's root if it is there."""
     if not path or Path(path).exists():
         return path
+    file, separator, column = path.rpartition("::")  # a column of a table, as `data.text_files` takes it
+    if separator:
+        return find(file) + separator + column
     inside = ROOT / path
     return str(inside) if inside.exists() else path
 

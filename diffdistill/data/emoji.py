@@ -8,15 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from diffdistill.data.decode import decode
+from diffdistill.data.text_files import decode_text, lines_of
 from diffdistill.errors import UserError
 
 STYLES = ("noto", "twemoji")
 SIZE = 64
-MAX_SHEET_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def load_emoji(root: str | Path, split: str = "train") -> EmojiSet:
         split: "train", "heldout" or "all".
 
     Raises:
-        UserError: a missing file, or a sheet whose size does not fit the list of concepts.
+        UserError: a missing file, one that is no text or no picture, or a sheet whose size does not
+            fit the list of concepts.
     """
     root = Path(root)
     if split not in ("train", "heldout", "all"):
@@ -54,28 +55,26 @@ def load_emoji(root: str | Path, split: str = "train") -> EmojiSet:
     for file in ("concepts.tsv", "heldout.txt", *(f"{style}.webp" for style in STYLES)):
         if not (root / file).is_file():
             raise UserError(f"{root} is not an emoji set: {file} is missing")
-    table = [line.split("\t") for line in (root / "concepts.tsv").read_text(encoding="utf-8").splitlines()]
+    table = [line.split("\t") for line in _lines(root / "concepts.tsv")]
     if any(len(row) < 2 for row in table):
         raise UserError(f"{root / 'concepts.tsv'}: every line should be CODE, a tab and NAME")
     concepts = [row[1] for row in table]
-    held_out = set((root / "heldout.txt").read_text().splitlines())
+    held_out = set(_lines(root / "heldout.txt"))
     images = torch.cat([_sheet(root / f"{style}.webp", len(concepts)) for style in STYLES])
     whole = EmojiSet(images, concepts * len(STYLES), [style for style in STYLES for _ in concepts])
     wanted = {"train": (False,), "heldout": (True,), "all": (False, True)}[split]
     return whole.subset([i for i, name in enumerate(whole.names) if (name in held_out) in wanted])
 
 
-def _sheet(path: Path, n: int) -> Tensor:
-    from PIL import Image
+def _lines(path: Path) -> list[str]:
+    return lines_of(decode_text(path.read_bytes(), str(path)))
 
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            columns = width // SIZE
-            if width * height > MAX_SHEET_PIXELS or width % SIZE or height % SIZE or columns * (height // SIZE) < n:
-                raise UserError(f"{path} is {width}x{height}: not a sheet of {n} pictures of {SIZE} pixels")
-            pixels = np.asarray(picture.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a readable picture: {error}") from error
-    cells = pixels.reshape(height // SIZE, SIZE, columns, SIZE, 3).transpose(0, 2, 4, 1, 3)
-    return torch.from_numpy(cells.reshape(-1, 3, SIZE, SIZE)[:n].copy())
+
+def _sheet(path: Path, n: int) -> Tensor:
+    pixels = decode(path.read_bytes(), str(path))
+    _, height, width = pixels.shape
+    columns = width // SIZE
+    if width % SIZE or height % SIZE or columns * (height // SIZE) < n:
+        raise UserError(f"{path} is {width}x{height}: not a sheet of {n} pictures of {SIZE} pixels")
+    cells = pixels.view(3, height // SIZE, SIZE, columns, SIZE).permute(1, 3, 0, 2, 4)
+    return cells.reshape(-1, 3, SIZE, SIZE)[:n].clone()

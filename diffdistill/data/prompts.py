@@ -1,71 +1,70 @@
-"""Prompt lists: text files with one prompt a line, or .jsonl with one record a line."""
+"""Prompts, and captions without their images, of any format that `text_files` reads."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
+from diffdistill.data.text_files import Entry, read_entries
 from diffdistill.errors import UserError
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Non-empty lines, stripped.
+    """The prompts of a file, in its order; empty lines of a .txt are passed over.
+
+    Args:
+        path: .txt, .jsonl, .csv, .tsv or COCO's .json; "FILE.csv::COLUMN" names the column.
 
     Raises:
-        UserError: no such file, not UTF-8, or no prompt in it.
+        UserError: as `read_prompt_records`.
     """
-    lines = _lines(Path(path))
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"{path} holds no prompt; write one a line")
-    return prompts
+    return [record["prompt"] for record in read_prompt_records(path)]
 
 
 def read_prompt_records(path: str | Path) -> list[dict[str, Any]]:
-    """Of a .jsonl file, its objects, each with a "prompt" and whatever else a tool wants beside it; of any other, the
-    lines of `read_prompts`, each as {"prompt": line}.
+    """The prompts of a file, each under "prompt", with whatever else its record holds.
 
     Raises:
-        UserError: a line that is no JSON object, or whose prompt is missing, empty or of several lines; and as
-            `read_prompts`.
+        UserError: no such file, a format that is not read, no prompt in it, an empty one in a record, or one of several
+            lines.
     """
-    path = Path(path)
-    if path.suffix != ".jsonl":
-        return [{"prompt": prompt} for prompt in read_prompts(path)]
-    records = []
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
+    found = []
+    for entry in read_entries(path, "prompt"):
+        if not entry.text and not entry.key:
             continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-        prompt = record.get("prompt") if isinstance(record, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip() or len(prompt.splitlines()) > 1:
-            raise UserError(f'{path}, line {number} should be an object with a "prompt" of one line: {line[:80]}')
-        records.append(record)
-    if not records:
-        raise UserError(f'{path} holds no prompt; write one a line, as {{"prompt": "a blue apple"}}')
-    return records
+        if not entry.text:
+            raise UserError(f"{path}, {entry.where}: the prompt is empty")
+        if re.search("[\r\n]", entry.text):
+            raise UserError(
+                f"{path}, {entry.where}: the prompt has several lines; write it in one: {entry.text[:60]!r}"
+            )
+        found.append({**entry.fields, "prompt": entry.text})
+    if not found:
+        raise UserError(f"{path} holds no prompt; write one a line")
+    return found
 
 
 def read_captions(path: str | Path) -> list[str]:
-    """Lines, stripped, one a picture: none may be empty, since all after it would go to the wrong picture.
+    """The captions of a file, in its order; which image each belongs to, `captions` says.
 
     Raises:
-        UserError: no such file, not UTF-8, or an empty line.
+        UserError: as `caption_entries`.
     """
-    captions = [line.strip() for line in _lines(Path(path), "caption")] or [""]
-    if "" in captions:
-        raise UserError(f"{path}, line {captions.index('') + 1} is empty; write a caption a picture")
-    return captions
+    return [entry.text for entry in caption_entries(path)]
 
 
-def _lines(path: Path, what: str = "prompt") -> list[str]:
-    if not path.is_file():
-        raise UserError(f"there is no {what} file {path}")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+def caption_entries(path: str | Path) -> list[Entry]:
+    """The captions of a file with their records.
+
+    Raises:
+        UserError: no such file, a format that is not read, none in it, or an empty one, after which
+            others would go astray.
+    """
+    entries = read_entries(path, "caption")
+    for entry in entries:
+        if not entry.text:
+            raise UserError(f"{path}, {entry.where} is empty; write a caption for each image")
+    if not entries:
+        raise UserError(f"{path} holds no caption; write one a line")
+    return entries

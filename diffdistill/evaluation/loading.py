@@ -18,8 +18,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from diffdistill.data.decode import CorruptPictureError
+from diffdistill.data.source import Source
 from diffdistill.errors import UserError
-from diffdistill.evaluation.reading import CorruptPictureError, Source
 
 
 class Batch(NamedTuple):

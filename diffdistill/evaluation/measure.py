@@ -21,6 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from diffdistill.data.source import Source
+from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
 from diffdistill.evaluation.distances import kernel_distance
 from diffdistill.evaluation.extractors import Extractor
@@ -30,7 +32,6 @@ from diffdistill.evaluation.loading import batches, require_one_size, share
 from diffdistill.evaluation.mmd import cmmd
 from diffdistill.evaluation.neighbours import prdc
 from diffdistill.evaluation.protocols import Protocol
-from diffdistill.evaluation.reading import Source, open_source
 from diffdistill.evaluation.states import FeatureRows
 from diffdistill.evaluation.statistics import FeatureStatistics
 from diffdistill.evaluation.weights import user_cache

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
+from diffdistill.data.listing import normal, without_ending
+from diffdistill.data.source import Source
 from diffdistill.errors import UserError
-from diffdistill.evaluation.reading import PICTURES, Npz, Shards, Source
 
 _NAMED = 3  # missing partners a message names
 
@@ -16,7 +15,11 @@ _NAMED = 3  # missing partners a message names
 class Pairs(Source):
     """Each picture of `reference` above the picture of `images` of the same name: uint8 (6, H, W), in its order.
 
-    Names are paths inside the source without their endings; of an .npz, which has none, pictures pair in order.
+    Names are paths inside the source without their endings, in whichever Unicode normal form; of an .npz, which has
+    none, pictures pair in order.
+
+    Attributes:
+        paired_by: "name" or "order".
 
     Raises:
         UserError: a picture without a partner, two of one name, or, from `read`, two of different sizes.
@@ -25,11 +28,14 @@ class Pairs(Source):
     def __init__(self, reference: Source, images: Source) -> None:
         self.name = f"{images.name} against {reference.name}"
         self.reference, self.images = reference, images
-        if isinstance(reference, Npz) or isinstance(images, Npz):
+        self.left_out = reference.left_out + images.left_out
+        self.paired_by = "name"
+        if reference.path(0) is None or images.path(0) is None:
+            self.paired_by = "order"
             if len(reference) != len(images):
                 raise UserError(
                     f"{reference.name} holds {len(reference)} pictures, {images.name} {len(images)}; "
-                    "an .npz pairs in order and needs as many"
+                    "pictures without names, as of an .npz, pair in order, so there must be as many"
                 )
             self._places = [(i, i) for i in range(len(reference))]
             return
@@ -63,10 +69,9 @@ class Pairs(Source):
 def _by_name(source: Source) -> dict[str, int]:
     found: dict[str, int] = {}
     for index in range(len(source)):
-        label = source.label(index)
-        inside = label.partition("/")[2] if isinstance(source, Shards) else label
-        name = inside[: -len(Path(inside).suffix)] if inside.lower().endswith(PICTURES) else inside
+        name = without_ending(normal(source.path(index) or source.label(index)))
         if name in found:
-            raise UserError(f"{source.name} holds two pictures named {name}: {source.label(found[name])} and {label}")
+            first, second = source.label(found[name]), source.label(index)
+            raise UserError(f"{source.name} holds two pictures named {name}: {first} and {second}")
         found[name] = index
     return found

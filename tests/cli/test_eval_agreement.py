@@ -15,7 +15,7 @@ from stub_towers import stand_in
 from tiny_pipeline import save_tiny_pipeline
 from torch.nn import functional as F
 
-from diffdistill.evaluation.reading import open_source
+from diffdistill.data.sources import open_source
 
 TESTS = Path(__file__).parents[1]
 PICTURES = ("red", "green", "blue", "red", "olive")
@@ -56,7 +56,7 @@ def test_numbers_of_pictures_and_their_captions(here: Path, capsys: pytest.Captu
 
 
 def test_a_reference_and_captions_from_one_pass(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    from diffdistill.evaluation.reading import Folder
+    from diffdistill.data.files import Folder
 
     pytest.importorskip("torchvision")
     noise("real", 4, 0)

@@ -117,7 +117,7 @@ def test_a_prompts_record_is_carried_whole(here: Path, capsys: pytest.CaptureFix
     assert made["kd"] == plain["kd"] and made["made_from"] == plain["made_from"]
     Path("geneval.jsonl").write_text('{"prompt": "a red apple"}\n{"tag": "colors"}\n')
     refusal = refused(capsys, "gen", *sampler, "--out", "q")
-    assert 'line 2 should be an object with a "prompt"' in refusal and not Path("q").exists()
+    assert 'geneval.jsonl, line 2: it has no "prompt", but tag' in refusal and not Path("q").exists()
 
 
 def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

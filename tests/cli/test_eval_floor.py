@@ -6,9 +6,9 @@ import pytest
 import torch
 from eval_calls import noise, refused, said
 
+from diffdistill.data.sources import open_source
 from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights
 from diffdistill.evaluation.quick import quick_numbers
-from diffdistill.evaluation.reading import open_source
 
 weights = _packaged_weights()
 pytestmark = pytest.mark.skipif(weights is None or not weights.is_file(), reason="MobileNetV2's weights are missing")

@@ -14,11 +14,11 @@ import torch
 from eval_calls import noise, refused, said
 from PIL import Image
 
+from diffdistill.data.sources import open_source
 from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights
 from diffdistill.evaluation.pairs import ms_ssim
 from diffdistill.evaluation.patches import PatchFeatures, patch_distance
 from diffdistill.evaluation.perceptual import st_lpips
-from diffdistill.evaluation.reading import open_source
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"{i:02d}.png" for i in range(5)]
@@ -82,7 +82,7 @@ def test_by_default_what_needs_no_download(here: Path, capsys: pytest.CaptureFix
         pytest.skip(str(error))
     found = said(capsys, "pairs", "--reference", "x", "--images", "y", "--out", "report.json")
     assert json.loads(Path("report.json").read_text()) == found
-    assert set(found) == {"pictures", "reference", "n", "psnr", "ms_ssim", "st-lpips-alex"}
+    assert set(found) == {"pictures", "reference", "n", "paired_by", "psnr", "ms_ssim", "st-lpips-alex"}
     x, y = (torch.from_numpy(pixels(folder)[1] / 255)[None] for folder in "xy")
     one = said(capsys, "pairs", "--reference", "x", "--images", "y", "--metrics", "st_lpips", "--per_picture")
     assert one["per_picture"][1]["st-lpips-alex"] == pytest.approx(float(distance(x, y)), rel=1e-5)

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
 from diffdistill.evaluation import weights
 from diffdistill.evaluation.distances import kernel_distance
 from diffdistill.evaluation.extractors import Extractor
 from diffdistill.evaluation.measure import Reading, collect, distances, read_reference
 from diffdistill.evaluation.protocols import PROTOCOLS, Protocol
-from diffdistill.evaluation.reading import open_source
 from diffdistill.evaluation.states import FeatureRows
 from diffdistill.evaluation.statistics import FeatureStatistics
 

@@ -14,9 +14,9 @@ from diffdistill.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffdistill.data.source import Source
     from diffdistill.evaluation.agreement import Towers
     from diffdistill.evaluation.protocols import Protocol
-    from diffdistill.evaluation.reading import Source
     from diffdistill.evaluation.states import FeatureRows
 
 _CLIP = ("clip_model", "clip_prefix", "clip_weights", "clip_weights_sha256")
@@ -26,7 +26,9 @@ def agreement_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("agreement of pictures and captions; needs no reference")
     group.add_argument("--agreement", choices=("align", "clip"), help="by which towers")
     group.add_argument(
-        "--captions", help="text file, one a line in the order of the pictures; a generator's are its prompts"
+        "--captions",
+        help="of each picture: .txt (one a line, in the order of the pictures), .jsonl, .csv, .tsv or COCO's .json, "
+        "which may name their pictures; by default the .txt or .json beside each picture, or a generator's prompts",
     )
     clip_options(group)
 
@@ -58,19 +60,18 @@ def check_agreement(o: argparse.Namespace) -> None:
         raise UserError("--agreement needs every picture, each beside its caption; leave out --on_corrupt skip")
 
 
-def captions_of(o: argparse.Namespace, source: Source, n: int) -> list[str]:
-    """The captions of the first n pictures: of --captions, or of a source that knows them."""
-    from diffdistill.data.prompts import read_captions
+def captions_of(o: argparse.Namespace, source: Source, n: int) -> tuple[list[str], dict[str, Any]]:
+    """The captions of the first n pictures, and how they were paired: of --captions, or of a source that knows them."""
+    from diffdistill.data.captions import captions_for, captions_of_file
 
-    if o.captions is None:
-        known = source.captions()
-        if known is None:
-            raise UserError("--agreement needs --captions, a text file with one caption a line, a line a picture")
-        return known[:n]
-    captions = read_captions(find(o.captions))
-    if len(captions) not in (n, len(source)):
-        raise UserError(f"{o.captions} holds {len(captions)} captions, {source.name} {len(source)} pictures")
-    return captions[:n]
+    if o.captions is not None:
+        return captions_for(captions_of_file(find(o.captions)), source, n)
+    known = source.captions()
+    if known is None:
+        raise UserError(
+            "--agreement needs --captions, a file with a caption for each picture, or one beside each picture"
+        )
+    return known[:n], {"paired_by": "the source, which knows them"}
 
 
 def towers_of(o: argparse.Namespace, protocol: Protocol) -> Towers:

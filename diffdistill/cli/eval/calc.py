@@ -19,6 +19,7 @@ from diffdistill.cli.eval.options import (
     check_free,
     generator_options,
     is_first,
+    left_out_of,
     parse,
     parser_of,
     protocol_of,
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     protocol, metrics = protocol_named(o.protocol), o.metrics or METRICS
     source = source_of(o)
     n, rows, passes = how_many(source, protocol, o.pictures), any(name in ROWS for name in metrics), []
-    captions = captions_of(o, source, n) if o.agreement else []
+    captions, pairing = captions_of(o, source, n) if o.agreement else ([], {})
     if o.reference:
         passes.append(Pass(protocol_of(o)[1], rows))
         check_metrics(metrics, n, passes[0].extractor.name)  # before a reference is measured
@@ -78,6 +79,10 @@ def main(argv: Sequence[str]) -> None:
     if not is_first():
         return
     report: dict[str, Any] = {"pictures": source.name, **source.made_from()}
+    if left_out := left_out_of(source, n - found[0].n):
+        report["left_out"] = left_out
+    if o.reference and (left_out := _left_out_of_reference(o, reference)):
+        report["left_out_of_reference"] = left_out
     if o.reference:
         report |= distances(found[0], reference, metrics)
         if aside is not None:
@@ -86,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
             report["floor"] = {"pictures": aside.source, **numbers}
     if o.agreement:
         assert isinstance(found[-1], FeatureRows)
-        report |= {"n": found[-1].n, **agreement_numbers(towers, found[-1], captions)}
+        report |= {"n": found[-1].n, "captions": pairing, **agreement_numbers(towers, found[-1], captions)}
     print(json.dumps(report, indent=1), flush=True)
     if o.out is not None:
         write_json_atomic(o.out, report)
@@ -106,6 +111,16 @@ def _check(o: argparse.Namespace) -> None:
     check_agreement(o)
     if o.out is not None:
         check_free(o.out, o.overwrite)
+
+
+def _left_out_of_reference(o: argparse.Namespace, reference: Features) -> dict[str, int]:
+    from diffdistill.data.sources import open_source
+    from diffdistill.evaluation.measure import SUFFIX
+
+    if Path(o.reference).suffix == SUFFIX:
+        return {}  # said when it was made
+    source = open_source(find(o.reference))
+    return left_out_of(source, 0 if o.split_reference else len(source) - reference.n)
 
 
 def _real_pictures(

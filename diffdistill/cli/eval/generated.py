@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill.data.source import Source
 from diffdistill.errors import UserError
-from diffdistill.evaluation.reading import Source
 from diffdistill.models.generate import check_eta, generate, load_generator
 
 CHUNK = 16  # the networks always run on so many, since kernels round differently at other sizes

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffdistill.cli.arguments import OneLineParser, add_eta
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from diffdistill.data.source import Source
 
 
 def parser_of(name: str, description: str, measures: bool = True) -> OneLineParser:
@@ -38,7 +41,7 @@ def parser_of(name: str, description: str, measures: bool = True) -> OneLinePars
 
 
 def generator_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", help="text file, one prompt a line, or .jsonl with a prompt in each; with --model")
+    parser.add_argument("--prompts", help="with --model: .txt (one a line), .jsonl, .csv, .tsv or COCO's .json")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--guidance", type=float, default=1.0, help="1 is unguided")
     add_eta(parser)
@@ -70,7 +73,7 @@ def source_of(o: argparse.Namespace, per_prompt: int = 1) -> Any:
     if getattr(o, "images", None):
         if o.eta is not None:
             raise UserError("--eta is of pictures that are made; it goes with --model, not with --images")
-        from diffdistill.evaluation.reading import open_source
+        from diffdistill.data.sources import open_source
 
         return open_source(find(o.images))
     prompts = [record["prompt"] for record in prompt_records(o) for _ in range(per_prompt)]  # before torch is loaded
@@ -80,23 +83,20 @@ def source_of(o: argparse.Namespace, per_prompt: int = 1) -> Any:
 
 
 def prompt_records(o: argparse.Namespace) -> list[dict[str, Any]]:
-    """The lines of --prompts, each with a "prompt" and, from a .jsonl, whatever else it holds."""
+    """The records of --prompts, each with a "prompt" and whatever else it holds."""
     from diffdistill.data.prompts import read_prompt_records
 
     if o.prompts is None:
-        raise UserError("--model needs --prompts, a text file with one prompt a line")
-    records = read_prompt_records(find(o.prompts))
-    for number, record in enumerate(records, 1):
-        check_text(record["prompt"], f"prompt {number} of {o.prompts}")
-    return records
+        raise UserError(
+            "--model needs --prompts, a file of prompts: .txt (one a line), .jsonl, .csv, .tsv, COCO's .json"
+        )
+    return read_prompt_records(find(o.prompts))
 
 
-def check_text(text: str, what: str) -> None:
-    """Refuse what has no form in UTF-8, as JSON's "\\ud800" or an argument that was no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{what} has {ascii(text[error.start])} in it, half of a character; write it whole") from error
+def left_out_of(source: Source, corrupt: int) -> dict[str, int]:
+    """How many files of a source were left out, by reason, and how many pictures that could not be read."""
+    found = {reason: n for reason, n in sorted(source.left_out.items()) if n}
+    return {**found, "corrupt": corrupt} if corrupt else found
 
 
 def protocol_of(o: argparse.Namespace) -> tuple[Any, Any]:
@@ -151,14 +151,18 @@ def processes() -> Iterator[None]:
         yield
         return
     from accelerate import PartialState
+    from accelerate.utils import patch_environment
 
+    from diffdistill.training.launcher import STRATEGIES
     from diffdistill.training.precision import on_cpu
 
-    state = PartialState(cpu=on_cpu())
-    try:
-        yield
-    finally:
-        state.destroy_process_group()
+    # they shard training; here accelerate would ask for DeepSpeed, and transformers leave weights out of all but one
+    with patch_environment(**dict.fromkeys(STRATEGIES, "false")):
+        state = PartialState(cpu=on_cpu())
+        try:
+            yield
+        finally:
+            state.destroy_process_group()
 
 
 def is_first() -> bool:

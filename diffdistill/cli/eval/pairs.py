@@ -14,6 +14,7 @@ from diffdistill.cli.eval.options import (
     device_of,
     in_options,
     is_first,
+    left_out_of,
     parse,
     parser_of,
     protocol_of,
@@ -43,11 +44,11 @@ def main(argv: Sequence[str]) -> None:
     """Compare pictures with their originals: `--reference PATH --images PATH`, paired by name."""
     o = _options(argv)
 
+    from diffdistill.data.sources import open_source
     from diffdistill.evaluation import write_json_atomic
     from diffdistill.evaluation.loading import batches, share
     from diffdistill.evaluation.measure import everyones
     from diffdistill.evaluation.pair_reading import Pairs
-    from diffdistill.evaluation.reading import open_source
 
     source = Pairs(open_source(find(o.reference)), open_source(find(o.images)))
     n = o.pictures or len(source)
@@ -74,6 +75,9 @@ def main(argv: Sequence[str]) -> None:
     if not is_first():
         return
     report: dict[str, Any] = {"pictures": str(o.images), "reference": str(o.reference), "n": len(rows)}
+    report["paired_by"] = source.paired_by
+    if left_out := left_out_of(source, n - len(rows)):
+        report["left_out"] = left_out
     try:
         report |= {name: _summary(mean) for name, mean in means.items()}
         if patches is not None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffdistill.cli.eval.options import check_free, is_first, parse, parser_of, protocol_of, reading_of
+from diffdistill.cli.eval.options import check_free, is_first, left_out_of, parse, parser_of, protocol_of, reading_of
 from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 
@@ -23,12 +23,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--out {o.out} should end in .safetensors")
     check_free(o.out, o.overwrite)
 
+    from diffdistill.data.sources import open_source
     from diffdistill.evaluation.measure import collect
-    from diffdistill.evaluation.reading import open_source
 
     source = open_source(find(o.images))
     protocol, extractor = protocol_of(o)
     features = collect(source, protocol, extractor, o.pictures or len(source), not o.statistics, reading_of(o))
     if is_first():
         features.save(o.out)
-        print(json.dumps({"file": str(o.out), "n": features.n, "protocol": features.protocol}, indent=1))
+        left_out = left_out_of(source, (o.pictures or len(source)) - features.n)
+        said = {"file": str(o.out), "n": features.n, "protocol": features.protocol}
+        print(json.dumps({**said, "left_out": left_out} if left_out else said, indent=1))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.eval.options import check_free, check_text, is_first
+from diffdistill.cli.eval.options import check_free, is_first
+from diffdistill.data.text_files import check_text
 from diffdistill.errors import UserError
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from diffdistill.cli.arguments import OneLineParser, add_eta
 from diffdistill.cli.eval.agreement import check_clip, clip_options
-from diffdistill.cli.eval.options import check_text, is_first, parse, parser_of
+from diffdistill.cli.eval.options import is_first, parse, parser_of
 from diffdistill.cli.paths import check_writable, find
+from diffdistill.data.text_files import check_text
 from diffdistill.errors import UserError
 from diffdistill.evaluation.page.record import MAX_COUNTS, MAX_GENERATOR
 

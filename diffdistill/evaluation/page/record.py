@@ -169,6 +169,8 @@ def read_strip(folder: Path, name: str, columns: int, rows: int = 1) -> Picture:
     """
     from PIL import Image
 
+    from diffdistill.data.decode import CorruptPictureError, decode
+
     path = folder / name
     inside = PurePosixPath(name)
     odd = inside.is_absolute() or ".." in inside.parts or any(c in "\\:" or not c.isprintable() for c in name)
@@ -181,16 +183,14 @@ def read_strip(folder: Path, name: str, columns: int, rows: int = 1) -> Picture:
             raise UserError(f"{path}, which sweep.json names, is not there")
         if path.stat().st_size > MAX_PNG_BYTES:
             raise UserError(f"{path} has {path.stat().st_size} bytes; a strip has at most {MAX_PNG_BYTES}")
-        with Image.open(path, formats=("PNG",)) as file:
-            width, height = file.size
-            side = height // rows
-            if width * height > MAX_PIXELS:
-                raise UserError(f"{path} is {width}x{height}; a strip has at most {MAX_PIXELS} pixels")
-            if side * rows != height or side * columns != width:
-                raise UserError(f"{path} is {width}x{height}: not {rows} x {columns} square pictures")
-            shown = file.convert("RGB")
-    except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
+        pixels = decode(path.read_bytes(), "it", ("PNG",), MAX_PIXELS)
+    except (OSError, RuntimeError, CorruptPictureError) as error:  # RuntimeError: links in a circle
         raise UserError(f"{path} is not a readable PNG: {error}") from error
+    _, height, width = pixels.shape
+    side = height // rows
+    if side * rows != height or side * columns != width:
+        raise UserError(f"{path} is {width}x{height}: not {rows} x {columns} square pictures")
+    shown = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     if side > PICTURE_SIDE:
         shown = shown.resize((PICTURE_SIDE * columns, PICTURE_SIDE * rows), Image.Resampling.LANCZOS)
     out = BytesIO()

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffdistill.data.source import Source
 from diffdistill.evaluation.extractors import to_uint8
 from diffdistill.evaluation.measure import Features, distances, everyones
 from diffdistill.evaluation.neighbours import nearest
 from diffdistill.evaluation.page.record import PICTURE_SIDE
-from diffdistill.evaluation.reading import Source
 from diffdistill.evaluation.report import write_atomic, write_json_atomic
 from diffdistill.evaluation.resize import resize
 from diffdistill.evaluation.states import FeatureRows

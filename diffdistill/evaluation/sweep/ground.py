@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 
 from diffdistill.data.emoji import load_emoji
+from diffdistill.data.source import Source
+from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
 from diffdistill.evaluation.extractors import Extractor
 from diffdistill.evaluation.floor import chosen_rows
 from diffdistill.evaluation.measure import FEWEST, SUFFIX, Features, Reading, check_metrics, collect, read_reference
 from diffdistill.evaluation.protocols import Protocol
-from diffdistill.evaluation.reading import Source, open_source
 from diffdistill.evaluation.states import FeatureRows
 from diffdistill.evaluation.weights import sha256_of
 

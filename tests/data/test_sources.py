@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffdistill.data import arrays, decode, files
+from diffdistill.data.decode import CorruptPictureError
+from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
-from diffdistill.evaluation import reading
-from diffdistill.evaluation.reading import CorruptPictureError, open_source
 
 
 @pytest.fixture
@@ -32,7 +33,6 @@ def stored(kind: str, where: Path, pictures: np.ndarray) -> Path:
         for name, data in named:
             (where / kind / name).parent.mkdir(parents=True, exist_ok=True)
             (where / kind / name).write_bytes(data)
-        (where / kind / "grid.png").write_bytes(named[0][1])
         (where / kind / "notes.txt").write_text("no picture")
         return where / kind
     if kind == "zip":
@@ -90,14 +90,15 @@ def test_a_corrupt_picture_is_named(tmp_path: Path, pictures: np.ndarray) -> Non
 
 
 def test_large_things_are_refused_by_their_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_PIXELS", 20)
-    monkeypatch.setattr(reading, "MAX_NPZ_BYTES", 100)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 20)
+    monkeypatch.setattr(arrays, "MAX_NPZ_BYTES", 100)
     Image.new("RGB", (5, 5)).save(tmp_path / "0.png")
     with pytest.raises(CorruptPictureError, match="is 5x5; at most 20 pixels"):
         open_source(tmp_path).read(0)
     np.savez(tmp_path / "a.npz", np.zeros((3, 4, 4, 3), np.uint8))
     with pytest.raises(UserError, match="at most 100 are read"):
         open_source(tmp_path / "a.npz")
+    monkeypatch.setattr(files, "MAX_BYTES", 80)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", bytes(200))
     with pytest.raises(CorruptPictureError, match="would unpack to 200 bytes"):

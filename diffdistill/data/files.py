@@ -1,0 +1,208 @@
+"""Pictures that are files: in a folder, in a zip, in tar shards. All three list, order and caption them alike."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import tarfile
+import threading
+import zipfile
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from diffdistill.data.decode import MAX_PIXELS, CorruptPictureError
+from diffdistill.data.listing import Listing, arrange, normal, order_of
+from diffdistill.data.source import Source
+from diffdistill.errors import UserError
+
+MAX_BYTES = 4 * MAX_PIXELS  # of one picture's file
+_BLOCK = 512  # of a tar
+
+
+class Files(Source):
+    """Pictures of a `Listing`; a source says how the bytes at a place are read.
+
+    Args:
+        name: of the source.
+        listings: one, or one for each shard, in order; a shard's name stands before its pictures' own.
+    """
+
+    def __init__(self, name: str, listings: Sequence[tuple[str, Listing[Any]]]) -> None:
+        self.name = name
+        self.left_out = Counter()
+        self._pictures: list[tuple[str, str, Any]] = []  # shard, name inside, place
+        self._captions: dict[tuple[str, str], list[tuple[str, Any]]] = {}
+        for shard, listing in listings:
+            self._pictures += [(shard, inside, place) for inside, place in listing.pictures]
+            self._captions |= {(shard, inside): found for inside, found in listing.captions.items()}
+            self.left_out += listing.left_out
+
+    @abstractmethod
+    def _bytes(self, place: Any) -> bytes:
+        """What is stored there.
+
+        Raises:
+            CorruptPictureError: without the name of the source, why it cannot be read.
+        """
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def label(self, index: int) -> str:
+        shard, inside, _ = self._pictures[index]
+        return f"{shard}/{inside}" if shard else inside
+
+    def path(self, index: int) -> str:
+        return self._pictures[index][1]
+
+    def read_bytes(self, index: int) -> bytes:
+        return self._named(self._pictures[index][2], self.label(index))
+
+    def captions(self) -> list[str] | None:
+        from diffdistill.data.captions import caption_of_files
+
+        if not self._captions:
+            return None
+        found = []
+        for index, (shard, inside, _) in enumerate(self._pictures):
+            beside = self._captions.get((shard, inside))
+            if beside is None:
+                raise UserError(f"{self.name}: {self.label(index)} has no caption beside it, and other pictures have")
+            files = [(name, self._named(place, name)) for name, place in beside]
+            found.append(caption_of_files(files, f"{self.name}: {self.label(index)}"))
+        return found
+
+    def _named(self, place: Any, name: str) -> bytes:
+        try:
+            return self._bytes(place)
+        except CorruptPictureError as error:
+            raise CorruptPictureError(f"{self.name}: {name} {error}") from error
+
+
+class Folder(Files):
+    """Picture files below a folder, at any depth, through links too.
+
+    Args:
+        path: the folder.
+        files: what `walk` found in it, where it was asked already.
+    """
+
+    def __init__(self, path: Path, files: Sequence[tuple[str, Path]] | None = None) -> None:
+        found = walk(path) if files is None else files
+        super().__init__(str(path), [("", arrange((name, file if file.is_file() else None) for name, file in found))])
+
+    def _bytes(self, place: Path) -> bytes:
+        try:
+            if (size := place.stat().st_size) > MAX_BYTES:
+                raise CorruptPictureError(f"is {size:,} bytes; at most {MAX_BYTES:,} are read")
+            return place.read_bytes()
+        except OSError as error:
+            raise CorruptPictureError(f"cannot be read: {error.strerror}") from error
+
+
+class Zip(Files):
+    """Picture files inside a zip."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._zip = zipfile.ZipFile(path)
+            entries = [(entry.filename, entry) for entry in self._zip.infolist() if not entry.is_dir()]
+        except Exception as error:  # wherever a zip is damaged, and whatever is made of it
+            raise UserError(f"{path} is no readable zip: {error}") from error
+        super().__init__(str(path), [("", arrange(entries))])
+
+    def _bytes(self, place: zipfile.ZipInfo) -> bytes:
+        if place.file_size > MAX_BYTES:
+            raise CorruptPictureError(f"would unpack to {place.file_size:,} bytes; at most {MAX_BYTES:,} are read")
+        try:
+            with self._lock:
+                return self._zip.read(place)
+        except Exception as error:  # damaged, encrypted, or packed in a way that is not known here
+            raise CorruptPictureError(f"cannot be unpacked: {error}") from error
+
+
+class Shards(Files):
+    """Picture members of tar files (webdataset), in the order of the files' names and, in each, of the members'."""
+
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        names = {file: file.name if file == path else file.relative_to(path).as_posix() for file in files}
+        ordered = sorted(files, key=lambda file: order_of(names[file]))
+        super().__init__(str(path), [(names[file], arrange(_members(file))) for file in ordered])
+
+    def _bytes(self, place: tuple[Path, int, int]) -> bytes:
+        file, offset, size = place
+        if size > MAX_BYTES:
+            raise CorruptPictureError(f"is {size:,} bytes; at most {MAX_BYTES:,} are read")
+        try:
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                data = stream.read(size)
+        except OSError as error:
+            raise CorruptPictureError(f"cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise CorruptPictureError("is cut short")
+        return data
+
+
+def walk(root: Path) -> list[tuple[str, Path]]:
+    """Every file below a folder, by its relative name; folders behind links are entered, once on each way down.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise UserError(f"{error.filename} cannot be listed: {error.strerror}")
+
+    found = []
+    above: dict[str, frozenset[tuple[int, int]]] = {str(root): frozenset()}
+    for place, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        seen = above.pop(place) | {(status.st_dev, status.st_ino)}
+        for folder in list(folders):
+            try:
+                inner = os.stat(os.path.join(place, folder))
+            except OSError as error:
+                refuse(error)
+            if (inner.st_dev, inner.st_ino) in seen:  # a link to a folder that it lies in
+                folders.remove(folder)
+            else:
+                above[os.path.join(place, folder)] = seen
+        found += [(Path(place, name).relative_to(root).as_posix(), Path(place, name)) for name in files]
+    return found
+
+
+def _members(file: Path) -> list[tuple[str, tuple[Path, int, int] | None]]:
+    """Names and places of a tar's files; None where a link leads to nothing in this tar.
+
+    Raises:
+        UserError: no tar, or one that is cut or damaged: Python's reader ends without a word at a torn header.
+    """
+    found: dict[str, tuple[Path, int, int]] = {}
+    files: list[tuple[str, tuple[Path, int, int] | None]] = []
+    links: list[tuple[int, str]] = []
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if member.isfile() and not member.issparse():
+                    found[normal(member.name)] = (file, member.offset_data, member.size)
+                    files.append((member.name, found[normal(member.name)]))
+                elif member.islnk() or member.issym():
+                    beside = "" if member.islnk() else posixpath.dirname(member.name)
+                    links.append((len(files), posixpath.normpath(posixpath.join(beside, member.linkname))))
+                    files.append((member.name, None))
+            end = tar.offset
+        with file.open("rb") as stream:
+            stream.seek(end)
+            whole = stream.read(_BLOCK) == bytes(_BLOCK)
+    except Exception as error:
+        raise UserError(f"{file} is no readable tar: {error}") from error
+    if not whole:
+        raise UserError(f"{file} is no readable tar: it is cut short or damaged at byte {end:,}")
+    for place, target in links:
+        files[place] = (files[place][0], found.get(normal(target)))
+    return files

@@ -1,0 +1,118 @@
+"""Which of many files are pictures, in which order, what stands beside them, and what was left out and why.
+
+One rule for a folder, a zip and a tar:
+
+- a picture is a file whose ending is one of `PICTURES`, in any case of letters;
+- what is hidden (a name that starts with a dot, a folder of such a name, macOS's __MACOSX) is left out;
+- a file beside a picture with its name but for the ending, .txt or .json, is its caption;
+- names are ordered as a person would: runs of digits by their value, so 2.png comes before 10.png.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Generic, TypeVar
+
+PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm") + (
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".avif",
+)
+CAPTIONS = (".txt", ".json")  # the first that is there counts
+_DIGITS = re.compile(r"([0-9]+)")
+
+Place = TypeVar("Place")
+
+
+@dataclass
+class Listing(Generic[Place]):
+    """Attributes:
+    pictures: names and where their bytes are, in order.
+    captions: by picture's name, the files beside it, in the order of `CAPTIONS`.
+    left_out: how many files were left out, by reason.
+    """
+
+    pictures: list[tuple[str, Place]]
+    captions: dict[str, list[tuple[str, Place]]] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def normal(name: str) -> str:
+    """A name in the one form that names are compared in: NFC, with / between folders and no ./ in front.
+
+    >>> normal("./set\\\\e\\u0301.png") == "set/\\u00e9.png"
+    True
+    """
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def order_of(name: str) -> tuple[tuple[str | int, ...], str]:
+    """The key that names are sorted by: runs of digits by their value, the rest by its characters.
+
+    >>> sorted(["10.png", "2.png", "a10/1.png", "a9/1.png"], key=order_of)
+    ['2.png', '10.png', 'a9/1.png', 'a10/1.png']
+    """
+    name = normal(name)
+    key: list[str | int] = []
+    for i, part in enumerate(_DIGITS.split(name)):
+        if i % 2:  # as a length and digits, since a number of any length may stand in a name
+            part = part.lstrip("0")
+            key += [len(part), part]
+        else:
+            key.append(part)
+    return tuple(key), name
+
+
+def ending(name: str) -> str:
+    """The ending of a name, in small letters; of "a/b.PNG" that is ".png"."""
+    return PurePosixPath(name).suffix.lower()
+
+
+def without_ending(name: str) -> str:
+    """A picture's name without its ending; another name as it is."""
+    return name[: -len(ending(name))] if ending(name) in PICTURES else name
+
+
+def arrange(files: Iterable[tuple[str, Place | None]]) -> Listing[Place]:
+    """Sort files into pictures, captions and what is left out.
+
+    Args:
+        files: names, with / or \\ between folders, and where their bytes are; None where a link leads to nothing. Of
+            two of the same name the later one counts, as it does when an archive is unpacked.
+    """
+    left_out: Counter[str] = Counter()
+    kept: dict[str, Place] = {}
+    for name, place in files:
+        if _hidden(name):
+            left_out["hidden"] += 1
+            continue
+        if place is None:
+            left_out["no file, such as a broken link"] += 1
+            continue
+        if name in kept:
+            left_out["replaced by a later one of the same name"] += 1
+        kept[name] = place
+    pictures = sorted(((n, p) for n, p in kept.items() if ending(n) in PICTURES), key=lambda item: order_of(item[0]))
+    captions: dict[str, list[tuple[str, Place]]] = {}
+    beside = set()
+    for name, _ in pictures:
+        stem = without_ending(name)
+        found = [(stem + suffix, kept[stem + suffix]) for suffix in CAPTIONS if stem + suffix in kept]
+        if found:
+            captions[name] = found
+            beside |= {n for n, _ in found}
+    for name in kept:
+        if ending(name) not in PICTURES and name not in beside:
+            left_out[f"not a picture: {ending(name) or 'no ending'}"] += 1
+    return Listing(pictures, captions, left_out)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in normal(name).split("/"))

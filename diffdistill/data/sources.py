@@ -1,0 +1,45 @@
+"""Where pictures come from, by path: a folder, a zip, an npz, webdataset shards, an emoji set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffdistill.data.arrays import Emoji, Npz
+from diffdistill.data.files import Folder, Shards, Zip, walk
+from diffdistill.data.listing import PICTURES
+from diffdistill.data.source import Source
+from diffdistill.errors import UserError
+
+
+def open_source(path: str | Path) -> Source:
+    """The source at a path: a folder of pictures, a .zip, a .npz, a .tar, a folder of .tar shards, or an emoji set.
+
+    Raises:
+        UserError: nothing there, another kind of file, no picture in it, or a damaged archive.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there are no pictures at {path}")
+    kind = path.suffix.lower()
+    source: Source
+    if path.is_dir() and (path / "concepts.tsv").is_file():
+        source = Emoji(path)
+    elif path.is_dir():
+        files = walk(path)
+        shards = [name for name, _ in files if name.lower().endswith(".tar")]
+        folder = Folder(path, files)
+        if shards and len(folder):
+            raise UserError(f"{path} holds {len(folder)} pictures and {len(shards)} .tar files; name one or the other")
+        source = Shards(path, [path / name for name in shards]) if shards else folder
+    elif kind == ".zip":
+        source = Zip(path)
+    elif kind == ".npz":
+        source = Npz(path)
+    elif kind == ".tar":
+        source = Shards(path, [path])
+    else:
+        raise UserError(f"{path} is no folder, .zip, .npz or .tar of pictures")
+    if len(source) == 0:
+        found = "".join(f"; {n} left out, {reason}" for reason, n in sorted(source.left_out.items()))
+        raise UserError(f"{path} holds no picture; those are files ending in {', '.join(PICTURES)}{found}")
+    return source

@@ -1,0 +1,257 @@
+"""Prompts and captions from files: the only place where such a file is read.
+
+    .txt           one a line
+    .jsonl         one JSON object a line, with a "prompt", "caption" or "text"
+    .csv, .tsv     a table with a header line, with a column of such a name; FILE.csv::COLUMN names another one
+    .json          COCO's captions: {"annotations": [{"image_id": ..., "caption": ...}, ...], "images": [...]}
+
+Notable:
+- a file is read as what its ending says, or refused by name: nothing is taken for lines that is not;
+- text is UTF-8, or UTF-16 or UTF-32 with its byte order mark; a mark is never part of a text;
+- only what the format calls a line end ends a line: in a .txt that is LF, CR LF or CR, in a .jsonl LF. Unicode's own
+  separators stay in the text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffdistill.errors import UserError
+
+COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # what text stands under, in any case of letters
+MAX_BYTES = 2 << 30
+_READ = ".txt (one a line), .jsonl, .csv, .tsv and COCO's captions (.json)"
+_MARKS = (  # UTF-32's mark begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_LINE_END = re.compile(r"\r\n|\n|\r")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One text of a file.
+
+    Attributes:
+        text: without space around it; it may be empty.
+        where: "line 3", for messages.
+        fields: the whole record it came from, of a format that has any.
+        key: the field that the text stands under.
+    """
+
+    text: str
+    where: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+
+def read_entries(path: str | Path, what: str = "prompt") -> list[Entry]:
+    """All texts of a file, in its order, and what stands beside them.
+
+    Args:
+        path: the file; behind "::", the name of the column (or key) that the texts are in.
+        what: "prompt" or "caption": which name is preferred where several are there, and what messages speak of.
+
+    Raises:
+        UserError: no such file, another format, a text that is not what the format says, or more than 2 GiB.
+    """
+    file, column = _column_of(path)
+    if file.is_dir() or not file.exists():
+        raise UserError(
+            f"{file} is a folder, not a {what} file" if file.is_dir() else f"there is no {what} file {file}"
+        )
+    kind = file.suffix.lower()
+    reader = {".txt": _lines, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _coco}.get(kind)
+    if reader is None:
+        raise UserError(f"{file} is no {what} file that is read: those are {_READ}")
+    if column is not None and kind in (".txt", ".json"):
+        raise UserError(f"{path}: a {kind} has no columns; leave out ::{column}")
+    if (size := file.stat().st_size) > MAX_BYTES:
+        raise UserError(f"{file} has {size:,} bytes; at most {MAX_BYTES:,} are read")
+    entries = list(reader(decode_text(file.read_bytes(), str(file)), file, what, column))
+    for entry in entries:
+        check_text(entry.text, f"{file}, {entry.where}")
+    return entries
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """The text of a file, without its byte order mark.
+
+    Raises:
+        UserError: bytes that are no text in the encoding that the mark says, or in UTF-8.
+    """
+    mark, encoding = next(((m, e) for m, e in _MARKS if data.startswith(m)), (b"", "utf-8"))
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not {encoding.upper()} text: {error}; save it as UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{name} is no text, or UTF-16 without a byte order mark: it holds NUL; save it as UTF-8")
+    return text
+
+
+def lines_of(text: str) -> list[str]:
+    """Its lines as a text file has them, each without space or a byte order mark around it."""
+    lines = [_stripped(line) for line in _LINE_END.split(text)]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def text_of_record(record: dict[str, Any], what: str, column: str | None = None) -> str:
+    """The name of the field that holds a record's text: `column`, or the one of `COLUMNS` that is there.
+
+    Raises:
+        ValueError: none of them, or several of which none is called `what`.
+    """
+    if column is not None:
+        if column not in record:
+            raise ValueError(f"it has no {column!r}, but {_names(record)}")
+        return column
+    found = [name for name in record if isinstance(name, str) and name.strip().lower() in COLUMNS]
+    own = [name for name in found if name.strip().lower() == what]
+    if len(own) == 1 or len(found) == 1:
+        return (own or found)[0]
+    if found:
+        raise ValueError(f"it has {_names(found)}; write FILE::NAME to say which holds the {what}s")
+    raise ValueError(f'it has no "{what}", but {_names(record)}; write FILE::NAME to say which holds the {what}s')
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse what has no form in UTF-8, as JSON's "\\ud800" or an argument that was no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} has {ascii(text[error.start])} in it, half of a character; write it whole") from error
+
+
+def _column_of(path: str | Path) -> tuple[Path, str | None]:
+    name, separator, column = str(path).rpartition("::")
+    if not separator or Path(path).exists():
+        return Path(path), None
+    return Path(name), column
+
+
+def _stripped(text: str) -> str:
+    return text.strip().strip("\ufeff").strip()  # files joined end to end leave marks inside
+
+
+def _names(names: Any) -> str:
+    shown = ", ".join(str(name) for name in list(names)[:8])
+    return (shown[:200] or "nothing") + (", ..." if len(names) > 8 else "")
+
+
+def _lines(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
+    lines = lines_of(text)
+    if instead := _not_lines(lines, text):
+        raise UserError(f"{file} is named as a text of one {what} a line, but holds {instead}; name it by what it is")
+    for number, line in enumerate(lines, 1):
+        yield Entry(line, f"line {number}")
+
+
+def _not_lines(lines: Sequence[str], text: str) -> str | None:
+    """What a text holds that is plainly not one prompt a line."""
+    full = [line for line in lines if line]
+    if not full:
+        return None
+    if full[0].startswith(("{", "[")):
+        for candidate in (full[0], text):
+            try:
+                if isinstance(json.loads(candidate), dict | list):
+                    return "JSON"
+            except (ValueError, RecursionError):
+                continue
+    if len(full) > 1 and all("\t" in line for line in full):
+        return "a table of tabs (.tsv)"
+    header = [name.strip().strip('"').lower() for name in re.split("[,;]", full[0])]
+    if len(header) > 1 and set(header) & set(COLUMNS) and all(re.fullmatch(r"\w+", name) for name in header):
+        return "a table with a header line (.csv)"
+    return None
+
+
+def _json_lines(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
+    for number, line in enumerate(text.split("\n"), 1):
+        line, where = _stripped(line), f"line {number}"
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}, {where} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise UserError(f'{file}, {where} should be an object with a "{what}": {line[:80]}')
+        yield _entry(record, where, file, what, column)
+
+
+def _entry(record: dict[str, Any], where: str, file: Path, what: str, column: str | None) -> Entry:
+    try:
+        key = text_of_record(record, what, column)
+    except ValueError as error:
+        raise UserError(f"{file}, {where}: {error}") from error
+    value = record[key]
+    if not isinstance(value, str):
+        raise UserError(f"{file}, {where}: {key} should be text, and is {str(value)[:80]!r}")
+    return Entry(_stripped(value), where, record, key)
+
+
+def _table(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
+    first = _LINE_END.split(text, maxsplit=1)[0]
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    if delimiter == "," and "," not in first and ";" in first:
+        delimiter = ";"  # as spreadsheets write it where a comma is in numbers
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next((row for row in rows if row), [])
+        header = [_stripped(name) for name in header]
+        try:
+            key = text_of_record(dict.fromkeys(header), what, column)
+        except ValueError as error:
+            raise UserError(f"{file}, its header line: {error}") from error
+        if header.count(key) > 1:
+            raise UserError(f"{file} has {header.count(key)} columns called {key}; their names should differ")
+        start = rows.line_num
+        for row in rows:
+            where, start = f"line {start + 1}", rows.line_num
+            if not row:
+                continue
+            if len(row) != len(header):
+                mark = "a tab" if delimiter == "\t" else f'"{delimiter}"'
+                raise UserError(
+                    f"{file}, {where} has {len(row)} fields and the header {len(header)}; "
+                    f"put a field that holds {mark} in double quotes"
+                )
+            yield _entry(dict(zip(header, row, strict=True)), where, file, what, key)
+    except csv.Error as error:
+        raise UserError(f"{file}, line {rows.line_num} is no line of a table: {error}") from error
+
+
+def _coco(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(annotations, list):
+        raise UserError(
+            f"{file} is JSON, but not COCO's captions, which have a list of annotations; "
+            f'write one record a line into a .jsonl, as {{"{what}": "a blue apple"}}'
+        )
+    images = content.get("images")
+    names = {i.get("id"): i.get("file_name") for i in images if isinstance(i, dict)} if isinstance(images, list) else {}
+    for number, annotation in enumerate(annotations, 1):
+        where = f"annotation {number}"
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("caption"), str):
+            raise UserError(f"{file}, {where} has no caption; these are not COCO's captions")
+        image = annotation.get("image_id")
+        name = names.get(image) if isinstance(image, int | str) else None
+        fields = {**annotation, "file_name": name} if isinstance(name, str) else annotation
+        yield Entry(_stripped(annotation["caption"]), where, fields, "caption")

@@ -1,0 +1,167 @@
+"""One picture as a person is shown it: orientation, depth, alpha, frames, and damage at every byte."""
+
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from diffdistill.data.decode import CorruptPictureError, decode
+
+
+def encoded(pixels: np.ndarray | Image.Image, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def png_of_depth(values: np.ndarray, bits: int) -> bytes:
+    """A PNG of (H, W, C) written by hand: Pillow writes no 16-bit colour."""
+    height, width, channels = values.shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + values[y].astype(">u2" if bits == 16 else "u1").tobytes() for y in range(height))
+    head = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff_of_depth(values: np.ndarray, bits: int) -> bytes:
+    """An uncompressed RGB TIFF of (H, W, 3) written by hand."""
+    height, width, _ = values.shape
+    data = values.astype("<u2" if bits == 16 else "u1").tobytes()
+    depths, pixels = 8 + 2 + 9 * 12 + 4, 8 + 2 + 9 * 12 + 4 + 6
+    tags = (
+        (256, width), (257, height), (258, depths), (259, 1), (262, 2), (273, pixels), (277, 3), (278, height),
+        (279, len(data)),
+    )  # fmt: skip
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    body = b"".join(struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, v) for tag, v in tags)
+    return head + body + struct.pack("<I3H", 0, bits, bits, bits) + data
+
+
+AVIFS = (  # one colour, 8 x 8, by libavif's encoder at more than 8 bits a channel, which Pillow cannot write
+    (
+        "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADybWV0YQAAAAAAAAAoaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAA"
+        "AGxpYmF2aWYAAAAADnBpdG0AAAAAAAEAAAAeaWxvYwAAAABEAAABAAEAAAABAAABGgAAAB8AAAAoaWluZgAAAAAAAQAAABppbmZl"
+        "AgAAAAABAABhdjAxQ29sb3IAAAAAamlwcnAAAABLaXBjbwAAABRpc3BlAAAAAAAAAAgAAAAIAAAAEHBpeGkAAAAAAwoKCgAAAAxh"
+        "djFDgSBAAAAAABNjb2xybmNseAABAA0ABoAAAAAXaXBtYQAAAAAAAAABAAEEAQKDBAAAACdtZGF0EgAKCDgIv2MBDQaQMhEWQAkk"
+        "kkQAAHlM2Kcefr4vIA==",
+        10,
+    ),
+    (
+        "AAAAHGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZgAAAPJtZXRhAAAAAAAAAChoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAbGli"
+        "YXZpZgAAAAAOcGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAEWAAAAHwAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAA"
+        "AAEAAGF2MDFDb2xvcgAAAABqaXBycAAAAEtpcGNvAAAAFGlzcGUAAAAAAAAACAAAAAgAAAAQcGl4aQAAAAADDAwMAAAADGF2MUOB"
+        "QGAAAAAAE2NvbHJuY2x4AAEADQAGgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAAJ21kYXQSAAoIWAi/Y0BDQaIyERZACSSSRAAA"
+        "eUzYpx5+vi8g",
+        12,
+    ),
+)
+GRADIENT = np.stack(np.broadcast_arrays(np.arange(24)[:, None] * 9, np.arange(32) * 7, 80), -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_that_a_camera_wrote_is_applied(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    options = {"lossless": True} if form == "WEBP" else {"quality": 100}
+    data = encoded(GRADIENT, form, exif=exif.tobytes(), **options)
+    if form == "TIFF":  # where Pillow writes a TIFF's own tag
+        data = encoded(GRADIENT, form, tiffinfo={274: orientation})
+    turned = ImageOps.exif_transpose(_with_orientation(orientation))
+    found = decode(data, "x")
+    assert found.shape == as_tensor(turned).shape
+    assert float((found.float() - as_tensor(turned).float()).abs().mean()) < 4  # lossy forms come near
+
+
+def _with_orientation(orientation: int) -> Image.Image:
+    image = Image.fromarray(GRADIENT)
+    image.getexif()[0x112] = orientation
+    return image
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_are_refused_and_eight_are_read(channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, channels))
+    found = decode(png_of_depth(values, 8), "x")
+    assert found.shape == (3, 6, 5)
+    if channels == 3:
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), values)
+    with pytest.raises(CorruptPictureError, match="x has 16 bits a channel; only 8"):
+        decode(png_of_depth(values * 257, 16), "x")
+
+
+@pytest.mark.parametrize("maximum", [1, 15, 255, 1023, 65535])
+@pytest.mark.parametrize("magic", [2, 3, 5, 6])
+def test_what_a_netpbm_holds_decides_not_how_pillow_opens_it(magic: int, maximum: int) -> None:
+    values = np.random.default_rng(1).integers(0, maximum + 1, (4, 3, 3 if magic in (3, 6) else 1))
+    plain = " ".join(map(str, values.ravel())).encode()
+    body = plain if magic < 4 else values.astype(">u2" if maximum > 255 else "u1").tobytes()
+    data = f"P{magic} 3 4 {maximum}\n".encode() + body
+    if maximum > 255:
+        with pytest.raises(CorruptPictureError, match=f"has {maximum.bit_length()} bits a channel"):
+            decode(data, "x")
+    else:
+        found = decode(data, "x").permute(1, 2, 0).numpy().astype(float)
+        assert np.abs(found - values * (255 / maximum)).max() <= 1
+
+
+def test_deep_tiffs_and_avifs_are_refused() -> None:
+    values = np.random.default_rng(2).integers(0, 256, (4, 4, 3))
+    assert np.array_equal(decode(tiff_of_depth(values, 8), "x").permute(1, 2, 0).numpy(), values)
+    with pytest.raises(CorruptPictureError, match="x has 16 bits"):
+        decode(tiff_of_depth(values, 16), "x")
+    for mode, bits in (("F", 32), ("I", 32), ("I;16", 16)):
+        with pytest.raises(CorruptPictureError, match=f"x has {bits} bits"):
+            decode(encoded(Image.new(mode, (4, 4)), "TIFF"), "x")
+    for data, bits in AVIFS:
+        with pytest.raises(CorruptPictureError, match=f"x has {bits} bits"):
+            decode(base64.b64decode(data), "x")
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_several_pictures_in_one_are_refused_but_a_cameras_first_one_is_read(form: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    with pytest.raises(CorruptPictureError, match="holds 3 pictures; one a file is read"):
+        decode(encoded(frames[0], form, save_all=True, append_images=frames[1:]), "x")
+    camera = decode(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]), "x")
+    assert camera[:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_every_eight_bit_mode_becomes_colour_on_white(mode: str) -> None:
+    image = Image.new("RGBA", (4, 4), (255, 255, 255, 0)).convert(mode)
+    assert decode(encoded(image), "x").unique().tolist() == [255]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", ["AVIF", "PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_damage_anywhere_is_named_or_harmless(form: str) -> None:
+    data = encoded(GRADIENT, form)
+    for place in range(0, len(data), max(1, len(data) // 150)):
+        torn = bytearray(data)
+        torn[place] ^= 0xFF
+        for damaged in (bytes(torn), data[:place]):
+            try:
+                assert decode(damaged, "x").shape[0] == 3
+            except CorruptPictureError as error:
+                assert str(error).startswith("x ") and "\n" not in str(error)
+
+
+def test_only_pictures_formats_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", encoded(GRADIENT, "ICO"), b"", b"\0" * 99):
+        with pytest.raises(CorruptPictureError, match="x cannot be read as a picture"):
+            decode(data, "x")
+    with pytest.raises(CorruptPictureError, match="x is 32x24; at most 700 pixels"):
+        decode(encoded(GRADIENT), "x", most_pixels=700)
