@@ -22,6 +22,7 @@ from torch import Tensor
 from diffdistill.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "AVIF")
+DECODING = b"orientation applied"  # changed wherever a file gives other pixels than before: caches go by it
 MAX_PIXELS = 64_000_000  # of one picture
 _BITS_PER_SAMPLE = 258  # TIFF's tag
 _HEADERS = 1 << 16  # bytes that an AVIF's own header is looked for in

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffdistill.data.decode import MAX_PIXELS, CorruptPictureError
+from diffdistill.data.decode import DECODING, MAX_PIXELS, CorruptPictureError
 from diffdistill.data.listing import Listing, arrange, normal, order_of
 from diffdistill.data.source import Source
 from diffdistill.errors import UserError
@@ -29,6 +29,8 @@ class Files(Source):
         name: of the source.
         listings: one, or one for each shard, in order; a shard's name stands before its pictures' own.
     """
+
+    decoding = DECODING
 
     def __init__(self, name: str, listings: Sequence[tuple[str, Listing[Any]]]) -> None:
         self.name = name

@@ -26,11 +26,13 @@ class Source(ABC):
         name: what was asked for, for messages and reports.
         together: whether a batch is made at once (a generator's), not picture by picture in threads.
         left_out: how many files were left out, by reason.
+        decoding: another one wherever the same files would give other pixels.
     """
 
     name: str
     together: bool = False
     left_out: Counter[str] = Counter()
+    decoding: bytes = b""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -72,8 +74,8 @@ class Source(ABC):
         return [self.read(index) for index in indices]
 
     def digest(self) -> str:
-        """16 hex digits of a hash over the names and contents of all pictures."""
-        found = hashlib.sha256()
+        """16 hex digits of a hash over the names and contents of all pictures, and how their files are decoded."""
+        found = hashlib.sha256(self.decoding)
         for i in range(len(self)):
             try:
                 content = hashlib.sha256(self.read_bytes(i)).digest()
