@@ -17,7 +17,6 @@ Notable:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,9 @@ from torch import Tensor, nn
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
-from diffdistill.models.teacher import weights_digest
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
+from .content import digest, of_network
 
 
 def edge_error(x: Tensor, y: Tensor) -> Tensor:
@@ -109,11 +108,13 @@ class Autoencoder(Method):
         from diffdistill.data.emoji import load_emoji  # here, so that methods without pictures need none
 
         self.images = load_emoji(data).images
+        self.content = {"data": digest(self.images)}
         self.crop, self.edge_weight, self.kl_weight = crop or self.images.shape[-1], edge_weight, kl_weight
         self.permute_colours, self.latent_noise, self.train_encoder = permute_colours, latent_noise, train_encoder
         vae: Any
         if init_from is not None:
             vae = AutoencoderKL.from_pretrained(init_from, use_safetensors=True)
+            self.content["init_from"] = of_network(vae)
             if latent_channels != vae.config.latent_channels:
                 if not train_encoder:
                     found = vae.config.latent_channels
@@ -142,8 +143,6 @@ class Autoencoder(Method):
             side = self.images.shape[-1]
             raise UserError(f"crop is {self.crop}; it must be a multiple of {self.factor}, at most {side}")
         self.latent_channels = vae.config.latent_channels
-        pictures = hashlib.sha256(self.images.numpy().tobytes()).hexdigest()[:16]
-        self.content = pictures if init_from is None else pictures + weights_digest(vae)
         self.networks = {"autoencoder": ReconstructionNetwork(vae, train_encoder).to(memory_format=torch.channels_last)}
         self.optimizers = {"autoencoder": OptimizerSettings(learning_rate, betas)}
         self.device = torch.device("cpu")

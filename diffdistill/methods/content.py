@@ -25,13 +25,8 @@ _ENCODER = (
     "eos_token_id",
     "use_attention_mask",
 )
-_PROBE = (
-    "A Photo",
-    "the cat's",
-    "12 hats",
-    "caf\u00e9!",
-    "",
-)  # case, digits, marks, accents: what tokenizers differ in
+# case, digits, marks, accents: what tokenizers differ in
+_PROBE = ("A Photo", "the cat's", "12 hats", "caf\u00e9!", "")
 
 
 def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
@@ -64,7 +59,9 @@ def of_text(tokenizer: Any, text_encoder: Any) -> str:
     """Of a tokenizer and its text encoder: weights, settings, and the ids of a few texts."""
     settings = json.dumps({key: getattr(text_encoder.config, key, None) for key in _ENCODER}, default=str)
     added = json.dumps(tokenizer.get_added_vocab(), sort_keys=True)
-    ids = json.dumps([tokenizer(list(_PROBE))["input_ids"], tokenizer.pad_token_id, tokenizer.model_max_length])
+    length = tokenizer.model_max_length
+    found = tokenizer(list(_PROBE), truncation=True, max_length=min(length, 77))["input_ids"]
+    ids = json.dumps([found, tokenizer.pad_token_id, length])
     return digest(weights_digest(text_encoder), settings, added, ids)
 
 

@@ -10,7 +10,6 @@ taken for real. Without them, prompts are all the data, and nothing here reads a
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lor
 from diffdistill.models.teacher import encode
 
 from .base import Batch, Loss, Phase, check_shares, unwrap
+from .content import digest
 from .one_step import OneStep
 
 
@@ -140,7 +140,7 @@ class WithFakeScore(OneStep):
             if prompt not in rows:
                 raise UserError(f"real_images {folder} has no picture of the prompt {prompt!r}; each needs one")
         images = pictures.images[[rows[prompt] for prompt in self.prompts]]
-        self.content += hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        self.content = {**self.content, "real_images": digest(images)}
         latents = encode(self.teacher.pipeline.vae, images)
         if latents.shape[1:] != self.teacher.latent_shape:
             found, wanted = tuple(latents.shape[1:]), tuple(self.teacher.latent_shape)

@@ -65,6 +65,13 @@ class SelfE(AnyStep):
     """
 
     name = "self_e"
+    free = {
+        **AnyStep.free,
+        "reach": "how the product is sampled",
+        "reach_of_one_step": "how the product is sampled",
+        "finest_steps": "how the product is sampled",
+        "eta": "how the product is sampled",
+    }
 
     def __init__(
         self,
@@ -190,6 +197,8 @@ class SelfE(AnyStep):
 
     def _span(self) -> float:
         """tau: from 0 to 1 over `span_share` of the run, from `span_from` on."""
+        if self.span_from == self.span_share == 0:
+            return 1.0
         ahead = self.progress - self.span_from
         if ahead < 0:
             return 0.0

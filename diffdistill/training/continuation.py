@@ -92,20 +92,7 @@ def refuse_another_run(folder: Path, stored: Mapping[str, Any], identity: Identi
         identity: the present run's.
         settings: the present run's; its mixed_precision "auto" takes the checkpoint's.
     """
-    then, now = Identity(**stored["identity"]), identity
-    found = [
-        f"{key} was {_shown(then.settings, key)}, is {_shown(now.settings, key)}"
-        for key in sorted(
-            (then.settings.keys() | now.settings.keys()) - then.content.keys() - now.content.keys(),
-            key=lambda key: (key != "method", key),
-        )
-        if key not in then.settings or key not in now.settings or then.settings[key] != now.settings[key]
-    ]
-    found += [
-        f"{key} was {_content(then, key)}, is {_content(now, key)}"
-        for key in sorted(then.content.keys() | now.content.keys())
-        if then.content.get(key) != now.content.get(key)
-    ]
+    found = _differences(Identity(**stored["identity"]), identity)
     if settings.mixed_precision not in ("auto", stored["precision"]):
         found.append(f"training.mixed_precision was {stored['precision']}, is {settings.mixed_precision}")
     found += _length(stored, settings)
@@ -148,6 +135,24 @@ def find_again(
             )
         places[key] = there
     return places
+
+
+def _differences(then: Identity, now: Identity) -> list[str]:
+    if then.settings["method"] != now.settings["method"]:  # its arguments are others too
+        return [f"method was {_shown(then.settings, 'method')}, is {_shown(now.settings, 'method')}"]
+    by_value = (then.settings.keys() | now.settings.keys()) - then.content.keys() - now.content.keys()
+    by_content = then.content.keys() | now.content.keys()
+    values = [
+        f"{key} was {_shown(then.settings, key)}, is {_shown(now.settings, key)}"
+        for key in sorted(by_value)
+        if key not in then.settings or key not in now.settings or then.settings[key] != now.settings[key]
+    ]
+    contents = [
+        f"{key} was {_content(then, key)}, is {_content(now, key)}"
+        for key in sorted(by_content)
+        if then.content.get(key) != now.content.get(key)
+    ]
+    return values + contents
 
 
 def _place(recipe: Recipe, key: str, run: Path) -> dict[str, str]:

@@ -15,7 +15,8 @@ is read before the accelerator is made, and the accelerator is then given every 
     ACCELERATE_USE_DEEPSPEED, _FSDP, _MEGATRON_LM, _PARALLELISM_CONFIG, _SAGEMAKER
                                            refused: training runs on one process, or several by data parallelism
 
-The other variables (ACCELERATE_DYNAMO_MODE, ACCELERATE_FP8_FORMAT, FSDP_* ...) qualify one of these and do nothing alone.
+The other variables (ACCELERATE_DYNAMO_MODE, ACCELERATE_FP8_FORMAT, FSDP_* ...) qualify one of these and do nothing
+alone.
 """
 
 from __future__ import annotations
