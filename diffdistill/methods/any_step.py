@@ -37,9 +37,10 @@ from diffdistill.models.any_step_pipeline import (
 from diffdistill.models.attention import set_attention
 from diffdistill.models.averaged import averaged_copy, follow
 from diffdistill.models.export import halve
-from diffdistill.models.teacher import decode, load_teacher, weights_digest
+from diffdistill.models.teacher import decode, load_teacher
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .content import digest, of_network, of_text
 from .text_to_image import PREVIEW, TextToImage
 
 PREVIEW_STEPS = (1, 8)
@@ -66,6 +67,7 @@ class AnyStep(Method):
     """
 
     averaged = "model"
+    free = {**FREE_ARGUMENTS, "stock_one_step": "what is exported beside the product"}
     name = "any_step"
     reach = 1.0
     reach_of_one_step = 1.0
@@ -98,7 +100,7 @@ class AnyStep(Method):
         self.source = TextToImage(**source)
         made: Any = self.source.networks.pop("model")
         unet, text_encoder = made.unet, made.text_encoder
-        self.content = self.source.content
+        self.content = dict(self.source.content)
         process = None
         if init_from is not None and start is not None:
             pipeline, process = start
@@ -125,7 +127,9 @@ class AnyStep(Method):
         if not _one_autoencoder(pipeline.vae, self.source.vae):
             raise UserError(f"init_from {source} has another autoencoder; set autoencoder to its vae folder")
         self.source.tokenizer = pipeline.tokenizer
-        self.content += weights_digest(unet) + weights_digest(text_encoder) + str(process and process.settings)
+        text = of_text(pipeline.tokenizer, text_encoder)
+        start = digest(of_network(unet), text, str(process and process.settings))
+        self.content = {**self.content, "init_from": start}
         for part in (unet, text_encoder):
             part.requires_grad_(True).train()
         return unet, text_encoder

@@ -12,7 +12,6 @@ Notable:
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from diffdistill.models.export import halve
 from diffdistill.models.fake_score import full_copy
 from diffdistill.models.teacher import encode, load_teacher
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_guidance, unwrap
+from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, check_guidance, unwrap
+from .content import of_pictures, of_teacher
 
 
 class Consistency(Method):
@@ -52,6 +52,7 @@ class Consistency(Method):
     """
 
     averaged = "student"
+    free = FREE_ARGUMENTS
 
     def __init__(
         self,
@@ -95,9 +96,7 @@ class Consistency(Method):
             found, wanted = tuple(self.latents.shape[1:]), tuple(self.teacher.latent_shape)
             raise UserError(f"data {data}: its latents have shape {found}, the teacher's {wanted}")
         self.embeddings, self.null = self.teacher.embed(self.captions), self.teacher.embed([""])
-        content = hashlib.sha256("\n".join([self.teacher.digest(), *self.captions]).encode())
-        content.update(pictures.images.numpy().tobytes())
-        self.content = content.hexdigest()
+        self.content = {"teacher": of_teacher(self.teacher), "data": of_pictures(pictures)}
         student = full_copy(self.teacher.network)
         self.networks = {"student": student, "average": averaged_copy(student)}
         self.optimizers = {"student": OptimizerSettings(learning_rate, betas, eps=adam_eps)}

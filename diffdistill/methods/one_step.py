@@ -11,7 +11,6 @@ Notable:
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from diffdistill.models.export import export_one_step, halve
 from diffdistill.models.fake_score import full_copy
 from diffdistill.models.teacher import load_teacher
 
-from .base import Batch, Loss, Method, OptimizerSettings, unwrap
+from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, unwrap
+from .content import digest, of_teacher
 
 CACHED_BYTES = 1 << 30  # prompt embeddings are kept up to this; beyond it they are made for each batch
 
@@ -58,6 +58,7 @@ class OneStep(Method):
     """
 
     averaged = "student"
+    free = FREE_ARGUMENTS
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class OneStep(Method):
         self.null = self.teacher.embed([""])
         small = len(self.prompts) * self.null.nbytes <= CACHED_BYTES
         self.embeddings = self.teacher.embed(self.prompts) if small else None
-        self.content = hashlib.sha256("\n".join([self.teacher.digest(), *self.prompts]).encode()).hexdigest()
+        self.content = {"teacher": of_teacher(self.teacher), "prompts": digest(self.prompts)}
         self.networks = {"student": full_copy(self.teacher.network)}
         self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas, eps=adam_eps)}
         self.device = torch.device("cpu")
@@ -155,7 +156,8 @@ class OneStep(Method):
 
     def _range(self) -> tuple[float, float]:
         """The times judged at this point of the run."""
-        return time_range(self.progress, (self.t_min, self.t_max), (self.t_min_final, self.t_max_final))
+        first, final = (self.t_min, self.t_max), (self.t_min_final, self.t_max_final)
+        return first if first == final else time_range(self.progress, first, final)
 
     def _distil(
         self,

@@ -31,10 +31,11 @@ from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import halve
 from diffdistill.models.network import TextConditionedUNet
-from diffdistill.models.teacher import load_teacher, weights_digest
+from diffdistill.models.teacher import load_teacher
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
+from .content import digest, of_network, of_pictures, of_text
 from .latents import varied_latents
 
 SCHEDULER = {
@@ -122,9 +123,9 @@ class TextToImage(Method):
         self.optimizers = {"model": OptimizerSettings(learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)}
         self.schedule = VPSchedule.from_config(SCHEDULER)
         self.denoiser = Denoiser(lambda x, t, c: self.networks["model"](x, t, c), self.schedule, "v")
-        pictures = hashlib.sha256(self.set.images.numpy().tobytes()).hexdigest()[:16]
-        parts = [self.vae] if init_from is None else [self.vae, unet, text_encoder]
-        self.content = pictures + "".join(map(weights_digest, parts))
+        self.content = {"autoencoder": of_network(self.vae), "data": of_pictures(self.set)}
+        if init_from is not None:
+            self.content["init_from"] = digest(of_network(unet), of_text(self.tokenizer, text_encoder))
         self.device = torch.device("cpu")
         self._cache_latents(variants if shift or mirror else 1, shift, mirror)
 
@@ -154,9 +155,9 @@ class TextToImage(Method):
         groups: dict[str, Any] = {"": (len(self.set), pictures, variants)}
         for colour, target in HUES.items():
             groups[colour] = (len(rows), partial(recoloured, target=target), few)
-        digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+        pixels = hashlib.sha256(images.numpy().tobytes()).hexdigest()
         made_from = {
-            "pictures": digest,
+            "pictures": pixels,
             "names": self.set.names,
             "shift": shift,
             "mirror": mirror,
