@@ -18,6 +18,10 @@ sample. The last three are made from d itself, not by dividing by alpha. For ASD
 different times, the two columns differ: the first four rows use r, the last three d, as their sources do. For ISM
 they agree all the same, x_t being one DDIM step from x_s: (sigma_t / alpha_t)(e_cfg - e_0) = x0_hat(x_s) - x0_cfg.
 
+PRD's released code takes (x0 - sigma e) / alpha for both clean samples: the clean latents stand where x_t belongs, and
+alpha and sigma are those of t for ASD's later term too. Their difference is sigma / alpha times that of the noises;
+what it is divided by, the mean of |x0 - (x0 - sigma e) / alpha|, is another number. Here both are read from x_t.
+
 DMD's equations 7 and 8 carry one factor of alpha_t more than `dmd`; its released code, and DMD2's, do not.
 
 A residual that is not finite stays so: to hide it is the training loop's decision, not made here.

@@ -93,7 +93,7 @@ def test_the_pictures_shift_and_the_grids_are_two_things(pictures: str) -> None:
 def test_a_preview_is_not_guided_twice(pictures: str) -> None:
     for name, more, expected in (
         ("self_e", {}, 2.0), ("mean_flow", {}, 1.0), ("mean_flow", {"guidance": None}, 2.0), ("shortcut", {}, 1.0),
-        ("shortcut", {"guidance": 1.0}, 2.0),
+        ("shortcut", {"guidance": 1.0}, 1.0), ("shortcut", {"guidance": 1.0, "drop_bootstrapped": True}, 2.0),
     ):  # fmt: skip
         method = build(pictures, name, **more)
         with patch.object(AnyStepModel, "sample", return_value=torch.zeros(16, 8, 8, 8)) as called:
