@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -188,12 +189,12 @@ class Trainer:
         """
         s = self.settings
         main = self.accelerator.is_main_process
+        for remark in self.remarks if main else ():  # before the bar, on lines of their own in a log file too
+            print(remark, file=sys.stderr, flush=True)
         self.tracker = Tracker(self.run, s.samples, self.samples, s.report_to, main)
         self._start_clocks()
         handler = signal.getsignal(signal.SIGINT)
         try:
-            for remark in self.remarks:
-                self.tracker.say(remark)
             if s.mixed_precision == "auto":
                 self.tracker.say(f"mixed_precision auto: {self.precision}")
             if self.resumed and self.saved is None:
