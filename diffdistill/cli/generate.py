@@ -61,14 +61,19 @@ def main(argv: Sequence[str]) -> None:
 
     import torch
 
-    from diffdistill.models.generate import generate
-    from diffdistill.models.pictures import save_grid, save_picture
+    from diffdistill.models.generate import generate, load_generator
+    from diffdistill.models.pictures import check_finite, save_grid, save_picture
+    from diffdistill.models.text import report_cut
 
+    loaded = load_generator(model, options.steps)
+    report_cut(loaded.pipeline.tokenizer, prompts)
     images = generate(
-        model, prompts, options.steps, options.guidance, options.seed, options.batch_size, eta=options.eta
+        loaded, prompts, options.steps, options.guidance, options.seed, options.batch_size, eta=options.eta
     )
-    kept, done = [], 0
+    kept, done, made = [], 0, 0
     for chunk in images:  # nothing is made before the first pictures are: the model may be refused
+        check_finite(chunk, made)
+        made += len(chunk)
         if done == 0 and out.is_dir():  # overwritten: no earlier picture may stay among the new ones
             for old in out.glob("*.png"):
                 if OURS.fullmatch(old.name):

@@ -16,7 +16,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,7 +36,10 @@ from diffdistill.models.any_step_pipeline import (
 from diffdistill.models.attention import set_attention
 from diffdistill.models.averaged import averaged_copy, follow
 from diffdistill.models.export import halve
-from diffdistill.models.teacher import decode, load_teacher
+from diffdistill.models.stock_check import load_checked_teacher
+from diffdistill.models.stock_pipeline import stock_pipeline
+from diffdistill.models.teacher import decode, latent_shape
+from diffdistill.models.text import check_unmasked
 
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, unwrap
 from .content import digest, of_network, of_text
@@ -120,7 +122,7 @@ class AnyStep(Method):
     def _take(self, source: str, pipeline: Any, process: VPOnStraightPath | None) -> tuple[Any, Any]:
         """UNet and text encoder of what to start from; takes over the tokenizer."""
         unet, text_encoder = pipeline.unet, pipeline.text_encoder
-        found = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        found = latent_shape(unet)
         wanted = tuple(self.source.latents.shape[2:])
         if found != wanted:
             raise UserError(f"init_from {source} makes latents of shape {found}; those of the pictures have {wanted}")
@@ -185,9 +187,7 @@ class AnyStep(Method):
 
     def _product(self) -> AnyStepModel:
         model = unwrap(self.networks["model"])
-        parts = SimpleNamespace(
-            unet=model.unet, text_encoder=model.text_encoder, vae=self.source.vae, tokenizer=self.source.tokenizer
-        )
+        parts = stock_pipeline(model.unet, self.source.vae, model.text_encoder, self.source.tokenizer)
         told = (self.reach, self.reach_of_one_step, self.finest_steps)
         return AnyStepModel(parts, model, self.schedule, *told, self.eta)
 
@@ -226,12 +226,14 @@ def _one_autoencoder(one: Any, other: Any) -> bool:
 def _load_start(source: str, time_scale: int) -> tuple[Any, VPOnStraightPath | None]:
     """The pipeline to start from, and the process that its UNet knows where that is another one."""
     if not is_any_step(source):
-        pipeline = load_teacher(source).pipeline
+        teacher = load_checked_teacher(source)
+        check_unmasked(teacher.pipeline.text_encoder, f"init_from {source}")
         try:
-            return pipeline, VPOnStraightPath(pipeline.scheduler.config)
+            return teacher.pipeline, VPOnStraightPath(teacher.scheduler_config)
         except ValueError as error:
             raise UserError(f"init_from {source}: {error}") from error
     model = load_any_step(source)
+    check_unmasked(model.pipeline.text_encoder, f"init_from {source}")
     if (told := model.schedule.num_train_timesteps) != time_scale:
         raise UserError(f"init_from {source} is told {told} t; here it is {time_scale} t")
     return model.pipeline, model.network.process

@@ -25,9 +25,11 @@ from diffdistill.distill.consistency import Boundary, consistency_loss, consiste
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.averaged import averaged_copy, follow
-from diffdistill.models.export import halve
+from diffdistill.models.export import DIFFUSERS_PREDICTION, export_parts, halve
 from diffdistill.models.fake_score import full_copy
-from diffdistill.models.teacher import encode, load_teacher
+from diffdistill.models.stock_check import load_checked_teacher
+from diffdistill.models.teacher import encode
+from diffdistill.models.text import report_cut
 
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, check_guidance, unwrap
 from .content import of_pictures, of_teacher
@@ -78,7 +80,7 @@ class Consistency(Method):
         from diffdistill.data.emoji import load_emoji  # here, so that methods without pictures need none
 
         pictures = load_emoji(data)
-        self.teacher = load_teacher(teacher)
+        self.teacher = load_checked_teacher(teacher)
         unet = self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
         set_attention(unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.schedule = self.teacher.schedule
@@ -91,6 +93,7 @@ class Consistency(Method):
         self.guidance_scale, self.grid, self.huber, self.average_decay = guidance_scale, grid, huber, average_decay
         self.boundary = Boundary(scale=boundary_scale)
         self.captions = pictures.captions
+        report_cut(self.teacher.pipeline.tokenizer, self.captions)
         self.latents = encode(self.teacher.pipeline.vae, pictures.images)
         if self.latents.shape[1:] != self.teacher.latent_shape:
             found, wanted = tuple(self.latents.shape[1:]), tuple(self.teacher.latent_shape)
@@ -156,25 +159,16 @@ class Consistency(Method):
         )
 
     def export(self, folder: Path) -> None:
-        from diffusers import LCMScheduler, StableDiffusionPipeline
+        from diffusers import LCMScheduler
 
-        parts = {name: getattr(self.teacher.pipeline, name) for name in ("vae", "text_encoder", "tokenizer")}
         scheduler = LCMScheduler(
             num_train_timesteps=self.schedule.num_train_timesteps,
             trained_betas=[float(b) for b in self.schedule.betas],
-            prediction_type=self.teacher.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+            prediction_type=DIFFUSERS_PREDICTION[self.teacher.prediction_type],
             original_inference_steps=self.grid,
             timestep_scaling=self.boundary.scale,
             clip_sample=False,
         )
-        pipeline: Any = StableDiffusionPipeline(
-            **parts,
-            unet=copy.deepcopy(unwrap(self.networks["student"]).unet),
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(folder)
+        export_parts(self.teacher, copy.deepcopy(unwrap(self.networks["student"]).unet), scheduler, folder)
         if self.half_export:
             halve(folder)

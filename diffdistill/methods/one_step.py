@@ -26,7 +26,8 @@ from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import export_one_step, halve
 from diffdistill.models.fake_score import full_copy
-from diffdistill.models.teacher import load_teacher
+from diffdistill.models.stock_check import load_checked_teacher
+from diffdistill.models.text import report_cut
 
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, unwrap
 from .content import digest, of_teacher
@@ -89,7 +90,7 @@ class OneStep(Method):
             low = f"t_min {t_min}" if t_min_final is None else f"t_min_final {t_min_final}"
             raise UserError(f"t_max_final {t_max_final} must be above {low} and at most t_max {t_max}")
         self.prompts = read_prompts(prompts)
-        self.teacher = load_teacher(teacher)
+        self.teacher = load_checked_teacher(teacher)
         self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
         set_attention(self.teacher.pipeline.unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.schedule = self.teacher.schedule
@@ -106,6 +107,7 @@ class OneStep(Method):
                 "of x0; set noise_ratio, 2.5 say"
             )
         self.half_export = half_export
+        report_cut(self.teacher.pipeline.tokenizer, self.prompts)
         self.null = self.teacher.embed([""])
         small = len(self.prompts) * self.null.nbytes <= CACHED_BYTES
         self.embeddings = self.teacher.embed(self.prompts) if small else None

@@ -29,9 +29,12 @@ from diffdistill.diffusion import Denoiser, VPSchedule, ddim, guided
 from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
-from diffdistill.models.export import halve
+from diffdistill.models.export import halve, save_pipeline
 from diffdistill.models.network import TextConditionedUNet
-from diffdistill.models.teacher import load_teacher
+from diffdistill.models.stock_check import load_checked_teacher
+from diffdistill.models.stock_pipeline import stock_pipeline
+from diffdistill.models.teacher import load_autoencoder
+from diffdistill.models.text import check_unmasked, report_cut, token_ids
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
@@ -94,12 +97,10 @@ class TextToImage(Method):
         variants: int = 12,
         init_from: str | None = None,
     ) -> None:
-        from diffusers import AutoencoderKL
-
         check_shares(drop_text=drop_text, drop_style=drop_style, recolour=recolour)
         if shift < 0 or variants < 1:
             raise UserError(f"shift {shift} must not be below 0, and variants {variants} at least 1")
-        self.vae = AutoencoderKL.from_pretrained(autoencoder, use_safetensors=True).requires_grad_(False).eval()
+        self.vae = load_autoencoder(autoencoder)
         self.drop_text, self.drop_style, self.recolour = drop_text, drop_style, recolour
         from diffdistill.data.emoji import load_emoji  # here, so that methods without pictures need none
 
@@ -118,6 +119,7 @@ class TextToImage(Method):
                          text_width)  # fmt: skip
             text_encoder = _text_encoder(self.tokenizer, text_width, text_layers)
         set_attention(unet, "auto", "cuda" if torch.cuda.is_available() else "cpu")
+        report_cut(self.tokenizer, self.set.captions)
         model = TextConditionedUNet(unet.to(memory_format=torch.channels_last), text_encoder)
         self.networks = {"model": model}
         self.optimizers = {"model": OptimizerSettings(learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)}
@@ -194,9 +196,7 @@ class TextToImage(Method):
         return {"x0": x0, "ids": self.tokenize(captions)}
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        length = self.tokenizer.model_max_length
-        ids = self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=length)["input_ids"]
-        return torch.tensor(ids, device=self.device)
+        return token_ids(self.tokenizer, captions).to(self.device)
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase("teacher", "model", self._loss)]
@@ -217,20 +217,11 @@ class TextToImage(Method):
         return self.vae.decode(x0 / self.vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
 
     def export(self, folder: Path) -> None:
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
+        from diffusers import DDIMScheduler
 
         model = unwrap(self.networks["model"])
-        pipeline: Any = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=model.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=model.unet,
-            scheduler=DDIMScheduler(**SCHEDULER),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(folder)
+        scheduler: Any = DDIMScheduler(**SCHEDULER)
+        save_pipeline(stock_pipeline(model.unet, self.vae, model.text_encoder, self.tokenizer, scheduler), folder)
         halve(folder)
 
 
@@ -272,7 +263,8 @@ def _text_encoder(tokenizer: Any, width: int, layers: int) -> Any:
 
 
 def _load(folder: str) -> tuple[Any, Any, Any]:
-    teacher = load_teacher(folder)
+    teacher = load_checked_teacher(folder)
+    check_unmasked(teacher.pipeline.text_encoder, f"init_from {folder}")
     table = VPSchedule.from_config(SCHEDULER).alphas_cumprod
     if teacher.prediction_type != "v" or not torch.equal(teacher.schedule.alphas_cumprod, table):
         raise UserError(f"init_from {folder} was not trained as this is: v-prediction on the cosine schedule")

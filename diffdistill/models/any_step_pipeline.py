@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,9 +30,13 @@ from diffdistill.diffusion.any_step import TwoTimeDenoiser, any_step, guided_any
 from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
 from diffdistill.errors import UserError
 
-from .export import export_one_step
+from .export import export_one_step, save_pipeline
 from .network import UNet
-from .teacher import Teacher, decode, embed, weights_digest
+from .pipeline_folder import first_line, open_pipeline
+from .portable_text import make_portable
+from .stock_pipeline import stock_pipeline
+from .teacher import Teacher, decode, fit_length, latent_shape, weights_digest
+from .text import embed
 
 if TYPE_CHECKING:  # it takes diffusers, which a help text does without
     from .two_times import TwoTimeUNet
@@ -64,8 +67,8 @@ class AnyStepModel:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        config = self.pipeline.unet.config
-        return config.in_channels, config.sample_size, config.sample_size
+        """Channels, height and width; the last two differ where pictures are oblong."""
+        return latent_shape(self.pipeline.unet)
 
     @torch.no_grad()
     def sample(
@@ -133,8 +136,11 @@ def is_any_step(source: str | Path) -> bool:
 
 def save_any_step(model: AnyStepModel, folder: Path) -> None:
     """Write the folder; it may exist."""
-    for name in ("unet", "vae", "text_encoder", "tokenizer"):
+    for name in ("unet", "vae"):
         getattr(model.pipeline, name).save_pretrained(folder / name)
+    model.pipeline.text_encoder.save_pretrained(folder / "text_encoder")
+    model.pipeline.tokenizer.save_pretrained(folder / "tokenizer")
+    make_portable(model.pipeline.tokenizer, folder)
     (folder / "model_index.json").write_text(json.dumps(_index(model), indent=2) + "\n")
 
 
@@ -144,39 +150,31 @@ def load_any_step(source: str | Path) -> AnyStepModel:
     Raises:
         UserError: another kind of folder, or parts that are missing or torn.
     """
-    from diffusers import AutoencoderKL
-    from safetensors import SafetensorError
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     from . import two_times
 
     folder = Path(source)
     if not is_any_step(folder):
         raise UserError(f"no any-step model at {folder}: its model_index.json should name {CLASS}")
+    files = open_pipeline(str(folder))
+    index = files.index
     try:
-        index = json.loads((folder / "model_index.json").read_text())
         schedule = FlowSchedule(**index["schedule"])
         process = VPOnStraightPath(index["process"]) if "process" in index else None
-        parts = SimpleNamespace(
-            unet=two_times.load_two_time_unet(folder / "unet"),
-            vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True),
-            text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True),
-            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        )
         reach, one = float(index["reach"]), float(index["reach_of_one_step"])
         finest, eta = index.get("finest_steps"), float(index.get("eta", 0))
         if not (0 <= reach <= 1 and 0 <= one <= 1 and (finest is None or (type(finest) is int and finest >= 2))):
             raise ValueError(f"reach {reach} and {one} should be in [0, 1], finest_steps {finest!r} 2 or more, or null")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta {eta} should be in [0, 1]")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"no any-step model at {folder}: {str(error).strip().splitlines()[0]}") from error
-    for part in (parts.unet, parts.vae, parts.text_encoder):
-        part.requires_grad_(False).eval()
-    network = two_times.TwoTimeUNet(parts.unet, None, process, schedule.num_train_timesteps)
-    return AnyStepModel(parts, network, schedule, reach, one, finest, eta)
+        unet = two_times.load_two_time_unet(folder / "unet")
+        vae, text_encoder, tokenizer = files.load("vae"), files.load("text_encoder"), files.load_tokenizer()
+        latent_shape(unet)
+        fit_length(tokenizer, text_encoder)
+        pipeline = stock_pipeline(unet, vae, text_encoder, tokenizer)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"no any-step model at {folder}: {first_line(error)}") from error
+    network = two_times.TwoTimeUNet(unet, None, process, schedule.num_train_timesteps)
+    return AnyStepModel(pipeline, network, schedule, reach, one, finest, eta)
 
 
 @torch.no_grad()
@@ -189,16 +187,16 @@ def export_stock_one_step(model: AnyStepModel, folder: Path) -> None:
     time); so sqrt 2 goes into the first convolution, and the schedule's last time is the one the network knows t = 1
     by. One that began as a teacher: x - V is its x0-prediction of x at its last time, DDIMScheduler's one step.
     """
-    from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+    from diffusers import EulerDiscreteScheduler
 
     from . import two_times
 
     last, process = model.schedule.num_train_timesteps, model.network.process
     unet = two_times.fold_interval(model.pipeline.unet, model.reach_of_one_step * last)
-    parts = {name: getattr(model.pipeline, name) for name in ("vae", "text_encoder", "tokenizer")}
+    p = model.pipeline
     if process is not None:
-        stock = SimpleNamespace(**parts, scheduler=SimpleNamespace(config=process.settings))
-        export_one_step(Teacher(stock, UNet(unet), process.schedule, process.kind), unet, process.schedule.last, folder)
+        teacher = Teacher(p, UNet(unet), process.schedule, process.kind)
+        export_one_step(teacher, unet, process.schedule.last, folder)
         return
     unet.conv_in.weight *= math.sqrt(2)
     scheduler = EulerDiscreteScheduler(
@@ -208,15 +206,7 @@ def export_stock_one_step(model: AnyStepModel, folder: Path) -> None:
         timestep_spacing="trailing",
         steps_offset=1,
     )
-    pipeline: Any = StableDiffusionPipeline(
-        **parts,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    save_pipeline(stock_pipeline(unet, p.vae, p.text_encoder, p.tokenizer, scheduler), folder)
 
 
 def _index(model: AnyStepModel) -> dict[str, Any]:

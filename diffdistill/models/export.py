@@ -9,7 +9,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .portable_text import make_portable
+from .stock_pipeline import stock_pipeline
 from .teacher import Teacher
+
+DIFFUSERS_PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+def save_pipeline(pipeline: Any, folder: Path) -> None:
+    """Write a StableDiffusionPipeline so that diffusers loads it with transformers 4 and with transformers 5."""
+    pipeline.save_pretrained(folder)
+    make_portable(pipeline.tokenizer, folder)
+
+
+def export_parts(teacher: Teacher, unet: Any, scheduler: Any, folder: Path) -> None:
+    """Write a StableDiffusionPipeline of a student's UNet and scheduler and the teacher's other parts."""
+    p = teacher.pipeline
+    save_pipeline(stock_pipeline(unet, p.vae, p.text_encoder, p.tokenizer, scheduler), folder)
 
 
 def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
@@ -20,7 +36,7 @@ def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
     return DDIMScheduler(
         num_train_timesteps=t_star + 1,
         trained_betas=[float(b) for b in betas],
-        prediction_type=teacher.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+        prediction_type=DIFFUSERS_PREDICTION[teacher.prediction_type],
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=True,
@@ -41,16 +57,4 @@ def halve(folder: Path) -> None:
 
 def export_one_step(teacher: Teacher, unet: Any, t_star: int, folder: Path) -> None:
     """Write a StableDiffusionPipeline: the student's UNet, the teacher's VAE and text encoder, a cut scheduler."""
-    from diffusers import StableDiffusionPipeline
-
-    pipeline: Any = StableDiffusionPipeline(
-        vae=teacher.pipeline.vae,
-        text_encoder=teacher.pipeline.text_encoder,
-        tokenizer=teacher.pipeline.tokenizer,
-        unet=unet,
-        scheduler=one_step_scheduler(teacher, t_star),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    export_parts(teacher, unet, one_step_scheduler(teacher, t_star), folder)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .export import DIFFUSERS_PREDICTION, export_parts
 from .teacher import Teacher
 
 NO_BOUNDARY = 1e10  # c_skip = 0.25 / (1e10 t)^2 is lost beside any sample, and c_out is 1 to the last bit
@@ -24,7 +25,7 @@ def few_step_scheduler(teacher: Teacher, t_star: int) -> Any:
     return LCMScheduler(
         num_train_timesteps=t_star + 1,
         trained_betas=[float(b) for b in betas],
-        prediction_type=teacher.pipeline.scheduler.config.get("prediction_type", "epsilon"),
+        prediction_type=DIFFUSERS_PREDICTION[teacher.prediction_type],
         original_inference_steps=t_star + 1,
         timestep_scaling=NO_BOUNDARY,
         steps_offset=1,  # not read by this scheduler, but pipelines warn where it is not 1
@@ -34,15 +35,4 @@ def few_step_scheduler(teacher: Teacher, t_star: int) -> Any:
 
 def export_few_steps(teacher: Teacher, unet: Any, t_star: int, folder: Path) -> None:
     """Write a StableDiffusionPipeline: the student's UNet, the teacher's other parts, and the scheduler above."""
-    from diffusers import StableDiffusionPipeline
-
-    parts = {name: getattr(teacher.pipeline, name) for name in ("vae", "text_encoder", "tokenizer")}
-    pipeline: Any = StableDiffusionPipeline(
-        **parts,
-        unet=unet,
-        scheduler=few_step_scheduler(teacher, t_star),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
+    export_parts(teacher, unet, few_step_scheduler(teacher, t_star), folder)

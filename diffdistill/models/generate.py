@@ -12,18 +12,31 @@ from torch import Tensor
 from diffdistill.errors import UserError
 
 from .any_step_pipeline import AnyStepModel, is_any_step, load_any_step
+from .pipeline_folder import first_line, open_pipeline, quiet
+from .sampler_check import check_sampler
 from .teacher import Teacher, load_teacher
 
 Generator = Teacher | AnyStepModel
 
 
-def load_generator(source: str) -> Generator:
+def load_generator(source: str, steps: int | None = None) -> Generator:
     """What `generate` takes from a folder or hub id: a stock pipeline, or a model of two times.
 
+    Args:
+        source: folder or hub id.
+        steps: what is to be asked of it, checked before gigabytes of weights are read.
+
     Raises:
-        UserError: neither is there.
+        UserError: neither is there, or its scheduler cannot take so many steps.
     """
-    return load_any_step(source) if is_any_step(source) else load_teacher(source)
+    if is_any_step(source):
+        return load_any_step(source)
+    files = open_pipeline(source)
+    if steps is not None and files.index.get("_class_name") == "StableDiffusionPipeline":
+        scheduler, problem = files.load_scheduler()
+        unet = files.read_json("unet/config.json")
+        check_sampler(scheduler, problem, steps, unet.get("in_channels", 4), unet.get("out_channels", 4))
+    return load_teacher(files)
 
 
 def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, Any]:
@@ -45,11 +58,12 @@ def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, An
 
 
 def check_steps(model: Generator, steps: int) -> None:
-    """Raise UserError for more steps than its schedule has times, or none."""
-    times = None if isinstance(model, AnyStepModel) else model.pipeline.scheduler.config.num_train_timesteps
-    if steps < 1 or (times is not None and steps > times):
-        allows = "it must be 1 or more" if times is None else f"this pipeline's schedule allows 1 to {times}"
-        raise UserError(f"steps is {steps}; {allows}")
+    """Raise UserError for fewer than one step, or a number that its scheduler cannot take."""
+    if not isinstance(model, AnyStepModel):
+        unet = model.pipeline.unet.config
+        check_sampler(model.pipeline.scheduler, model.no_scheduler, steps, unet.in_channels, unet.out_channels)
+    elif steps < 1:
+        raise UserError(f"steps is {steps}; it must be 1 or more")
 
 
 def check_eta(model: Generator, eta: float | None) -> None:
@@ -89,7 +103,7 @@ def generate(
         UserError: no Stable-Diffusion-class pipeline at `model`, more steps than its schedule has times, or an eta that
             its scheduler does not take.
     """
-    loaded = load_generator(model) if isinstance(model, str) else model
+    loaded = load_generator(model, steps) if isinstance(model, str) else model
     check_steps(loaded, steps)
     check_eta(loaded, eta)
     given = {} if eta is None else {"eta": eta}
@@ -107,7 +121,10 @@ def generate(
             yield loaded.pictures(chunk, chosen, steps, guidance, eta).float().cpu()
             continue
         generators = [torch.Generator().manual_seed(s) for s in chosen]
-        result = loaded.pipeline(
-            chunk, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt", **given
-        )
+        asked = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators, **given}
+        try:
+            with quiet():  # it says of each batch which prompts it cuts: `text.report_cut` says that once
+                result = loaded.pipeline(chunk, output_type="pt", **asked)
+        except Exception as error:  # a pipeline that loads and cannot be run: whatever diffusers raises about it
+            raise UserError(f"the pipeline at {loaded.source} cannot draw: {first_line(error)}") from error
         yield result.images.float().cpu()

@@ -9,6 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill.errors import UserError
+
+
+def check_finite(images: Tensor, first: int) -> None:
+    """Raise UserError where a picture holds NaN or infinity, by the name that `generate` would give its file.
+
+    Args:
+        images: pictures (N, 3, H, W).
+        first: the number of the first one.
+    """
+    finite = images.flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().flatten().tolist()
+        more = f" and {len(bad) - 1} more of its batch" if len(bad) > 1 else ""
+        raise UserError(
+            f"picture {first + bad[0]:05d}.png{more}: its values are not finite, so it is not written; the model, its "
+            "scheduler's settings or the guidance make them so"
+        )
+
 
 def save_picture(path: Path, image: Tensor) -> None:
     """Write one picture (3, H, W) in [0, 1], rounded to 8 bits."""
@@ -53,7 +72,8 @@ def _sheet(images: Tensor, columns: int) -> Tensor:
 def _as_pil(image: Tensor) -> Any:
     from PIL import Image
 
-    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
+    shown = image.detach().float().cpu().nan_to_num(0.0)  # a preview of a run that diverges is black
+    pixels = (shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
     return Image.fromarray(pixels.numpy())
 
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 
+from .network import call_unet, unguided
+
 TargetTime = Literal["added", "replaced"]
 
 
@@ -52,24 +54,27 @@ class TargetTimeUNet(nn.Module):
     def forward(self, z: Tensor, target: Tensor, cond: Tensor) -> Tensor:
         unet: Any = self.unet
         if self.target_time == "replaced":
-            value: Tensor = unet(z, target, encoder_hidden_states=cond).sample
-        else:
-            told = torch.full_like(target, self.t_star)
-            value = unet(z, told, encoder_hidden_states=cond, class_labels=target).sample
-        return value
+            return call_unet(unet, z, target, cond)
+        told = torch.full_like(target, self.t_star)
+        return call_unet(unet, z, told, cond, class_labels=target)
 
     @torch.no_grad()
     def at(self, target: int) -> Any:
         """A copy as a stock UNet2DConditionModel that, called at T*, computes what this one does for the target."""
         unet = copy.deepcopy(self.unet)
+        dim = unet.config.time_cond_proj_dim
 
-        def embed(layers: Any, time: int) -> Tensor:
-            waves = unet.time_proj(torch.tensor([time], device=layers.linear_1.weight.device))
-            embedding: Tensor = copy.deepcopy(layers).double()(waves.double())[0]
+        def embed(layers: Any, time: int, condition: Tensor | None = None) -> Tensor:
+            device = layers.linear_1.weight.device
+            waves = unet.time_proj(torch.tensor([time], device=device))
+            beside = None if condition is None else condition.to(device).double()
+            embedding: Tensor = copy.deepcopy(layers).double()(waves.double(), beside)[0]
             return embedding
 
         if self.target_time == "replaced":
-            difference = embed(unet.time_embedding, target) - embed(unet.time_embedding, self.t_star)
+            scale = None if dim is None else unguided(dim)  # of guidance, which the time embedding takes in
+            first, other = (embed(unet.time_embedding, time, scale) for time in (self.t_star, target))
+            difference = other - first
         else:
             difference = embed(unet.class_embedding, target)
             unet.class_embedding = None

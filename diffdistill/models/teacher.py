@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,35 @@ from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_pre
 from diffdistill.errors import UserError
 
 from .network import UNet
+from .pipeline_folder import NETWORKS, PipelineFolder, open_pipeline
+from .stock_pipeline import stock_pipeline
+from .text import embed
+
+VERY_LARGE = 10**9  # transformers gives a tokenizer without a length 1e30
 
 
 @dataclass
 class Teacher:
-    """The pipeline, its UNet as a network, and the schedule and prediction type read from its scheduler."""
+    """The pipeline, its UNet as a network, and the schedule and prediction type read from its scheduler.
+
+    Attributes:
+        source: folder or hub id.
+        scheduler_config: the scheduler's settings, there even where its object is not.
+        no_scheduler: why `pipeline.scheduler` is None, where it is: training needs none, sampling does.
+    """
 
     pipeline: Any
     network: UNet
     schedule: VPSchedule
     prediction_type: PredictionType
+    source: str = "pipeline"
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    no_scheduler: str = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        config = self.pipeline.unet.config
-        return config.in_channels, config.sample_size, config.sample_size
+        """Channels, height and width; the last two differ where pictures are oblong."""
+        return latent_shape(self.pipeline.unet)
 
     def embed(self, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
         """Prompt embeddings (N, L, D), as the stock pipeline makes them."""
@@ -51,6 +64,11 @@ class Teacher:
         p = self.pipeline
         words = p.tokenizer.backend_tokenizer.to_str() if hasattr(p.tokenizer, "backend_tokenizer") else "{}"
         text = {"model": json.loads(words).get("model"), "length": p.tokenizer.model_max_length}  # the rest is of calls
+        special = set(p.tokenizer.all_special_tokens)
+        if added := {token: i for token, i in p.tokenizer.get_added_vocab().items() if token not in special}:
+            text["added"] = added
+        if getattr(p.text_encoder.config, "use_attention_mask", False):
+            text["mask"] = True
         settings = [_settings(dict(p.unet.config)), _settings(dict(p.vae.config)), text]
         found.update(json.dumps(settings, sort_keys=True, default=str).encode())
         for part in (p.unet, p.vae, p.text_encoder):
@@ -73,23 +91,6 @@ def weights_digest(network: Any) -> str:
 
 
 @torch.no_grad()
-def embed(pipeline: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Prompt embeddings (N, L, D) by a pipeline's tokenizer and text encoder."""
-    p, chunks = pipeline, []
-    device = p.text_encoder.device
-    for i in range(0, len(prompts), batch_size):
-        ids = p.tokenizer(
-            list(prompts[i : i + batch_size]),
-            padding="max_length",
-            truncation=True,
-            max_length=p.tokenizer.model_max_length,
-            return_tensors="pt",
-        )["input_ids"]
-        chunks.append(p.text_encoder(ids.to(device))[0])
-    return torch.cat(chunks)
-
-
-@torch.no_grad()
 def decode(vae: Any, latents: Tensor, batch_size: int = 16) -> Tensor:
     """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1] by an AutoencoderKL."""
     parts = [vae.decode(z).sample.float() for z in (latents / vae.config.scaling_factor).split(batch_size)]
@@ -103,86 +104,101 @@ def encode(vae: Any, images: Tensor, batch_size: int = 64) -> Tensor:
     return torch.cat(parts) * vae.config.scaling_factor
 
 
-def _look_into(source: str) -> None:
-    """Refuse a folder that holds no pipeline or pickled weights, before diffusers prints its own lines about it."""
-    folder = Path(source)
-    if not folder.is_dir():
-        local = folder.exists() or folder.parent.is_dir()  # beside other folders: a slip of the pen, not a hub id
-        if local or source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise UserError(f"no teacher at {source}: expected a pipeline folder or a hub id such as owner/name")
-        return
-    for file in ("model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"):
-        if not (folder / file).is_file():
-            raise UserError(f"no Stable-Diffusion-class pipeline at {source}: {file} is missing")
-    for part in ("unet", "vae", "text_encoder"):
-        if not any((folder / part).glob("*.safetensors")):
-            raise UserError(
-                f"teacher {source}: {part} has no *.safetensors weights; pickled ones (such as .bin) are never loaded"
-            )
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without the bars that diffusers and transformers show for parts that load in a moment."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    shown = [log for log in (of_diffusers, of_transformers) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def load_teacher(source: str) -> Teacher:
-    """Load a pipeline folder or hub id.
+def latent_shape(unet: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the latents that the stock pipeline draws by default.
 
     Raises:
-        UserError: nothing there, weights that are not safetensors, another class of pipeline, or a prediction type
-            or noise schedule that is not supported.
+        ValueError: the UNet's settings give no size, or one that is neither an int nor a pair, height first.
     """
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from safetensors import SafetensorError
+    size = unet.config.sample_size
+    pair = [size, size] if isinstance(size, int) else size
+    if size is None:
+        raise ValueError(
+            "unet/config.json has no sample_size, so the size of its pictures is not known; "
+            "set it to height and width of a latent, [64, 64] say"
+        )
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+        raise ValueError(f"unet/config.json has sample_size {size!r}; it should be a whole number or a pair of them")
+    return unet.config.in_channels, pair[0], pair[1]
 
-    _look_into(source)
-    try:
-        kind_of_pipeline = str(StableDiffusionPipeline.load_config(source).get("_class_name"))
-        config = dict(DDIMScheduler.load_config(source, subfolder="scheduler"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"no Stable-Diffusion-class pipeline at {source}: {_first_line(error)}") from error
+
+def load_teacher(source: str | PipelineFolder) -> Teacher:
+    """Load a pipeline folder or hub id, as float32.
+
+    Raises:
+        UserError: nothing there, weights that are not safetensors, another class of pipeline or part, a prediction
+            type or noise schedule that is not supported, or parts that do not fit each other.
+    """
+    files = open_pipeline(source) if isinstance(source, str) else source
+    source = files.source
+    kind_of_pipeline = files.index.get("_class_name")
     if kind_of_pipeline != "StableDiffusionPipeline":
         raise UserError(f"teacher {source} is a {kind_of_pipeline}; expected a StableDiffusionPipeline")
-    if "FlowMatch" in str(config.get("_class_name")):
-        raise UserError(f"teacher {source}: {config['_class_name']} is not supported; a variance-preserving one is")
-    if "beta_schedule" not in config and not config.get("trained_betas"):
-        raise UserError(f"teacher {source}: {config.get('_class_name')} has no beta schedule; a VP scheduler has one")
-    try:  # before the weights, which may be gigabytes
+    files.path("tokenizer/tokenizer_config.json")
+    for part in NETWORKS:  # before any is loaded
+        files.check_class(part)
+        files.variant(part)
+    scheduler, problem = files.load_scheduler()
+    written = files.read_json("scheduler/scheduler_config.json")
+    if "FlowMatch" in str(written.get("_class_name")):
+        raise UserError(f"teacher {source}: {written['_class_name']} is not supported; a variance-preserving one is")
+    if "beta_schedule" not in written and not written.get("trained_betas"):
+        raise UserError(f"teacher {source}: {written.get('_class_name')} has no beta schedule; a VP scheduler has one")
+    config = {**written, **({} if scheduler is None else scheduler.config)}
+    if scheduler is None and not config.get("trained_betas"):  # what its class would fill in is not known
+        for key in ("beta_schedule", "beta_start", "beta_end"):
+            if key not in config:
+                raise UserError(f"teacher {source}: its scheduler cannot be made ({problem}), nor says its file {key}")
+    schedule, kind = _process(source, config)
+    unet, vae, text_encoder = (files.load(part) for part in NETWORKS)
+    tokenizer = files.load_tokenizer()
+    channels, latents = unet.config.in_channels, vae.config.latent_channels
+    if channels != latents:
+        raise UserError(f"teacher {source}: its UNet takes {channels} channels, not the {latents} of a latent alone")
+    try:
+        latent_shape(unet)
+        fit_length(tokenizer, text_encoder)
+        pipeline = stock_pipeline(unet, vae, text_encoder, tokenizer, scheduler)
+    except ValueError as error:
+        raise UserError(f"teacher {source}: {error}") from error
+    return Teacher(pipeline, UNet(unet), schedule, kind, source, config, problem)
+
+
+def load_autoencoder(source: str) -> Any:
+    """The AutoencoderKL in a folder, as float32, frozen.
+
+    Raises:
+        UserError: nothing there, another class, no safetensors, or torn files.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"no autoencoder at {source}: expected a folder with an AutoencoderKL")
+    return PipelineFolder(source, folder.parent, {}).load(folder.name, "vae")
+
+
+def _process(source: str, config: dict[str, Any]) -> tuple[VPSchedule, PredictionType]:
+    """Schedule and kind of prediction of a scheduler's settings."""
+    try:
         kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
         schedule = VPSchedule.from_config(config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"teacher {source}: {error}") from error
     if kind == "flow":
         raise UserError(f"teacher {source}: flow prediction on a variance-preserving schedule is not supported")
-    try:
-        with _no_bars():
-            pipeline: Any = StableDiffusionPipeline.from_pretrained(source, use_safetensors=True, safety_checker=None)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = _first_line(error)
-        raise UserError(f"no Stable-Diffusion-class pipeline in safetensors at {source}: {reason}") from error
-    for name in ("unet", "vae", "text_encoder"):
-        absent = [key for key, p in getattr(pipeline, name).named_parameters() if p.is_meta]
-        if absent:
-            raise UserError(f"teacher {source}: its {name} file lacks {len(absent)} weights, {absent[0]} for one")
-    channels, latents = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-    if channels != latents:
-        raise UserError(f"teacher {source}: its UNet takes {channels} channels, not the {latents} of a latent alone")
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval()
-    return Teacher(pipeline, UNet(pipeline.unet), schedule, kind)
+    return schedule, kind
+
+
+def fit_length(tokenizer: Any, text_encoder: Any) -> None:
+    """Give a tokenizer without a length the text encoder's, which is the longest that it reads.
+
+    Raises:
+        ValueError: the tokenizer's length is longer, or the text encoder does not know all of the tokenizer's tokens.
+    """
+    longest = text_encoder.config.max_position_embeddings
+    if tokenizer.model_max_length >= VERY_LARGE:
+        tokenizer.model_max_length = longest
+    if tokenizer.model_max_length > longest:
+        raise ValueError(
+            f"tokenizer_config.json has model_max_length {tokenizer.model_max_length}, and the text encoder reads "
+            f"{longest} tokens at the most"
+        )

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
 from diffdistill.errors import UserError
 
+from .pipeline_folder import PipelineFolder, first_line, quiet
+
 
 class TwoTimeEmbedding(TimestepEmbedding):
     """The time embedding, with a second one of the same shape for t - s, added where a `condition` is given.
@@ -129,20 +131,22 @@ def fold_interval(unet: Any, interval: float) -> Any:
 
 
 def load_two_time_unet(folder: Path) -> Any:
-    """The UNet that `save_pretrained` wrote with its second embedding. Safetensors only.
+    """The UNet that `save_pretrained` wrote with its second embedding, as float32 and frozen. Safetensors only.
 
     Raises:
-        UserError: no such file, or weights that do not fit.
+        UserError: no such files, torn ones, or weights that do not fit.
     """
     from diffusers import UNet2DConditionModel
-    from safetensors.torch import load_file
 
-    file = folder / "diffusion_pytorch_model.safetensors"
-    if not file.is_file():
-        raise UserError(f"no UNet of two times at {folder}: {file.name} is missing")
-    unet: Any = add_second_time(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)))
+    files, part = PipelineFolder(str(folder.parent), folder.parent, {}), folder.name
+    config = files.read_json(f"{part}/config.json")
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise UserError(f"no UNet of two times at {folder}: it is a {config.get('_class_name')}")
+    weights = files.weights(part)
+    with files.said_of(part), quiet():
+        unet: Any = add_second_time(UNet2DConditionModel.from_config(config))
     try:
-        unet.load_state_dict({name: value.float() for name, value in load_file(file).items()})
+        unet.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
-        raise UserError(f"the UNet at {folder} is none of two times: {str(error).splitlines()[0]}") from error
-    return unet.eval()
+        raise UserError(f"the UNet at {folder} is none of two times: {first_line(error)}") from error
+    return unet.requires_grad_(False).eval()

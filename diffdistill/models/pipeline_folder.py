@@ -1,0 +1,309 @@
+"""A Stable-Diffusion-class pipeline's folder, local or of a hub repository: its files are found and its parts loaded.
+
+Notable:
+- each part is loaded as float32 whatever its stored type, from safetensors alone, and is complete or refused;
+- a part with files of one variant alone (`diffusion_pytorch_model.fp16.safetensors`) is loaded from that variant;
+  plain files win where both are there;
+- whatever a library raises about such files is a fault of the files: it becomes one line that names the part;
+- a scheduler's class may want a package that is not installed. Training does without the object, so that the pipeline
+  loads, and sampling says what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffdistill.errors import UserError
+
+CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+NETWORKS = ("unet", "vae", "text_encoder")
+# name[-shard][.variant][-shard].safetensors; the shard's number stands before the variant in older files
+WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?(\.(?P<variant>[^./]+?))?(-\d{5}-of-\d{5})?\.safetensors"
+)
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """Files of a pipeline.
+
+    Attributes:
+        source: the folder or hub id, as it was named.
+        folder: where the files are.
+        index: what model_index.json says.
+        missing_where: what an error adds to "is missing".
+    """
+
+    source: str
+    folder: Path
+    index: dict[str, Any]
+    missing_where: str = ""
+
+    def path(self, name: str) -> Path:
+        """Of a file that has to be there.
+
+        Raises:
+            UserError: it is not.
+        """
+        if not (self.folder / name).is_file():
+            raise UserError(
+                f"no Stable-Diffusion-class pipeline at {self.source}: {name} is missing{self.missing_where}"
+            )
+        return self.folder / name
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A settings file.
+
+        Raises:
+            UserError: it is missing, or holds something else than a JSON object.
+        """
+        return _read_object(self.path(name), f"no Stable-Diffusion-class pipeline at {self.source}: {name}")
+
+    def weights(self, part: str) -> dict[str, torch.Tensor]:
+        """A network's weights by name as they are stored, of all its files.
+
+        Raises:
+            UserError: as of `variant`, or files that are torn.
+        """
+        from safetensors.torch import load_file
+
+        variant, found = self.variant(part), dict[str, torch.Tensor]()
+        with self.said_of(part):
+            for path in sorted((self.folder / part).glob("*.safetensors")):
+                name = WEIGHTS.fullmatch(path.name)
+                if name and name["variant"] == variant:
+                    found |= load_file(path)
+        return found
+
+    def variant(self, part: str) -> str | None:
+        """The variant that a network's weights are loaded from; None for the plain files.
+
+        Raises:
+            UserError: no weights in safetensors, or several variants and no plain files.
+        """
+        found = variants(path.name for path in (self.folder / part).glob("*.safetensors"))
+        if not found:
+            raise UserError(
+                f"teacher {self.source}: {part} has no *.safetensors weights{self.missing_where}; "
+                "pickled ones (such as .bin) are never loaded"
+            )
+        if None in found:
+            return None
+        if len(found) > 1:
+            names = ", ".join(sorted(str(name) for name in found))
+            raise UserError(
+                f"teacher {self.source}: {part} has weights of the variants {names} and no plain ones; keep one of them"
+            )
+        return found.pop()
+
+    def check_class(self, part: str, kind: str = "") -> str:
+        """The class of a part, as the stock pipeline would load it.
+
+        Args:
+            part: its folder's name.
+            kind: a key of `CLASSES`, for a folder of another name.
+
+        Raises:
+            UserError: the index or the part's own settings name one that is not supported.
+        """
+        kind = kind or part
+        wanted = CLASSES[kind]
+        entry = self.index.get(part, [None, wanted[0]])
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        own = self.read_json(f"{part}/config.json").get("_class_name") if kind in ("unet", "vae") else None
+        for found in (name, own or name):
+            if found not in wanted:
+                raise UserError(
+                    f"teacher {self.source}: its {part} is a {found}; expected {' or '.join(wanted[:2])}"
+                    if found
+                    else f"teacher {self.source}: its model_index.json names no {part}"
+                )
+        return str(name)
+
+    def load(self, part: str, kind: str = "") -> Any:
+        """A network, as float32, frozen and complete. Arguments as of `check_class`.
+
+        Raises:
+            UserError: another class, no weights in safetensors, or files that are torn or do not fit.
+        """
+        name, kind = self.check_class(part, kind), kind or part
+        self.path(f"{part}/config.json")
+        variant = self.variant(part)
+        import diffusers
+        import transformers
+
+        cls: Any = getattr(transformers if kind == "text_encoder" else diffusers, name)
+        dtype = {"dtype" if kind == "text_encoder" else "torch_dtype": torch.float32}
+        with self.said_of(part), quiet():
+            network, found = cls.from_pretrained(
+                self.folder / part, variant=variant, use_safetensors=True, output_loading_info=True, **dtype
+            )
+        absent = sorted(found["missing_keys"])
+        if absent:
+            raise UserError(f"teacher {self.source}: its {part} file lacks {len(absent)} weights, {absent[0]} for one")
+        return network.requires_grad_(False).eval()
+
+    def load_tokenizer(self) -> Any:
+        """Raises: UserError for another class or files that are missing or torn."""
+        self.path("tokenizer/tokenizer_config.json")
+        self.check_class("tokenizer")
+        from transformers import CLIPTokenizer
+
+        with self.said_of("tokenizer"), quiet():
+            return CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
+
+    def load_scheduler(self) -> tuple[Any, str]:
+        """The scheduler and "", or None and the reason why it cannot be made, such as a package that is missing.
+
+        Raises:
+            UserError: its settings are missing or torn.
+        """
+        import diffusers
+
+        config = self.read_json("scheduler/scheduler_config.json")
+        entry = self.index.get("scheduler")
+        name = str(entry[1] if isinstance(entry, list) and len(entry) == 2 and entry[1] else config.get("_class_name"))
+        cls: Any = getattr(diffusers, name, None)
+        if cls is None:
+            return None, f"diffusers has no {name}"
+        try:
+            with quiet():
+                return cls.from_config(config), ""
+        except Exception as error:  # whatever a class raises for its settings; the reason is for the reader
+            return None, first_line(error)
+
+    @contextmanager
+    def said_of(self, part: str) -> Iterator[None]:
+        """Within the block, whatever a library raises is a UserError that names the part."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # of any library that reads the files
+            raise UserError(
+                f"no Stable-Diffusion-class pipeline in safetensors at {self.source}: its {part} cannot be read: "
+                f"{first_line(error)}"
+            ) from error
+
+
+def variants(names: Iterable[str]) -> set[str | None]:
+    """The variants that weight files are of; None stands for plain ones.
+
+    >>> sorted(variants(["model.fp16.safetensors", "model.safetensors.index.json"]))
+    ['fp16']
+    >>> variants(["diffusion_pytorch_model-00001-of-00002.safetensors"])
+    {None}
+    """
+    return {found["variant"] for name in names if (found := WEIGHTS.fullmatch(name))}
+
+
+def open_pipeline(source: str) -> PipelineFolder:
+    """Find a pipeline's files; those of a hub id are downloaded, or taken from the cache.
+
+    Raises:
+        UserError: nothing there, or no pipeline.
+    """
+    folder, where = Path(source), ""
+    if not folder.is_dir():
+        local = folder.exists() or folder.parent.is_dir()  # beside other folders: a slip of the pen, not a hub id
+        if local or source.startswith((".", "/", "~")) or source.count("/") != 1:
+            raise UserError(f"no teacher at {source}: expected a pipeline folder or a hub id such as owner/name")
+        folder, where = _of_hub(source)
+    file, refusal = folder / "model_index.json", f"no Stable-Diffusion-class pipeline at {source}: model_index.json"
+    if not file.is_file():
+        raise UserError(f"{refusal} is missing{where}")
+    return PipelineFolder(source, folder, _read_object(file, refusal), where)
+
+
+def _of_hub(source: str) -> tuple[Path, str]:
+    """The snapshot of a repository with the files that are read, and what to add to "is missing"."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        names: list[str] | None = HfApi().list_repo_files(source)
+    except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"no teacher at {source}: the hub has none, or not for this user: {first_line(error)}"
+        ) from error
+    except Exception:  # offline by setting, or no way to the hub: each version of its client raises something else
+        names = None
+    where = "" if names is not None else " in the cached copy, and the hub is not reached (offline)"
+    try:
+        if names is None:
+            return Path(snapshot_download(source, local_files_only=True)), where
+        return Path(snapshot_download(source, allow_patterns=wanted_files(names))), where
+    except Exception as error:
+        partial = getattr(error, "snapshot_path", None)  # of a cached copy that lacks files, perhaps none that are read
+        if names is None and partial:
+            return Path(partial), where
+        if names is None:
+            raise UserError(
+                f"no teacher at {source}: the hub is not reached (offline), and the cache has no copy; "
+                "name a folder, or download it once"
+            ) from error
+        raise UserError(f"no teacher at {source}: its files cannot be downloaded: {first_line(error)}") from error
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """Of a repository's files those that are read: settings, and of each network the weights that would be loaded."""
+    every = list(names)
+    wanted = [name for name in every if name == "model_index.json" or name.startswith(("scheduler/", "tokenizer/"))]
+    for part in NETWORKS:
+        inside = [name.removeprefix(f"{part}/") for name in every if name.startswith(f"{part}/")]
+        found = variants(inside)
+        kept = {None} if None in found else found  # several without plain ones: refused once they are there
+        for name in inside:
+            weights = WEIGHTS.fullmatch(name)
+            if name.endswith(".json") or (weights and weights["variant"] in kept):
+                wanted.append(f"{part}/{name}")
+    return wanted
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and remarks of diffusers and transformers; what matters of them is said by the caller."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [log for log in (of_diffusers, of_transformers) if log.is_progress_bar_enabled()]
+    levels = [(log, log.get_verbosity()) for log in (of_diffusers, of_transformers)]
+    for log in shown:
+        log.disable_progress_bar()
+    for log, _ in levels:
+        log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+        for log, level in levels:
+            log.set_verbosity(level)
+
+
+def first_line(error: Exception) -> str:
+    """Of what it says, or its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _read_object(file: Path, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} cannot be read: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{what} holds no settings")
+    return found
