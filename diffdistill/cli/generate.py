@@ -12,7 +12,7 @@ from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
 GRID_COLUMNS = 8
-OURS = re.compile(r"grid\.png|\d{5,}\.png")  # what this command writes into a folder
+OURS = re.compile(r"\d{5,}\.png")  # what this command writes into a folder
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--model", required=True, help="pipeline folder or hub id")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="one prompt")
-    what.add_argument("--prompts", type=Path, help="text file, one prompt a line")
+    what.add_argument("--prompts", type=Path, help=".txt (one prompt a line), .jsonl, .csv, .tsv or COCO's .json")
     parser.add_argument("--steps", type=int, default=1, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is unguided")
     add_eta(parser)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--n", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--out", type=Path, required=True, help="folder, or a .png file for a grid")
-    parser.add_argument("--grid", action="store_true", help="write grid.png too, beside the pictures in a folder")
+    parser.add_argument("--grid", action="store_true", help="write a grid of a folder's pictures too, as OUT-grid.png")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(list(argv))
     for name in ("steps", "n", "batch_size"):
@@ -50,6 +50,9 @@ def main(argv: Sequence[str]) -> None:
     check_writable(out, "--out")
     if out.exists() and not options.overwrite:
         raise UserError(f"{out} is there already; add --overwrite or name another")
+    grid = out if one_file else out.with_name(f"{out.name}-grid.png")  # not among the pictures, where it would be one
+    if options.grid and grid.exists() and not options.overwrite:
+        raise UserError(f"{grid} is there already; add --overwrite, or leave out --grid")
     if out.exists() and one_file == out.is_dir():
         raise UserError(f"--out {out} is a {'folder' if one_file else 'file'}; name another")
     model = find(options.model)
@@ -85,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
                 save_picture(out / f"{done:05d}.png", image)
                 done += 1
     if kept:
-        save_grid(out if one_file else out / "grid.png", torch.cat(kept), columns=min(GRID_COLUMNS, len(prompts)))
+        save_grid(grid, torch.cat(kept), columns=min(GRID_COLUMNS, len(prompts)))
     print(out)
 
 

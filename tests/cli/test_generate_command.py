@@ -1,5 +1,6 @@
 """`generate` gives the stock pipeline's pictures, whatever the batch size, and refuses bad input."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,5 +65,9 @@ def test_overwriting_removes_what_was_generated_and_nothing_else(tmp_path: Path)
     out.mkdir()
     for name in ("00007.png", "grid.png", "2024-holiday.png", "1.png"):
         (out / name).write_text("old")
-    assert main(["generate", "--model", model, "--prompt", "red apple", "--out", str(out), "--overwrite"]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["00000.png", "1.png", "2024-holiday.png"]
+    command = ["generate", "--model", model, "--prompt", "red apple", "--out", str(out), "--grid"]
+    assert main([*command, "--overwrite"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["00000.png", "1.png", "2024-holiday.png", "grid.png"]
+    assert (tmp_path / "out-grid.png").is_file()  # a grid among the pictures would be measured as one of them
+    shutil.rmtree(out)
+    assert main(command) == 2 and not out.exists()
