@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from diffdistill.data.emoji import EmojiSet
 from diffdistill.models.teacher import Teacher, weights_digest
+
+if TYPE_CHECKING:  # a run from prompts alone needs no pictures
+    from diffdistill.data.emoji import EmojiSet
 
 # of a text encoder's settings those that its weights do not show
 _ENCODER = (
