@@ -58,7 +58,7 @@ def check_against_stock(teacher: Teacher) -> None:
     except Exception as error:  # whatever diffusers raises about a network that it cannot call
         raise UserError(f"{name}: the stock pipeline takes no step with it: {first_line(error)}") from error
     ours = teacher.embed([prompt])
-    _compare(f"{name}: its prompt embeddings", ours, embedding)
+    _compare(f"{name}: its prompt embedding", ours, embedding)
     _compare(f"{name}: a step of its UNet", teacher.network(noise, time, ours), value)
 
 
@@ -89,7 +89,7 @@ def _stock_step(teacher: Teacher, prompt: str, noise: Tensor) -> tuple[Tensor, T
 
 def _compare(what: str, ours: Tensor, stock: Tensor) -> None:
     if ours.shape != stock.shape:
-        raise UserError(f"{what} have shape {tuple(ours.shape)}, the stock pipeline's {tuple(stock.shape)}")
+        raise UserError(f"{what} has shape {tuple(ours.shape)}, the stock pipeline's {tuple(stock.shape)}")
     gap, most = (ours - stock).abs().max().item(), stock.abs().max().item()
     if not gap <= TOLERANCE * most:
         raise UserError(f"{what} differs from the stock pipeline's by {gap:.2g} where values go up to {most:.2g}")

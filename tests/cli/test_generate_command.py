@@ -71,3 +71,43 @@ def test_overwriting_removes_what_was_generated_and_nothing_else(tmp_path: Path)
     assert (tmp_path / "out-grid.png").is_file()  # a grid among the pictures would be measured as one of them
     shutil.rmtree(out)
     assert main(command) == 2 and not out.exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--grid"], ["--batch_size", "1"]])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_by_name_and_nothing_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], bad: float
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model, out = tiny.save_tiny_pipeline(tmp_path / "model"), tmp_path / "out"
+    weights = model / "unet/diffusion_pytorch_model.safetensors"
+    save_file({**load_file(weights), "conv_out.bias": torch.full((4,), bad)}, weights, metadata={"format": "pt"})
+    out.mkdir()
+    (out / "00000.png").write_text("old")
+    command = ["generate", "--model", str(model), "--prompt", "red apple", "--n", "3", "--overwrite", *options]
+    capsys.readouterr()
+    assert main([*command, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "picture 00000.png" in error and "not finite" in error
+    assert [path.read_text() for path in out.iterdir()] == ["old"]
+    assert main([*command, "--out", str(tmp_path / "grid.png")]) == 2
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_grid_of_training_may_hold_what_is_not_finite(tmp_path: Path) -> None:
+    from diffdistill.models.pictures import save_grid
+
+    save_grid(tmp_path / "grid.png", torch.stack([torch.full((3, 4, 4), v) for v in (float("nan"), 0.0, 1.0)]), 3)
+    assert read(tmp_path / "grid.png").reshape(4, 3, 4, 3).mean((0, 2, 3)).tolist() == [0, 0, 255]
+
+
+def test_prompts_that_are_cut_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(tiny.save_tiny_pipeline(tmp_path / "model"))
+    (tmp_path / "prompts.txt").write_text("red apple\n" + "red " * 30 + "\n" + "blue " * 40 + "\n")
+    rest = ["--model", model, "--prompts", str(tmp_path / "prompts.txt"), "--batch_size", "1", "--out"]
+    for command in (["generate"], ["eval", "gen"]):
+        capsys.readouterr()
+        assert main([*command, *rest, str(tmp_path / command[-1])]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "longer than" in line or "truncated" in line]
+        assert len(lines) == 1 and "2 of 3 different prompts are longer than the 8 tokens" in lines[0]
