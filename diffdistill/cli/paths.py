@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from diffdistill.data.text_files import split_column
 from diffdistill.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,13 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def find(path: str) -> str:
     """`path` as it is where it exists from the current directory, else from the repository's root if it is there."""
-    if not path or Path(path).exists():
+    file, column = split_column(path)
+    if not file or Path(file).exists():
         return path
-    file, separator, column = path.rpartition("::")  # a column of a table, as `data.text_files` takes it
-    if separator:
-        return find(file) + separator + column
-    inside = ROOT / path
-    return str(inside) if inside.exists() else path
+    inside = ROOT / file
+    return (str(inside) if column is None else f"{inside}::{column}") if inside.exists() else path
 
 
 def check_writable(path: Path, option: str) -> None:

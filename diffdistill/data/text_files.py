@@ -66,7 +66,8 @@ def read_entries(path: str | Path, what: str = "prompt") -> list[Entry]:
     Raises:
         UserError: no such file, another format, a text that is not what the format says, or more than 2 GiB.
     """
-    file, column = _column_of(path)
+    name, column = split_column(path)
+    file = Path(name)
     if file.is_dir() or not file.exists():
         raise UserError(
             f"{file} is a folder, not a {what} file" if file.is_dir() else f"there is no {what} file {file}"
@@ -134,11 +135,14 @@ def check_text(text: str, where: str) -> None:
         raise UserError(f"{where} has {ascii(text[error.start])} in it, half of a character; write it whole") from error
 
 
-def _column_of(path: str | Path) -> tuple[Path, str | None]:
+def split_column(path: str | Path) -> tuple[str, str | None]:
+    """The file and the column of "FILE::COLUMN"; None where no column is named, or a file has just that name.
+
+    >>> split_column("parti.tsv::Prompt"), split_column("prompts.txt")
+    (('parti.tsv', 'Prompt'), ('prompts.txt', None))
+    """
     name, separator, column = str(path).rpartition("::")
-    if not separator or Path(path).exists():
-        return Path(path), None
-    return Path(name), column
+    return (str(path), None) if not separator or Path(path).exists() else (name, column)
 
 
 def _stripped(text: str) -> str:
