@@ -45,10 +45,6 @@ class OptimizerSettings:
             raise UserError(f"weight_decay is {self.weight_decay}; it must be a number from 0")
         if not 0 < self.eps < math.inf:
             raise UserError(f"adam_eps is {self.eps}; it must be above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay is {self.weight_decay}; it must be a number from 0")
-        if not 0 < self.eps < math.inf:
-            raise UserError(f"adam_eps is {self.eps}; it must be above 0")
 
 
 @dataclass(frozen=True)
