@@ -128,7 +128,9 @@ def test_a_products_index_says_its_eta(folder: Path, tmp_path: Path) -> None:
             load_any_step(again)
 
 
-@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize(
+    "scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
+)
 def test_a_scheduler_without_eta_refuses_one(scheduler: str, stock: str, tmp_path: Path, capsys: Any) -> None:
     import diffusers
 
