@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
     check_writable(out, "--out")
     if out.exists() and not options.overwrite:
         raise UserError(f"{out} is there already; add --overwrite or name another")
-    grid = out if one_file else out.with_name(f"{out.name}-grid.png")  # not among the pictures, where it would be one
+    folder = out.absolute()
+    grid = out if one_file else folder.with_name(f"{folder.name}-grid.png")  # among the pictures it would be one
     if options.grid and grid.exists() and not options.overwrite:
         raise UserError(f"{grid} is there already; add --overwrite, or leave out --grid")
     if out.exists() and one_file == out.is_dir():

@@ -20,6 +20,8 @@ MAX_NPZ_BYTES = 8 << 30
 class Emoji(Source):
     """The training pictures of a folder laid out as assets/emoji, in its own order."""
 
+    captions_from = "the emoji set"
+
     def __init__(self, path: Path) -> None:
         self.name, self._set = str(path), load_emoji(path)
 

@@ -12,7 +12,7 @@ from typing import Any
 from diffdistill.data.listing import ending, normal, without_ending
 from diffdistill.data.prompts import caption_entries
 from diffdistill.data.source import Source
-from diffdistill.data.text_files import Entry, decode_text, lines_of, text_of_record
+from diffdistill.data.text_files import Entry, decode_text, entry_of_record, lines_of
 from diffdistill.errors import UserError
 
 NAMES = ("file_name", "filename", "file", "file_path", "filepath", "path", "image", "image_file", "image_path")
@@ -66,9 +66,9 @@ def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
     else:
         try:
             record = json.loads(text)
-            found = str(record[text_of_record(record, "caption")]).strip() if isinstance(record, dict) else ""
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{what}: {name} beside it holds no caption: {error}") from error
+            raise UserError(f"{what}: {name} beside it is not JSON: {error}") from error
+        found = entry_of_record(record, f"{name} beside it", what, "caption").text
     if not found:
         raise UserError(f"{what}: {name} beside it is empty; it should hold the caption")
     return found

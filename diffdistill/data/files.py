@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import tarfile
 import threading
 import zipfile
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from diffdistill.data.decode import DECODING, MAX_PIXELS, CorruptPictureError
-from diffdistill.data.listing import Listing, arrange, normal, order_of
+from diffdistill.data.listing import Listing, arrange, order_of, with_links
 from diffdistill.data.source import Source
 from diffdistill.errors import UserError
 
 MAX_BYTES = 4 * MAX_PIXELS  # of one picture's file
 _BLOCK = 512  # of a tar
+_LONGEST_PATH = 4096
+_Member = tuple[Path, int, int, tarfile.TarInfo | None]  # file, offset, size, and its map where it has holes
 
 
 class Files(Source):
@@ -31,6 +34,7 @@ class Files(Source):
     """
 
     decoding = DECODING
+    captions_from = "a file beside each picture"
 
     def __init__(self, name: str, listings: Sequence[tuple[str, Listing[Any]]]) -> None:
         self.name = name
@@ -113,9 +117,18 @@ class Zip(Files):
         try:
             self._zip = zipfile.ZipFile(path)
             entries = [(entry.filename, entry) for entry in self._zip.infolist() if not entry.is_dir()]
+            links = [item for item in entries if stat.S_ISLNK(item[1].external_attr >> 16)]
+            targets = [(name, posixpath.join(posixpath.dirname(name), self._target(entry))) for name, entry in links]
         except Exception as error:  # wherever a zip is damaged, and whatever is made of it
             raise UserError(f"{path} is no readable zip: {error}") from error
-        super().__init__(str(path), [("", arrange(entries))])
+        files = [item for item in entries if item not in links]
+        super().__init__(str(path), [("", arrange(with_links(files, targets)))])
+
+    def _target(self, entry: zipfile.ZipInfo) -> str:
+        """What a link leads to, which is what is stored under its name."""
+        if entry.file_size > _LONGEST_PATH:
+            raise ValueError(f"{entry.filename} is a link with a target of {entry.file_size:,} bytes")
+        return self._zip.read(entry).decode("utf-8", "replace")
 
     def _bytes(self, place: zipfile.ZipInfo) -> bytes:
         if place.file_size > MAX_BYTES:
@@ -135,16 +148,21 @@ class Shards(Files):
         ordered = sorted(files, key=lambda file: order_of(names[file]))
         super().__init__(str(path), [(names[file], arrange(_members(file))) for file in ordered])
 
-    def _bytes(self, place: tuple[Path, int, int]) -> bytes:
-        file, offset, size = place
+    def _bytes(self, place: _Member) -> bytes:
+        file, offset, size, holes = place
         if size > MAX_BYTES:
             raise CorruptPictureError(f"is {size:,} bytes; at most {MAX_BYTES:,} are read")
         try:
-            with file.open("rb") as stream:
-                stream.seek(offset)
-                data = stream.read(size)
-        except OSError as error:
-            raise CorruptPictureError(f"cannot be read: {error.strerror}") from error
+            if holes is not None:
+                with tarfile.open(file, "r:") as tar:
+                    stored = tar.extractfile(holes)
+                    data = b"" if stored is None else stored.read()
+            else:
+                with file.open("rb") as stream:
+                    stream.seek(offset)
+                    data = stream.read(size)
+        except (OSError, tarfile.TarError) as error:
+            raise CorruptPictureError(f"cannot be read: {error}") from error
         if len(data) != size:
             raise CorruptPictureError("is cut short")
         return data
@@ -178,25 +196,23 @@ def walk(root: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _members(file: Path) -> list[tuple[str, tuple[Path, int, int] | None]]:
+def _members(file: Path) -> list[tuple[str, _Member | None]]:
     """Names and places of a tar's files; None where a link leads to nothing in this tar.
 
     Raises:
         UserError: no tar, or one that is cut or damaged: Python's reader ends without a word at a torn header.
     """
-    found: dict[str, tuple[Path, int, int]] = {}
-    files: list[tuple[str, tuple[Path, int, int] | None]] = []
-    links: list[tuple[int, str]] = []
+    files: list[tuple[str, _Member]] = []
+    links: list[tuple[str, str]] = []
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                if member.isfile() and not member.issparse():
-                    found[normal(member.name)] = (file, member.offset_data, member.size)
-                    files.append((member.name, found[normal(member.name)]))
+                if member.isfile():
+                    holes = member if member.issparse() else None
+                    files.append((member.name, (file, member.offset_data, member.size, holes)))
                 elif member.islnk() or member.issym():
                     beside = "" if member.islnk() else posixpath.dirname(member.name)
-                    links.append((len(files), posixpath.normpath(posixpath.join(beside, member.linkname))))
-                    files.append((member.name, None))
+                    links.append((member.name, posixpath.join(beside, member.linkname)))
             end = tar.offset
         with file.open("rb") as stream:
             stream.seek(end)
@@ -205,6 +221,4 @@ def _members(file: Path) -> list[tuple[str, tuple[Path, int, int] | None]]:
         raise UserError(f"{file} is no readable tar: {error}") from error
     if not whole:
         raise UserError(f"{file} is no readable tar: it is cut short or damaged at byte {end:,}")
-    for place, target in links:
-        files[place] = (files[place][0], found.get(normal(target)))
-    return files
+    return with_links(files, links)

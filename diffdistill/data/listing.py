@@ -4,26 +4,25 @@ One rule for a folder, a zip and a tar:
 
 - a picture is a file whose ending is one of `PICTURES`, in any case of letters;
 - what is hidden (a name that starts with a dot, a folder of such a name, macOS's __MACOSX) is left out;
-- a file beside a picture with its name but for the ending, .txt or .json, is its caption;
+- a file beside a picture with its name but for the ending, .txt or .json, is its caption; case of letters as above;
 - names are ordered as a person would: runs of digits by their value, so 2.png comes before 10.png.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
-PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm") + (
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-)
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif", ".avif",
+)  # fmt: skip
 CAPTIONS = (".txt", ".json")  # the first that is there counts
 _DIGITS = re.compile(r"([0-9]+)")
 
@@ -49,8 +48,7 @@ def normal(name: str) -> str:
     >>> normal("./set\\\\e\\u0301.png") == "set/\\u00e9.png"
     True
     """
-    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
-    return "/".join(part for part in parts if part not in ("", "."))
+    return _plain(unicodedata.normalize("NFC", name))
 
 
 def order_of(name: str) -> tuple[tuple[str | int, ...], str]:
@@ -89,7 +87,8 @@ def arrange(files: Iterable[tuple[str, Place | None]]) -> Listing[Place]:
     """
     left_out: Counter[str] = Counter()
     kept: dict[str, Place] = {}
-    for name, place in files:
+    for written, place in files:
+        name = _plain(written)
         if _hidden(name):
             left_out["hidden"] += 1
             continue
@@ -100,11 +99,12 @@ def arrange(files: Iterable[tuple[str, Place | None]]) -> Listing[Place]:
             left_out["replaced by a later one of the same name"] += 1
         kept[name] = place
     pictures = sorted(((n, p) for n, p in kept.items() if ending(n) in PICTURES), key=lambda item: order_of(item[0]))
+    texts = {name[: -len(ending(name))] + ending(name): name for name in kept if ending(name) in CAPTIONS}
     captions: dict[str, list[tuple[str, Place]]] = {}
     beside = set()
     for name, _ in pictures:
-        stem = without_ending(name)
-        found = [(stem + suffix, kept[stem + suffix]) for suffix in CAPTIONS if stem + suffix in kept]
+        own = [texts[without_ending(name) + suffix] for suffix in CAPTIONS if without_ending(name) + suffix in texts]
+        found = [(text, kept[text]) for text in own]
         if found:
             captions[name] = found
             beside |= {n for n, _ in found}
@@ -114,5 +114,32 @@ def arrange(files: Iterable[tuple[str, Place | None]]) -> Listing[Place]:
     return Listing(pictures, captions, left_out)
 
 
+def with_links(files: Sequence[tuple[str, Place]], links: Sequence[tuple[str, str]]) -> list[tuple[str, Place | None]]:
+    """Files of an archive and what its links lead to in it: a file, or all files of a folder; None where nothing is.
+
+    Args:
+        files: names and places.
+        links: names and what they lead to, both as paths inside the archive.
+
+    >>> with_links([("a/0.png", 7)], [("b.png", "a/0.png"), ("c", "./a"), ("d.png", "gone.png"), ("a/round", "a")])
+    [('a/0.png', 7), ('b.png', 7), ('c/0.png', 7), ('d.png', None)]
+    """
+    places = {_plain(name): place for name, place in files}
+    found: list[tuple[str, Place | None]] = list(files)
+    for name, target in links:
+        to = _plain(posixpath.normpath(target))
+        if to in places:
+            found.append((name, places[to]))
+        elif not _plain(name).startswith(f"{to}/"):  # a link to a folder that it lies in is not entered
+            inside = [n for n in places if n.startswith(f"{to}/")]
+            found += [(name + n.removeprefix(to), places[n]) for n in inside] or [(name, None)]
+    return found
+
+
+def _plain(name: str) -> str:
+    """With / between folders, and no ./ in front."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in normal(name).split("/"))
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

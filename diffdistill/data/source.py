@@ -26,6 +26,7 @@ class Source(ABC):
         name: what was asked for, for messages and reports.
         together: whether a batch is made at once (a generator's), not picture by picture in threads.
         left_out: how many files were left out, by reason.
+        captions_from: where `captions` takes them from, for the report.
         decoding: another one wherever the same files would give other pixels.
     """
 
@@ -33,6 +34,7 @@ class Source(ABC):
     together: bool = False
     left_out: Counter[str] = Counter()
     decoding: bytes = b""
+    captions_from: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...

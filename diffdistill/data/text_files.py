@@ -157,7 +157,10 @@ def _names(names: Any) -> str:
 def _lines(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
     lines = lines_of(text)
     if instead := _not_lines(lines, text):
-        raise UserError(f"{file} is named as a text of one {what} a line, but holds {instead}; name it by what it is")
+        raise UserError(
+            f"{file} is named as a text of one {what} a line, but holds {instead}; "
+            f"name it by what it is, or write {what}s that only look so into a .jsonl"
+        )
     for number, line in enumerate(lines, 1):
         yield Entry(line, f"line {number}")
 
@@ -177,7 +180,8 @@ def _not_lines(lines: Sequence[str], text: str) -> str | None:
     if len(full) > 1 and all("\t" in line for line in full):
         return "a table of tabs (.tsv)"
     header = [name.strip().strip('"').lower() for name in re.split("[,;]", full[0])]
-    if len(header) > 1 and set(header) & set(COLUMNS) and all(re.fullmatch(r"\w+", name) for name in header):
+    named = set(header) & set(COLUMNS) and all(re.fullmatch(r"\w+", name) for name in header)
+    if len(header) > 1 and named and all(len(re.split("[,;]", line)) >= len(header) for line in full):
         return "a table with a header line (.csv)"
     return None
 
@@ -191,12 +195,17 @@ def _json_lines(text: str, file: Path, what: str, column: str | None) -> Iterato
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file}, {where} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise UserError(f'{file}, {where} should be an object with a "{what}": {line[:80]}')
-        yield _entry(record, where, file, what, column)
+        yield entry_of_record(record, where, file, what, column)
 
 
-def _entry(record: dict[str, Any], where: str, file: Path, what: str, column: str | None) -> Entry:
+def entry_of_record(record: Any, where: str, file: str | Path, what: str, column: str | None = None) -> Entry:
+    """The text of one record, and what stands beside it.
+
+    Raises:
+        UserError: no object, no field that holds the text, or a text that is none.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f'{file}, {where} should be an object with a "{what}": {str(record)[:80]}')
     try:
         key = text_of_record(record, what, column)
     except ValueError as error:
@@ -204,6 +213,7 @@ def _entry(record: dict[str, Any], where: str, file: Path, what: str, column: st
     value = record[key]
     if not isinstance(value, str):
         raise UserError(f"{file}, {where}: {key} should be text, and is {str(value)[:80]!r}")
+    check_text(value, f"{file}, {where}")
     return Entry(_stripped(value), where, record, key)
 
 
@@ -233,7 +243,7 @@ def _table(text: str, file: Path, what: str, column: str | None) -> Iterator[Ent
                     f"{file}, {where} has {len(row)} fields and the header {len(header)}; "
                     f"put a field that holds {mark} in double quotes"
                 )
-            yield _entry(dict(zip(header, row, strict=True)), where, file, what, key)
+            yield entry_of_record(dict(zip(header, row, strict=True)), where, file, what, key)
     except csv.Error as error:
         raise UserError(f"{file}, line {rows.line_num} is no line of a table: {error}") from error
 

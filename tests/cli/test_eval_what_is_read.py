@@ -100,6 +100,6 @@ def test_captions_meet_their_pictures(here: Path, capsys: pytest.CaptureFixture[
     captions = () if file is None else ("--captions", file + ("::Title" if how == "columns" else ""))
     found = said(capsys, "calc", "--images", "set", "--agreement", "align", *captions)
     assert found["align_score(colours)"] == 1 and found["align_n"] == 4
-    paired = {"lines": "order", "names": "name", "columns": "name", "beside": "the source, which knows them"}
+    paired = {"lines": "order", "names": "name", "columns": "name", "beside": "a file beside each picture"}
     assert found["captions"]["paired_by"] == paired[how]
     assert "left_out" not in found

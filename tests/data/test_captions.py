@@ -165,11 +165,25 @@ def test_a_missing_or_empty_caption_beside_an_image_is_named(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"2\.png has no caption beside it, and other pictures have"):
         open_source(tmp_path).captions()
     for name, content, says in (
-        ("2.txt", "\n", "is empty"), ("2.txt", "a\0b", "NUL"), ("2.json", "[]", "is empty"),
-        ("2.json", "{", "no caption"),
+        ("2.txt", "\n", "2.txt beside it is empty"),
+        ("2.txt", "a\0b", "NUL"),
+        ("2.json", "[]", "should be an object"),
+        ("2.json", "{", "not JSON"),
         ("2.json", '{"url": "x"}', 'it has no "caption", but url'),
-    ):  # fmt: skip
+        ("2.json", '{"caption": null}', "caption should be text, and is 'None'"),
+        ("2.json", '{"caption": ["a", "b"]}', "caption should be text"),
+        ("2.json", '{"caption": "\\ud800"}', "half of a character"),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(UserError, match=says):
             open_source(tmp_path).captions()
         (tmp_path / name).unlink()
+
+
+def test_endings_count_in_any_case_beside_an_image_too(tmp_path: Path) -> None:
+    for name in ("1.PNG", "2.Png"):
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "1.TXT").write_text("one")
+    (tmp_path / "2.Json").write_text('{"text": "two"}')
+    source = open_source(tmp_path)
+    assert source.captions() == ["one", "two"] and not source.left_out

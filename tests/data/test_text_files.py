@@ -147,6 +147,6 @@ def test_a_folder_and_a_column_of_lines_are_refused(tmp_path: Path) -> None:
 
 
 def test_plain_prompts_that_only_look_odd_are_read(tmp_path: Path) -> None:
-    odd = ["[a cat", "{curly} brace art", "a tab\there", "prompt", "red, blue, green", "2,3", '"quoted"']
+    odd = ["text, neon", "[a cat", "{curly} brace art", "a tab\there", "prompt", "red, blue, green", "2,3", '"quoted"']
     (tmp_path / "a.txt").write_text("\n".join(odd))
     assert read_prompts(tmp_path / "a.txt") == odd

@@ -71,7 +71,7 @@ def captions_of(o: argparse.Namespace, source: Source, n: int) -> tuple[list[str
         raise UserError(
             "--agreement needs --captions, a file with a caption for each picture, or one beside each picture"
         )
-    return known[:n], {"paired_by": "the source, which knows them"}
+    return known[:n], {"paired_by": source.captions_from}
 
 
 def towers_of(o: argparse.Namespace, protocol: Protocol) -> Towers:

@@ -74,15 +74,15 @@ def main(argv: Sequence[str]) -> None:
         towers = towers_of(o, protocol)
         passes.append(Pass(towers))
     if o.reference:
-        reference, aside = _real_pictures(o, protocol, passes[0].extractor, metrics, n, rows)
+        reference, aside, left_out_of_real = _real_pictures(o, protocol, passes[0].extractor, metrics, n, rows)
     found = collect_several(source, protocol, passes, o.pictures, reading_of(o))
     if not is_first():
         return
     report: dict[str, Any] = {"pictures": source.name, **source.made_from()}
     if left_out := left_out_of(source, n - found[0].n):
         report["left_out"] = left_out
-    if o.reference and (left_out := _left_out_of_reference(o, reference)):
-        report["left_out_of_reference"] = left_out
+    if o.reference:
+        report |= left_out_of_real
     if o.reference:
         report |= distances(found[0], reference, metrics)
         if aside is not None:
@@ -113,42 +113,42 @@ def _check(o: argparse.Namespace) -> None:
         check_free(o.out, o.overwrite)
 
 
-def _left_out_of_reference(o: argparse.Namespace, reference: Features) -> dict[str, int]:
-    from diffdistill.data.sources import open_source
-    from diffdistill.evaluation.measure import SUFFIX
-
-    if Path(o.reference).suffix == SUFFIX:
-        return {}  # said when it was made
-    source = open_source(find(o.reference))
-    return left_out_of(source, 0 if o.split_reference else len(source) - reference.n)
-
-
 def _real_pictures(
     o: argparse.Namespace, protocol: Protocol, extractor: Extractor, metrics: Sequence[str], n: int, rows: bool
-) -> tuple[Features, FeatureRows | None]:
-    """The reference, and as many other real pictures as there are generated, where the floor is asked for.
+) -> tuple[Features, FeatureRows | None, dict[str, dict[str, int]]]:
+    """The reference, as many other real pictures as there are generated, where the floor is asked for, and for the
+    report what was left out of either.
 
     The latter are drawn from --real, or from the reference (at most half of it), which is then without them.
     """
+    from diffdistill.data.sources import open_source
     from diffdistill.evaluation.floor import set_aside
-    from diffdistill.evaluation.measure import check_metrics, read_reference
+    from diffdistill.evaluation.measure import SUFFIX, check_metrics, read_reference
     from diffdistill.evaluation.states import FeatureRows
 
-    def read(path: str, rows: bool) -> Features:
-        return read_reference(find(path), protocol, extractor, rows, reading_of(o))
+    left_out: dict[str, dict[str, int]] = {}
 
-    reference = read(o.reference, rows or o.split_reference)
+    def read(option: str, rows: bool) -> Features:
+        path = find(getattr(o, option))
+        features = read_reference(path, protocol, extractor, rows, reading_of(o))
+        if Path(path).suffix != SUFFIX:  # of such a file it was said when it was made
+            source = open_source(path)
+            if found := left_out_of(source, len(source) - features.n):
+                left_out[f"left_out_of_{option}"] = found
+        return features
+
+    reference = read("reference", rows or o.split_reference)
     if not (o.real or o.split_reference):
-        return reference, None
+        return reference, None, left_out
     if o.split_reference:
         assert isinstance(reference, FeatureRows)
         aside, reference = set_aside(reference, min(n, reference.n // 2))
     else:
-        real = read(o.real, True)
+        real = read("real", True)
         assert isinstance(real, FeatureRows)
         aside = set_aside(real, min(n, real.n))[0]
     try:
         check_metrics(metrics, min(aside.n, reference.n), extractor.name)
     except UserError as error:
         raise UserError(f"the floor: {error}") from error
-    return reference, aside
+    return reference, aside, left_out

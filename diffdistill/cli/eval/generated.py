@@ -34,6 +34,7 @@ class Generated(Source):
     """
 
     together = True
+    captions_from = "the prompts"
 
     def __init__(
         self,

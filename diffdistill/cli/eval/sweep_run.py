@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from diffdistill.cli.eval.agreement import agreement_numbers, texts_of, towers_of
 from diffdistill.cli.eval.generated import CHUNK, Generated
-from diffdistill.cli.eval.options import device_of, is_first, prompt_records, protocol_of, reading_of
+from diffdistill.cli.eval.options import device_of, is_first, left_out_of, prompt_records, protocol_of, reading_of
 from diffdistill.cli.eval.sweep import PICTURES
 from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
@@ -270,6 +270,12 @@ class Sweep:
         numbers = {f"{kind}_{name}": found[long] for name, long in named.items()}
         return finite({**numbers, f"{kind}_captions": found[f"{kind}_captions"]})
 
+    def _left_out(self, n: int) -> dict[str, Any]:
+        """What was left out of a reference of n pictures, where something was."""
+        source = self.ground.reference_source
+        found = {} if source is None else left_out_of(source, len(source) - n)
+        return {"left_out": found} if found else {}
+
     def _publish(self, row: Row, seed: int, record: dict[str, Any]) -> None:
         """The first seed's pictures, under the names that people and reports look for."""
         for kind, place in (("strip", "strips"), ("nearest", "nearest")):
@@ -289,7 +295,7 @@ class Sweep:
             "agreement_metric": None if towers is None else f"{towers.kind}_score",
             "prompts_of": self.ground.prompts_of,
             "nearest_of": self.ground.nearest_of,
-            "reference": {"source": self._source, "n": n},
+            "reference": {"source": self._source, "n": n, **self._left_out(n)},
             "timing": {"pictures_at_a_time": CHUNK, "on": [t for i, t in enumerate(timings) if t not in timings[:i]]},
             "pictures": self.pictures,
             "agreement_pictures": self.with_towers,

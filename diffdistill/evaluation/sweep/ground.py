@@ -97,6 +97,7 @@ class Ground(ABC):
         real_identity: of the real pictures of the floor, beside that; None without a floor.
         prompts_of: "training", captions of an emoji set, or "file".
         nearest_of: "training" or "reference": what `training` is.
+        reference_source: the pictures that are the whole reference of every seed; None where it is something else.
         training: after `measure`, where nearest pictures are sought; None where there are none.
     """
 
@@ -105,6 +106,7 @@ class Ground(ABC):
     prompts_of: str
     nearest_of: str
     training: Training | None = None
+    reference_source: Source | None = None
 
     @abstractmethod
     def prompts(self, seed: int) -> list[str]:
@@ -222,6 +224,7 @@ class GivenGround(Ground):
         self._prompts, self.pictures, self._path = list(prompts)[:pictures], pictures, Path(reference)
         self._metrics = list(metrics)
         self._source, self.identity = _opened(self._path, on_corrupt)
+        self.reference_source = self._source
         check_metrics(metrics, pictures if self._source is None else min(pictures, len(self._source)), extractor)
         self._real_path, self._real_source, self.real_identity = real, None, None
         if real is not None:
