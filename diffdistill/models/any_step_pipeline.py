@@ -30,12 +30,13 @@ from diffdistill.diffusion.any_step import TwoTimeDenoiser, any_step, guided_any
 from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
 from diffdistill.errors import UserError
 
+from .digests import pipeline_settings, weights_digest
 from .export import export_one_step, save_pipeline
 from .network import UNet
 from .pipeline_folder import first_line, open_pipeline
 from .portable_text import make_portable
 from .stock_pipeline import stock_pipeline
-from .teacher import Teacher, decode, fit_length, latent_shape, weights_digest
+from .teacher import Teacher, decode, fit_length, latent_shape
 from .text import embed
 
 if TYPE_CHECKING:  # it takes diffusers, which a help text does without
@@ -119,8 +120,9 @@ class AnyStepModel:
             part.to(device)
 
     def digest(self) -> str:
-        """Hash of the weights and of how they are sampled: tells one model from another."""
+        """Hash of tokenizer, weights and settings, and of how they are sampled: tells one model from another."""
         found = hashlib.sha256(json.dumps(_index(self)).encode())
+        found.update(json.dumps(pipeline_settings(self.pipeline), sort_keys=True, default=str).encode())
         for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
             found.update(weights_digest(part).encode())
         return found.hexdigest()[:16]

@@ -22,7 +22,7 @@ def call_unet(unet: Any, x_t: Tensor, time: Tensor, embeddings: Tensor, **more: 
         embeddings: of prompts, (B, L, D).
         more: `class_labels`, say.
     """
-    dim = getattr(unet.config, "time_cond_proj_dim", None)
+    dim = getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)  # a bare module has no settings
     if dim is not None:
         more["timestep_cond"] = unguided(dim).to(x_t).expand(len(x_t), -1)
     value: Tensor = unet(x_t, time, encoder_hidden_states=embeddings, **more).sample

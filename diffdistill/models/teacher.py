@@ -18,6 +18,7 @@ from torch import Tensor
 from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_prediction_type
 from diffdistill.errors import UserError
 
+from .digests import pipeline_settings, weights_digest
 from .network import UNet
 from .pipeline_folder import NETWORKS, PipelineFolder, open_pipeline
 from .stock_pipeline import stock_pipeline
@@ -58,36 +59,14 @@ class Teacher:
         return decode(self.pipeline.vae, latents, batch_size)
 
     def digest(self) -> str:
-        """Hash of schedule, tokenizer, and all weights and settings of the networks: tells one teacher from another."""
+        """Hash of schedule, tokenizer, all weights, and settings of UNet and VAE: tells one teacher from another."""
         found = hashlib.sha256(self.prediction_type.encode())
         found.update(self.schedule.alphas_cumprod.cpu().numpy().tobytes())
         p = self.pipeline
-        words = p.tokenizer.backend_tokenizer.to_str() if hasattr(p.tokenizer, "backend_tokenizer") else "{}"
-        text = {"model": json.loads(words).get("model"), "length": p.tokenizer.model_max_length}  # the rest is of calls
-        special = set(p.tokenizer.all_special_tokens)
-        if added := {token: i for token, i in p.tokenizer.get_added_vocab().items() if token not in special}:
-            text["added"] = added
-        if getattr(p.text_encoder.config, "use_attention_mask", False):
-            text["mask"] = True
-        settings = [_settings(dict(p.unet.config)), _settings(dict(p.vae.config)), text]
-        found.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        found.update(json.dumps(pipeline_settings(p), sort_keys=True, default=str).encode())
         for part in (p.unet, p.vae, p.text_encoder):
             found.update(weights_digest(part).encode())
         return found.hexdigest()[:16]
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Without what says where a network came from and which version wrote it."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def weights_digest(network: Any) -> str:
-    """Hash of the names, shapes, types and values of all weights and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -173,7 +152,7 @@ def load_autoencoder(source: str) -> Any:
     folder = Path(source)
     if not folder.is_dir():
         raise UserError(f"no autoencoder at {source}: expected a folder with an AutoencoderKL")
-    return PipelineFolder(source, folder.parent, {}).load(folder.name, "vae")
+    return PipelineFolder(source, folder, {}, noun="autoencoder", kind="autoencoder").load(".", "vae")
 
 
 def _process(source: str, config: dict[str, Any]) -> tuple[VPSchedule, PredictionType]:
@@ -192,7 +171,7 @@ def fit_length(tokenizer: Any, text_encoder: Any) -> None:
     """Give a tokenizer without a length the text encoder's, which is the longest that it reads.
 
     Raises:
-        ValueError: the tokenizer's length is longer, or the text encoder does not know all of the tokenizer's tokens.
+        ValueError: the tokenizer's length is longer, or the text encoder lacks an embedding of one of its tokens.
     """
     longest = text_encoder.config.max_position_embeddings
     if tokenizer.model_max_length >= VERY_LARGE:
@@ -201,4 +180,10 @@ def fit_length(tokenizer: Any, text_encoder: Any) -> None:
         raise ValueError(
             f"tokenizer_config.json has model_max_length {tokenizer.model_max_length}, and the text encoder reads "
             f"{longest} tokens at the most"
+        )
+    rows, needed = len(text_encoder.get_input_embeddings().weight), 1 + max(tokenizer.get_vocab().values())
+    if needed > rows:
+        raise ValueError(
+            f"the tokenizer has token ids up to {needed - 1}, and the text encoder has embeddings of {rows} tokens alone; "
+            "take the tokenizer that belongs to it"
         )
