@@ -454,7 +454,7 @@ def test_what_a_report_could_not_show_is_refused_before_the_work(
         ((*SWEEP, "--students", *(f"n{i}=model" for i in whole)), "these are 65 generators; a report shows at most 32"),
         ((*SWEEP, "--models", f"{'a' * 101}=model"), "in at most 100 characters"),
         ((*models, "--prompts", "long.txt"), "a prompt has 10001 characters; a report shows at most 10000"),
-        ((*models, "--prompts", "half.jsonl"), r"prompt 2 of half.jsonl has '\ud800' in it, half of a character"),
+        ((*models, "--prompts", "half.jsonl"), r"half.jsonl, line 2 has '\ud800' in it, half of a character"),
     ):
         assert says in refused(capsys, *argv)
     assert made == [] and not Path("out").exists()
