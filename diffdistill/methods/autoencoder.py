@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
+from diffdistill.models.teacher import load_autoencoder
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
 from .content import digest, of_network
@@ -113,7 +114,7 @@ class Autoencoder(Method):
         self.permute_colours, self.latent_noise, self.train_encoder = permute_colours, latent_noise, train_encoder
         vae: Any
         if init_from is not None:
-            vae = AutoencoderKL.from_pretrained(init_from, use_safetensors=True)
+            vae = load_autoencoder(init_from).requires_grad_(True)
             self.content["init_from"] = of_network(vae)
             if latent_channels != vae.config.latent_channels:
                 if not train_encoder:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from diffdistill.models.teacher import Teacher, weights_digest
+from diffdistill.models.digests import network_settings, tokenizer_settings, weights_digest
+from diffdistill.models.teacher import Teacher
 
 if TYPE_CHECKING:  # a run from prompts alone needs no pictures
     from diffdistill.data.emoji import EmojiSet
@@ -27,8 +28,6 @@ _ENCODER = (
     "eos_token_id",
     "use_attention_mask",
 )
-# case, digits, marks, accents: what tokenizers differ in
-_PROBE = ("A Photo", "the cat's", "12 hats", "caf\u00e9!", "")
 
 
 def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
@@ -54,25 +53,19 @@ def of_pictures(pictures: EmojiSet) -> str:
 
 def of_network(network: Any) -> str:
     """Of a diffusers network: weights and settings (an autoencoder's scaling factor, say)."""
-    return digest(weights_digest(network), _settings(network))
+    return digest(weights_digest(network), json.dumps(network_settings(network), sort_keys=True, default=str))
 
 
 def of_text(tokenizer: Any, text_encoder: Any) -> str:
-    """Of a tokenizer and its text encoder: weights, settings, and the ids of a few texts."""
-    settings = json.dumps({key: getattr(text_encoder.config, key, None) for key in _ENCODER}, default=str)
-    added = json.dumps(tokenizer.get_added_vocab(), sort_keys=True)
-    length = tokenizer.model_max_length
-    found = tokenizer(list(_PROBE), truncation=True, max_length=min(length, 77))["input_ids"]
-    ids = json.dumps([found, tokenizer.pad_token_id, length])
-    return digest(weights_digest(text_encoder), settings, added, ids)
+    """Of a tokenizer and its text encoder: weights, settings, vocabulary and merges."""
+    words = json.dumps(tokenizer_settings(tokenizer), sort_keys=True, default=str)
+    return digest(weights_digest(text_encoder), _encoder_settings(text_encoder), words)
 
 
 def of_teacher(teacher: Teacher) -> str:
     """Of a pipeline: schedule, kind of prediction, networks, tokenizer, and weights and settings of all."""
-    return digest(teacher.digest(), of_text(teacher.pipeline.tokenizer, teacher.pipeline.text_encoder))
+    return digest(teacher.digest(), _encoder_settings(teacher.pipeline.text_encoder))
 
 
-def _settings(network: Any) -> str:
-    """Without what says where a network came from and which version wrote it."""
-    kept = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
-    return json.dumps(kept, sort_keys=True, default=str)
+def _encoder_settings(text_encoder: Any) -> str:
+    return json.dumps({key: getattr(text_encoder.config, key, None) for key in _ENCODER}, default=str)

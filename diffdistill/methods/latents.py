@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from diffdistill.evaluation.report import write_atomic
 from diffdistill.evaluation.weights import user_cache
-from diffdistill.models.teacher import encode, weights_digest
+from diffdistill.models.digests import weights_digest
+from diffdistill.models.teacher import encode
 
 WORTH_KEEPING = 5000  # pictures: about a minute on a processor
 

@@ -32,8 +32,9 @@ from diffdistill.errors import UserError
 
 from .digests import pipeline_settings, weights_digest
 from .export import export_one_step, save_pipeline
+from .hub import open_pipeline
 from .network import UNet
-from .pipeline_folder import first_line, open_pipeline
+from .pipeline_folder import first_line
 from .portable_text import make_portable
 from .stock_pipeline import stock_pipeline
 from .teacher import Teacher, decode, fit_length, latent_shape

@@ -12,7 +12,8 @@ from torch import Tensor
 from diffdistill.errors import UserError
 
 from .any_step_pipeline import AnyStepModel, is_any_step, load_any_step
-from .pipeline_folder import first_line, open_pipeline, quiet
+from .hub import open_pipeline
+from .pipeline_folder import first_line, quiet
 from .sampler_check import check_sampler
 from .teacher import Teacher, load_teacher
 

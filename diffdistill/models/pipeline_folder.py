@@ -1,4 +1,4 @@
-"""A Stable-Diffusion-class pipeline's folder, local or of a hub repository: its files are found and its parts loaded.
+"""The folder of a Stable-Diffusion-class pipeline, or of one of its networks alone: its parts are loaded.
 
 Notable:
 - each part is loaded as float32 whatever its stored type, from safetensors alone, and is complete or refused;
@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from diffdistill.errors import UserError
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny"),
+    "vae": ("AutoencoderKL",),  # pictures are encoded too, and by its posterior
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
@@ -38,19 +38,23 @@ WEIGHTS = re.compile(
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """Files of a pipeline.
+    """Files of a pipeline; a network that lies in the folder itself is its part ".".
 
     Attributes:
         source: the folder or hub id, as it was named.
         folder: where the files are.
-        index: what model_index.json says.
+        index: what model_index.json says; empty for a network alone.
         missing_where: what an error adds to "is missing".
+        noun: what an error calls it.
+        kind: what an error says is expected there.
     """
 
     source: str
     folder: Path
     index: dict[str, Any]
     missing_where: str = ""
+    noun: str = "teacher"
+    kind: str = "Stable-Diffusion-class pipeline"
 
     def path(self, name: str) -> Path:
         """Of a file that has to be there.
@@ -59,9 +63,7 @@ class PipelineFolder:
             UserError: it is not.
         """
         if not (self.folder / name).is_file():
-            raise UserError(
-                f"no Stable-Diffusion-class pipeline at {self.source}: {name} is missing{self.missing_where}"
-            )
+            raise UserError(f"no {self.kind} at {self.source}: {PurePosixPath(name)} is missing{self.missing_where}")
         return self.folder / name
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -70,7 +72,7 @@ class PipelineFolder:
         Raises:
             UserError: it is missing, or holds something else than a JSON object.
         """
-        return _read_object(self.path(name), f"no Stable-Diffusion-class pipeline at {self.source}: {name}")
+        return read_object(self.path(name), f"no {self.kind} at {self.source}: {PurePosixPath(name)}")
 
     def weights(self, part: str) -> dict[str, torch.Tensor]:
         """A network's weights by name as they are stored, of all its files.
@@ -97,7 +99,7 @@ class PipelineFolder:
         found = variants(path.name for path in (self.folder / part).glob("*.safetensors"))
         if not found:
             raise UserError(
-                f"teacher {self.source}: {part} has no *.safetensors weights{self.missing_where}; "
+                f"{self._named(part)} has no *.safetensors weights{self.missing_where}; "
                 "pickled ones (such as .bin) are never loaded"
             )
         if None in found:
@@ -105,7 +107,7 @@ class PipelineFolder:
         if len(found) > 1:
             names = ", ".join(sorted(str(name) for name in found))
             raise UserError(
-                f"teacher {self.source}: {part} has weights of the variants {names} and no plain ones; keep one of them"
+                f"{self._named(part)} has weights of the variants {names} and no plain ones; keep one of them"
             )
         return found.pop()
 
@@ -124,12 +126,13 @@ class PipelineFolder:
         entry = self.index.get(part, [None, wanted[0]])
         name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         own = self.read_json(f"{part}/config.json").get("_class_name") if kind in ("unet", "vae") else None
-        for found in (name, own or name):
+        if not name:
+            raise UserError(f"{self.noun} {self.source}: its model_index.json names no {part}")
+        for found, file in ((name, "model_index.json"), (own or name, f"{part}/config.json")):
             if found not in wanted:
                 raise UserError(
-                    f"teacher {self.source}: its {part} is a {found}; expected {' or '.join(wanted[:2])}"
-                    if found
-                    else f"teacher {self.source}: its model_index.json names no {part}"
+                    f"{self._named(part)} is a {found}, as its {PurePosixPath(file)} says; "
+                    f"expected {' or '.join(wanted)}"
                 )
         return str(name)
 
@@ -153,7 +156,7 @@ class PipelineFolder:
             )
         absent = sorted(found["missing_keys"])
         if absent:
-            raise UserError(f"teacher {self.source}: its {part} file lacks {len(absent)} weights, {absent[0]} for one")
+            raise UserError(f"{self._named(part)} file lacks {len(absent)} weights, {absent[0]} for one")
         return network.requires_grad_(False).eval()
 
     def load_tokenizer(self) -> Any:
@@ -194,9 +197,12 @@ class PipelineFolder:
             raise
         except Exception as error:  # of any library that reads the files
             raise UserError(
-                f"no Stable-Diffusion-class pipeline in safetensors at {self.source}: its {part} cannot be read: "
-                f"{first_line(error)}"
+                f"no {self.kind} in safetensors at {self.source}: {'it' if part == '.' else f'its {part}'} "
+                f"cannot be read: {first_line(error)}"
             ) from error
+
+    def _named(self, part: str) -> str:
+        return f"{self.noun} {self.source}" if part == "." else f"{self.noun} {self.source}: its {part}"
 
 
 def variants(names: Iterable[str]) -> set[str | None]:
@@ -208,24 +214,6 @@ def variants(names: Iterable[str]) -> set[str | None]:
     {None}
     """
     return {found["variant"] for name in names if (found := WEIGHTS.fullmatch(name))}
-
-
-def open_pipeline(source: str) -> PipelineFolder:
-    """Find a pipeline's files; those of a hub id are downloaded, or taken from the cache.
-
-    Raises:
-        UserError: nothing there, or no pipeline.
-    """
-    folder, where = Path(source), ""
-    if not folder.is_dir():
-        local = folder.exists() or folder.parent.is_dir()  # beside other folders: a slip of the pen, not a hub id
-        if local or source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise UserError(f"no teacher at {source}: expected a pipeline folder or a hub id such as owner/name")
-        folder, where = _of_hub(source)
-    file, refusal = folder / "model_index.json", f"no Stable-Diffusion-class pipeline at {source}: model_index.json"
-    if not file.is_file():
-        raise UserError(f"{refusal} is missing{where}")
-    return PipelineFolder(source, folder, _read_object(file, refusal), where)
 
 
 @contextmanager
@@ -254,7 +242,7 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _read_object(file: Path, what: str) -> dict[str, Any]:
+def read_object(file: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

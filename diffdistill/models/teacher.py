@@ -19,8 +19,9 @@ from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_pre
 from diffdistill.errors import UserError
 
 from .digests import pipeline_settings, weights_digest
+from .hub import open_pipeline
 from .network import UNet
-from .pipeline_folder import NETWORKS, PipelineFolder, open_pipeline
+from .pipeline_folder import NETWORKS, PipelineFolder
 from .stock_pipeline import stock_pipeline
 from .text import embed
 
@@ -184,6 +185,6 @@ def fit_length(tokenizer: Any, text_encoder: Any) -> None:
     rows, needed = len(text_encoder.get_input_embeddings().weight), 1 + max(tokenizer.get_vocab().values())
     if needed > rows:
         raise ValueError(
-            f"the tokenizer has token ids up to {needed - 1}, and the text encoder has embeddings of {rows} tokens alone; "
-            "take the tokenizer that belongs to it"
+            f"the tokenizer has token ids up to {needed - 1}, and the text encoder has embeddings of {rows} "
+            "tokens alone; take the tokenizer that belongs to it"
         )

@@ -28,23 +28,12 @@ def embed(pipeline: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor
         pipeline: has the tokenizer and the text encoder.
         prompts: N texts.
         batch_size: texts that the text encoder reads at once.
-
-    Raises:
-        UserError: a prompt with a token that the text encoder has no embedding of.
     """
     chunks, device = [], pipeline.text_encoder.device
     stock = stock_pipeline(None, None, pipeline.text_encoder, pipeline.tokenizer)
     with quiet():  # it says for each batch what was cut; `report_cut` says it once
         for i in range(0, len(prompts), batch_size):
-            chunk = list(prompts[i : i + batch_size])
-            try:
-                chunks.append(stock.encode_prompt(chunk, device, 1, False)[0])
-            except IndexError as error:
-                known = pipeline.text_encoder.get_input_embeddings().num_embeddings
-                raise UserError(
-                    f"a prompt has a token that the text encoder does not know: it has {known} embeddings, the "
-                    f"tokenizer {len(pipeline.tokenizer)} tokens; they belong to different models"
-                ) from error
+            chunks.append(stock.encode_prompt(list(prompts[i : i + batch_size]), device, 1, False)[0])
     return torch.cat(chunks)
 
 

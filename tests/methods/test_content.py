@@ -17,7 +17,9 @@ from tiny_pictures import save_tiny_pictures
 from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill import methods
-from diffdistill.methods.content import digest
+from diffdistill.methods.content import digest, of_teacher, of_text
+from diffdistill.models.any_step_pipeline import load_any_step
+from diffdistill.models.teacher import load_teacher
 
 # settings of methods whose value is a path, or a hub id
 PATHS = {"teacher", "prompts", "data", "autoencoder", "init_from", "real_images"}
@@ -168,6 +170,68 @@ def test_what_a_model_starts_from_is_content(things: Path) -> None:
     other.mkdir()
     flow.export(other)
     assert build("SelfE", things, init_from=str(other)).content["init_from"] != begun["init_from"]
+
+
+def swap_words(folder: Path) -> None:
+    """Exchange the ids of two entries of the vocabulary that none of the prompts has."""
+    file = folder / "tokenizer/tokenizer.json"
+    state = json.loads(file.read_text())
+    vocabulary = state["model"]["vocab"]
+    one, two = "q</w>", "z</w>"
+    vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+    file.write_text(json.dumps(state))
+    plain = folder / "tokenizer/vocab.json"
+    if plain.exists():
+        plain.write_text(json.dumps(vocabulary))
+
+
+def drop_merge(folder: Path) -> None:
+    file = folder / "tokenizer/tokenizer.json"
+    state = json.loads(file.read_text())
+    state["model"]["merges"].pop()
+    file.write_text(json.dumps(state))
+    plain = folder / "tokenizer/merges.txt"
+    if plain.exists():
+        plain.write_text("\n".join(plain.read_text().rstrip().splitlines()[:-1]) + "\n")
+
+
+WORDS: dict[str, Any] = {
+    "two words": swap_words,
+    "a merge": drop_merge,
+    "the padding": lambda f: edit_json(f / "tokenizer/tokenizer_config.json", pad_token="!"),
+    "the side of padding": lambda f: edit_json(f / "tokenizer/tokenizer_config.json", padding_side="left"),
+    "the length": lambda f: edit_json(f / "tokenizer/tokenizer_config.json", model_max_length=6),
+}
+
+
+@pytest.mark.parametrize("edited", WORDS)
+def test_an_edit_of_the_tokenizer_changes_every_digest_that_covers_it(things: Path, edited: str) -> None:
+    def digests() -> tuple[str, str, str]:
+        teacher = load_teacher(str(things / "teacher"))
+        words = of_text(teacher.pipeline.tokenizer, teacher.pipeline.text_encoder)
+        return words, of_teacher(teacher), teacher.digest()
+
+    before = digests()
+    WORDS[edited](things / "teacher")
+    assert all(a != b for a, b in zip(before, digests(), strict=True))
+
+
+@pytest.mark.parametrize("edited", ["two words", "a merge", "the length"])
+def test_an_edit_of_the_tokenizer_changes_what_an_any_step_model_starts_from(things: Path, edited: str) -> None:
+    flow = build("SelfE", things, same=1.0)
+    start = things / "start"
+    start.mkdir()
+    flow.export(start)
+    before, model = build("SelfE", things, init_from=str(start)).content, load_any_step(start).digest()
+    WORDS[edited](start)
+    after = build("SelfE", things, init_from=str(start)).content
+    assert {key for key in after if after[key] != before[key]} == {"init_from"}
+    assert load_any_step(start).digest() != model
+
+
+@pytest.mark.parametrize(("name", "value"), [("teacher", "6da071c47aa4a4cd"), ("student", "f1a00911e65532bf")])
+def test_the_shipped_pipelines_digests_stay(name: str, value: str) -> None:
+    assert load_teacher(str(Path(__file__).parents[2] / "assets" / name)).digest() == value
 
 
 def test_real_pictures_are_content_in_the_order_of_the_prompts(things: Path) -> None:

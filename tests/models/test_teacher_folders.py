@@ -14,9 +14,9 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 from diffdistill.errors import UserError
 from diffdistill.methods import DMD2, SiD, SwiftBrush
 from diffdistill.models.generate import generate
-from diffdistill.models.pipeline_folder import open_pipeline, wanted_files
+from diffdistill.models.hub import open_pipeline, wanted_files
 from diffdistill.models.stock_check import load_checked_teacher
-from diffdistill.models.teacher import load_teacher
+from diffdistill.models.teacher import load_autoencoder, load_teacher
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -143,13 +143,19 @@ def test_a_tokenizer_without_a_length_has_the_text_encoders(folder: Path, tmp_pa
         load_teacher(str(folder))
 
 
-def test_tokens_that_the_text_encoder_does_not_know_are_one_line(folder: Path) -> None:
+@pytest.mark.parametrize("more", [["<toy>"], ["<a>", "<b>", "<c>"], ["apple pie"]])
+def test_tokens_that_the_text_encoder_has_no_embedding_of_are_one_line(folder: Path, more: list[str]) -> None:
     pipeline = load_teacher(str(folder)).pipeline
-    pipeline.tokenizer.add_tokens(["<toy>"])
+    rows = len(pipeline.tokenizer)
+    pipeline.tokenizer.add_tokens(more)
     pipeline.tokenizer.save_pretrained(folder / "tokenizer")
-    teacher = load_checked_teacher(str(folder))
-    with pytest.raises(UserError, match="token that the text encoder does not know"):
-        teacher.embed(["a <toy>"])
+    last = rows + len(more) - 1
+    with pytest.raises(UserError, match=f"token ids up to {last}, and .* of {rows} tokens alone") as caught:
+        load_teacher(str(folder))
+    assert "\n" not in str(caught.value)
+    pipeline.text_encoder.resize_token_embeddings(last + 1)
+    pipeline.text_encoder.save_pretrained(folder / "text_encoder")
+    assert load_checked_teacher(str(folder)).embed(["a <toy>"]).shape[1] == 8  # with an embedding of each it is read
 
 
 @pytest.mark.parametrize(
@@ -160,6 +166,13 @@ def test_tokens_that_the_text_encoder_does_not_know_are_one_line(folder: Path) -
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "its text_encoder is a T5Enc"),
         ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModelWithProjection"]}, "WithProjection"),
         ("model_index.json", {"unet": [None, None]}, "names no unet"),
+        (
+            "model_index.json",
+            {"vae": ["diffusers", "AutoencoderTiny"]},
+            "AutoencoderTiny, as its model_index.json says",
+        ),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "AutoencoderTiny, as its vae/config.json says"),
+        ("vae/config.json", {"_class_name": "VQModel"}, "its vae is a VQModel.* expected AutoencoderKL$"),
         ("unet/config.json", {"block_out_channels": "wide"}, "its unet cannot be read"),
         ("unet/config.json", {"down_block_types": ["NoBlock", "NoBlock"]}, "its unet cannot be read"),
     ],
@@ -213,14 +226,49 @@ def test_what_nothing_here_uses_need_not_be_there(folder: Path) -> None:
     load_checked_teacher(str(folder))
 
 
-def test_a_tiny_autoencoder_draws(folder: Path, tmp_path: Path) -> None:
+def test_a_tiny_autoencoder_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     pipeline = DiffusionPipeline.from_pretrained(folder)
     widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
     pipeline.vae = AutoencoderTiny(**widths, **blocks)
     pipeline.save_pretrained(tmp_path / "tiny")
-    (picture,) = generate(str(tmp_path / "tiny"), ["red apple"], 1, 1.0)
-    assert picture.isfinite().all()
+    with pytest.raises(UserError, match="its vae is a AutoencoderTiny, as its .*; expected AutoencoderKL$"):
+        load_teacher(str(tmp_path / "tiny"))
+    with pytest.raises(UserError, match=r"^autoencoder .*tiny/vae is a AutoencoderTiny, as its config.json says"):
+        load_autoencoder(str(tmp_path / "tiny/vae"))
+
+
+# ---- an autoencoder alone -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [".", "./", "../vae", "../../teacher/vae"])
+def test_an_autoencoder_is_found_by_whatever_its_folder_is_called(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    expected = load_teacher(str(folder)).pipeline.vae.state_dict()
+    monkeypatch.chdir(folder / "vae")
+    found = load_autoencoder(named).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda vae: (vae / "config.json").unlink(), "no autoencoder at vae: config.json is missing"),
+        (lambda vae: (vae / "config.json").write_text("{"), "no autoencoder at vae: config.json cannot be read"),
+        (lambda vae: (vae / "diffusion_pytorch_model.safetensors").unlink(), "autoencoder vae has no .* weights"),
+        (lambda vae: (vae / "diffusion_pytorch_model.safetensors").write_bytes(b"1"), "at vae: it cannot be read"),
+        (lambda vae: shutil.rmtree(vae), "no autoencoder at vae: expected a folder"),
+    ],
+)
+def test_what_is_wrong_with_an_autoencoder_is_said_of_an_autoencoder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], Any], says: str
+) -> None:
+    monkeypatch.chdir(folder)
+    spoil(folder / "vae")
+    with pytest.raises(UserError, match=says) as caught:
+        load_autoencoder("vae")
+    assert not any(word in str(caught.value) for word in ("teacher", "pipeline at", "\n"))
 
 
 # ---- the hub ------------------------------------------------------------------------------------------------------
