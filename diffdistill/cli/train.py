@@ -105,7 +105,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     settings = TrainingSettings(**vars(namespace.training))
     settings.check(int(os.environ.get("WORLD_SIZE", "1")))
     read_launch(settings)
-    method = build_method(namespace)
+    method = _build(namespace, run)
     if namespace.dry_run:
         print(yaml.safe_dump(recipe, sort_keys=False))
         for name, network in method.networks.items():
@@ -321,6 +321,19 @@ def build_method(namespace: Namespace) -> Any:
         return chosen(**vars(namespace.method.get("init_args") or Namespace()))
     except (ValueError, OSError) as error:  # a constructor's inputs all come from the config
         raise UserError(f"method {chosen.__name__} cannot be built: {error}") from error
+
+
+def _build(namespace: Namespace, run: Path) -> Any:
+    """As `build_method`; of a run that is to go on before its first checkpoint, an error names the path's setting."""
+    from diffdistill.training.checkpoint import stored_paths
+    from diffdistill.training.continuation import explain_missing
+
+    try:
+        return build_method(namespace)
+    except UserError as error:
+        if not namespace.resume or stored_paths(run, namespace.resume)[0]:
+            raise
+        raise explain_missing(error, vars(namespace.method.get("init_args") or Namespace()), run) from error
 
 
 def _write_config(run: Path, recipe: dict[str, Any], anew: bool) -> None:

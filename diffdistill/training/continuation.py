@@ -6,6 +6,9 @@ differs, then and now. Settings that alter no number are free: `FREE`, and a met
 
 `training.samples` is free as long as nothing that was done depended on it. A learning rate that falls over the run
 does, and so does a method that has asked how much of the run is done (`Method.progress`).
+
+`training.max_minutes` is free under the same rule. Where something depends on it, a run that had a limit may be given
+another one, which is said: such a run is not repeatable to the bit anyway. A run without a limit is, and stays so.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffdistill.data.text_files import split_column
 from diffdistill.errors import UserError
 from diffdistill.methods.base import Method
 
@@ -27,8 +32,7 @@ FREE: Mapping[str, str] = {
     "gradient_accumulation_steps": "a step is a mean over the same samples, however they are cut; equal up to rounding",
     "gradient_checkpointing": "activations are computed a second time, to the same values",
     "cpu": "the device: equal up to rounding",
-    "max_minutes": "how long a part of the run may take",
-    "on_nonfinite": "what follows a loss that is not finite, not what a step computes",
+    "on_nonfinite": "alters what follows a loss that is not finite, and nothing before one",
     "max_skipped": "as on_nonfinite",
     "log_every": "what is written",
     "validate_every": "what is written",
@@ -37,7 +41,7 @@ FREE: Mapping[str, str] = {
     "export_every": "what is written",
     "report_to": "what is written",
 }
-_RULED = ("samples", "mixed_precision")  # compared by rules of their own
+_RULED = ("samples", "max_minutes", "mixed_precision")  # compared by rules of their own
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,25 @@ def refuse_another_run(folder: Path, stored: Mapping[str, Any], identity: Identi
     found = _differences(Identity(**stored["identity"]), identity)
     if settings.mixed_precision not in ("auto", stored["precision"]):
         found.append(f"training.mixed_precision was {stored['precision']}, is {settings.mixed_precision}")
-    found += _length(stored, settings)
+    found += _length(stored, settings) + _clock(stored, settings)
     if found:
         raise UserError(
             f"{folder} is of a run with other settings: {'; '.join(found)}. "
             "Take the run's own config.yaml, or another output_dir"
         )
+
+
+def remarks_on_the_clock(stored: Mapping[str, Any], settings: TrainingSettings) -> tuple[str, ...]:
+    """A line for the user where the run goes on by another `max_minutes` than before, and something follows the clock.
+
+    Args:
+        stored: the checkpoint's state.
+        settings: the present run's.
+    """
+    changed, follows = _other_clock(stored, settings), _follows(stored, settings)
+    if not changed or not follows:
+        return ()
+    return (f"{changed}, and {follows}: that follows the new limit from here on",)
 
 
 def find_again(
@@ -124,10 +141,10 @@ def find_again(
     for name, place in stored.items():
         key = name.removeprefix("method.")
         value = values.get(key)
-        if "at" not in place or value != place["named"] or Path(value).exists():
+        if "at" not in place or value != place["named"] or _file(value).exists():
             continue
         candidates = [place["at"], os.path.normpath(run.resolve() / place["beside"]), elsewhere(value)]
-        there = next((path for path in candidates if Path(path).exists()), None)
+        there = next((path for path in candidates if _file(path).exists()), None)
         if there is None:
             raise UserError(
                 f"{name} is {value}, which is not in {Path.cwd()}, and not where the run read it, {place['at']}; "
@@ -135,6 +152,24 @@ def find_again(
             )
         places[key] = there
     return places
+
+
+def explain_missing(error: UserError, values: Mapping[str, Any], run: Path) -> UserError:
+    """Of a run that has no checkpoint to say where it read its paths, the error with the setting and its override.
+
+    Args:
+        error: why the method could not be built.
+        values: its arguments.
+        run: the run's folder.
+    """
+    for key, value in values.items():
+        missing = isinstance(value, str) and not _file(value).exists()
+        if missing and re.search(rf"(?<![\w./-]){re.escape(str(_file(value)))}(?![\w/-])", str(error)):
+            return UserError(
+                f"{error} (method.{key} is {value}, which is not in {Path.cwd()}, and {run} has no checkpoint yet "
+                f"that says where it was read; add --method.{key} PATH)"
+            )
+    return error
 
 
 def _differences(then: Identity, now: Identity) -> list[str]:
@@ -157,10 +192,17 @@ def _differences(then: Identity, now: Identity) -> list[str]:
 
 def _place(recipe: Recipe, key: str, run: Path) -> dict[str, str]:
     named = str(recipe.arguments[key])
-    at = Path(recipe.found.get(key, named)).absolute()
+    found = recipe.found.get(key, named)
+    at, column = _file(found).absolute(), split_column(found)[1]
     if not at.exists():  # a hub id
         return {"named": named}
-    return {"named": named, "at": str(at), "beside": os.path.relpath(at.resolve(), run.resolve())}
+    behind = "" if column is None else f"::{column}"
+    return {"named": named, "at": f"{at}{behind}", "beside": os.path.relpath(at.resolve(), run.resolve()) + behind}
+
+
+def _file(value: str) -> Path:
+    """Of a setting that may name a column too, as prompts.csv::Prompt."""
+    return Path(split_column(value)[0])
 
 
 def _shown(settings: Mapping[str, Any], key: str) -> str:
@@ -179,10 +221,26 @@ def _length(stored: Mapping[str, Any], settings: TrainingSettings) -> list[str]:
     then, now, done = stored["length"], settings.samples, stored["samples"]
     if now < done:
         return [f"training.samples was {then}, is {now}, fewer than the {done} that are done"]
-    if now == then:
-        return []
+    follows = _follows(stored, settings)
+    return [f"training.samples was {then}, is {now}, and {follows}"] if now != then and follows else []
+
+
+def _clock(stored: Mapping[str, Any], settings: TrainingSettings) -> list[str]:
+    """What is wrong with `max_minutes`, if anything: it would bend a schedule that no clock has moved."""
+    changed, follows = _other_clock(stored, settings), _follows(stored, settings)
+    return [f"{changed}, and {follows}"] if changed and follows and not stored["max_minutes"] else []
+
+
+def _other_clock(stored: Mapping[str, Any], settings: TrainingSettings) -> str:
+    now = settings.max_minutes
+    then = stored.get("max_minutes", now)  # the first checkpoints of this format do not say
+    return "" if then == now else f"training.max_minutes was {then:g}, is {now:g}"
+
+
+def _follows(stored: Mapping[str, Any], settings: TrainingSettings) -> str:
+    """What depends on how long the run is, if anything."""
     if stored["follows_progress"]:
-        return [f"training.samples was {then}, is {now}, and the method follows the share of the run that is done"]
+        return "the method follows the share of the run that is done"
     if settings.lr_schedule != "constant":
-        return [f"training.samples was {then}, is {now}, and the learning rate falls over the run"]
-    return []
+        return "the learning rate falls over the run"
+    return ""

@@ -45,7 +45,7 @@ from .checkpoint import (
     why_unreadable,
     write_folder_atomically,
 )
-from .continuation import Identity, Recipe, refuse_another_run
+from .continuation import Identity, Recipe, refuse_another_run, remarks_on_the_clock
 from .ema import Ema
 from .launcher import make_accelerator, read_launch
 from .precision import resolve_precision
@@ -84,7 +84,7 @@ class Trainer:
             refuse_another_run(folder, stored[1], self.identity, settings)
         launch = read_launch(settings, stored_precision=stored[1]["precision"] if stored else None)
         self.precision = resolve_precision(launch.mixed_precision, launch.cpu)
-        self.remarks = launch.remarks
+        self.remarks = (*launch.remarks, *(remarks_on_the_clock(stored[1], settings) if stored else ()))
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
         if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
@@ -145,6 +145,7 @@ class Trainer:
             "processes": self.accelerator.num_processes,
             "precision": self.precision,
             "length": self.settings.samples,
+            "max_minutes": self.settings.max_minutes,
             "follows_progress": self.follows_progress,
             "identity": dataclasses.asdict(self.identity),
         }

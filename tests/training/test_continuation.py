@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from diffdistill.errors import UserError
 from diffdistill.training.checkpoint import latest_checkpoint
-from diffdistill.training.continuation import FREE, Recipe, find_again
+from diffdistill.training.continuation import FREE, Recipe, explain_missing, find_again
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -74,7 +74,6 @@ def same_bits(one: Path, two: Path) -> bool:
     "more",
     [
         {"log_every": 3, "validate_every": 8, "checkpoint_every": 8, "checkpoints_limit": 7, "export_every": 16},
-        {"max_minutes": 1e6},
         {"on_nonfinite": "skip", "max_skipped": 3},
         {"cpu": False},
         {"mixed_precision": "auto"},
@@ -103,13 +102,61 @@ def test_the_free_settings_are_settings_and_the_docs_quote_them_all() -> None:
     assert set(FREE) <= names
     from diffdistill import methods
 
-    rows = {f"training.{name}": why for name, why in FREE.items()}
+    rows = {("all", f"training.{name}", why) for name, why in FREE.items()}
     for kind in vars(methods).values():
         if isinstance(kind, type) and issubclass(kind, methods.Method):
-            rows |= {f"method.{name}": why for name, why in kind.free.items()}
+            rows |= {(kind.__name__, f"method.{name}", why) for name, why in kind.free.items()}
     page = (ROOT / "docs" / "resuming.md").read_text()
     table = [line for line in page.splitlines() if line.startswith(("| `training.", "| `method."))]
-    assert sorted(table) == sorted(f"| `{name}` | {why} |" for name, why in rows.items())
+    quoted = [(kind, name.strip("`"), why) for line in table for name, kinds, why in [line.strip("| ").split(" | ")]
+              for kind in kinds.split(", ")]  # fmt: skip
+    assert sorted(quoted) == sorted(rows)
+
+
+@pytest.mark.parametrize("minutes", [(0.0, 1e6), (1e6, 0.0), (5e5, 1e6)])
+@pytest.mark.parametrize(("kind", "rate"), [(Steady, "constant"), (Late, "constant")])
+def test_minutes_that_nothing_follows_only_end_a_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], minutes: tuple[float, float], kind: type[Small], rate: str
+) -> None:
+    before, after = minutes
+    samples = 16 if kind is Late else 32  # it follows the progress from then on
+    train(tmp_path / "whole", kind, samples=samples)
+    train(tmp_path / "part", kind, samples=samples, max_minutes=before, checkpoint_every=8, checkpoints_limit=9)
+    shutil.rmtree(tmp_path / "part" / f"checkpoint-{samples:010d}")
+    trainer = train(tmp_path / "part", kind, "latest", samples=samples, max_minutes=after)
+    assert trainer.remarks == () and same_bits(tmp_path / "whole", tmp_path / "part")
+
+
+FOLLOWING: list[tuple[type[Small], str, str]] = [
+    (Steady, "cosine", "the learning rate falls over the run"),
+    (Small, "constant", "the method follows the share of the run that is done"),
+    (Late, "constant", "the method follows the share of the run that is done"),
+]
+
+
+@pytest.mark.parametrize(("kind", "rate", "why"), FOLLOWING)
+@pytest.mark.parametrize(("before", "after"), [(1e6, 2e6), (1e6, 0.0), (2e6, 1e6)])
+def test_another_limit_of_minutes_is_said_where_something_follows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type[Small], rate: str, why: str, before: float,
+    after: float,
+) -> None:  # fmt: skip
+    train(tmp_path, kind, lr_schedule=rate, max_minutes=before, checkpoint_every=24, checkpoints_limit=9)
+    shutil.rmtree(tmp_path / "checkpoint-0000000032")
+    capsys.readouterr()
+    assert train(tmp_path, kind, "latest", lr_schedule=rate, max_minutes=after).samples == 32
+    said = [line for line in capsys.readouterr().err.splitlines() if "max_minutes was" in line]
+    assert said == [
+        f"training.max_minutes was {before:g}, is {after:g}, and {why}: that follows the new limit from here on"
+    ]
+
+
+@pytest.mark.parametrize(("kind", "rate", "why"), FOLLOWING)
+def test_a_run_without_a_limit_is_given_none_where_something_would_follow_it(
+    tmp_path: Path, kind: type[Small], rate: str, why: str
+) -> None:
+    train(tmp_path, kind, lr_schedule=rate)
+    with pytest.raises(UserError, match=f"training.max_minutes was 0, is 5, and {why}"):
+        train(tmp_path, kind, "latest", lr_schedule=rate, max_minutes=5.0)
 
 
 @pytest.mark.parametrize(("before", "after"), [(16, 32), (32, 64), (40, 48)])
@@ -288,3 +335,51 @@ def test_a_path_that_is_nowhere_is_named_with_its_override(started: tuple[Path, 
         find_again({"prompts": "a.txt"}, stored, project / "run")
     last = {"prompts": str(project / "run")}
     assert find_again({"prompts": "a.txt"}, stored, project / "run", lambda path: last["prompts"]) == last
+
+
+@pytest.mark.parametrize("name", ["p.csv::Prompt", "sub/p.tsv::a prompt", "p.jsonl::text::en"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_file_with_a_column_is_found_with_its_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, moved: bool
+) -> None:
+    file, column = name.rsplit("::", 1)
+
+    class Reads(Small):
+        content = {"prompts": "1" * 16}
+
+    project = tmp_path / "project"
+    (project / file).parent.mkdir(parents=True)
+    (project / file).write_text("")
+    monkeypatch.chdir(project)
+    train(Path("run"), Reads, None, Recipe("M", {"prompts": name}, {"prompts": name}))
+    folder = latest_checkpoint(Path("run"))
+    assert folder is not None
+    stored = json.loads((folder / "state.json").read_text())["identity"]["paths"]
+    assert find_again({"prompts": name}, stored, Path("run")) == {}
+    monkeypatch.chdir(tmp_path)
+    if moved:
+        project = project.rename(tmp_path / "moved")
+    assert find_again({"prompts": name}, stored, project / "run") == {"prompts": f"{project / file}::{column}"}
+    (project / file).unlink()
+    with pytest.raises(UserError, match="add --method.prompts PATH"):
+        find_again({"prompts": name}, stored, project / "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "key"),
+    [
+        ({"teacher": "t", "prompts": "p.txt"}, "there is no prompt file p.txt", "prompts"),
+        ({"teacher": "t", "prompts": "p.csv::Prompt"}, "there is no prompt file p.csv", "prompts"),
+        ({"prompts": "p.txt", "teacher": "../models/t"}, "no teacher at ../models/t: expected a folder", "teacher"),
+        ({"residual": "at", "data": "emoji", "rate": 0.1}, "method X cannot be built: no emoji here", "data"),
+        ({"residual": "vsd", "init_from": None}, "rate is 3; it must be below 1", None),
+    ],
+)
+def test_without_a_checkpoint_the_setting_of_a_missing_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict, error: str, key: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = str(explain_missing(UserError(error), values, Path("run")))
+    assert said.startswith(error) and (said == error) == (key is None) and "\n" not in said
+    if key is not None:
+        assert f"method.{key} is {values[key]}," in said and f"add --method.{key} PATH" in said
