@@ -46,6 +46,22 @@ def test_a_sweep_is_read_as_it_was_written(sweep: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (..., "and guidance 1 and 3."),
+        (0, "and guidance 1 and 3, without noise while sampling (eta 0)."),
+        (0.25, "and guidance 1 and 3, with noise while sampling, eta 0.25."),
+        (1, "and guidance 1 and 3, with noise while sampling, eta 1."),
+    ],
+)
+def test_noise_while_sampling_is_read_and_said(sweep: Path, value: Any, said: str) -> None:
+    if value is not ...:
+        put(sweep, "eta", value)
+    assert read_sweep(sweep).eta == (None if value is ... else value)
+    assert said in html_report(sweep)
+
+
+@pytest.mark.parametrize(
     ("place", "value", "says"),
     [
         ("version", 1, "version is 1; this program reads version 2"),
@@ -77,6 +93,10 @@ def test_a_sweep_is_read_as_it_was_written(sweep: Path) -> None:
         ("protocol", [], "protocol should be an object"),
         ("floor", 3, "floor should be an object"),
         ("floor.unseen", {"n": "8"}, "floor.unseen.n should be a number, got '8'"),
+        ("eta", True, "eta should be a number, got True"),
+        ("eta", "0.5", "eta should be a number, got '0.5'"),
+        ("eta", 1.5, "eta is 1.5; it should be in [0, 1]"),
+        ("eta", -0.1, "eta is -0.1; it should be in [0, 1]"),
         ("nearest_of", "web", "nearest_of is 'web'; it should be training or reference"),
         ("prompts_of", ..., "prompts_of is nothing; it should be training or file"),
         ("timing", {"on": [{"threads": 0, "device": "cpu"}]}, "on[0].threads should be a whole number from 1, got 0"),

@@ -104,7 +104,8 @@ class Sweep:
     """A checked sweep; `raw` is the record as it was read.
 
     prompts_of: "training", captions of an emoji set, or "file"; nearest_of: "training" or "reference", the pictures
-    among which nearest ones are sought; held_out: of agreement's towers, where they have such a record.
+    among which nearest ones are sought; held_out: of agreement's towers, where they have such a record; eta: noise
+    while sampling, from 0 to 1, None where each generator was sampled with its own.
     """
 
     folder: Path
@@ -126,6 +127,7 @@ class Sweep:
     prompts_of: str
     nearest_of: str
     timing: list[Timing]
+    eta: float | None
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,7 @@ def _sweep(folder: Path, raw: Any) -> Sweep:
         prompts_of=_one_of(top.get("prompts_of"), "prompts_of", ("training", "file")),
         nearest_of=_one_of(top.get("nearest_of"), "nearest_of", ("training", "reference")),
         timing=_each(_mapping(top.get("timing"), "timing"), "on", _timing),
+        eta=_optional(top.get("eta"), "eta", _share),
     )
 
 
@@ -322,6 +325,13 @@ def _number(value: Any, where: str) -> float:
     if not abs(value) <= MAX_NUMBER:
         raise _FaultError(f"{where} should be a number up to {MAX_NUMBER:g}, got {_short(value)}")
     return float(value)
+
+
+def _share(value: Any, where: str) -> float:
+    share = _number(value, where)
+    if not 0 <= share <= 1:
+        raise _FaultError(f"{where} is {share:g}; it should be in [0, 1]")
+    return share
 
 
 def _whole(value: Any, where: str, least: int = 0) -> int:

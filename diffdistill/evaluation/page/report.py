@@ -152,8 +152,8 @@ def _what_was_measured(sweep: Sweep, columns: Sequence[Column]) -> str:
     steps = listed([str(steps) for steps in sorted({row.steps for row in sweep.rows})])
     guidances = listed([f"{guidance:g}" for guidance in sorted({row.guidance for row in sweep.rows})])
     names = [generator.name for generator in sweep.generators]
-    eta = sweep.raw.get("eta")
-    noise = f", with noise while sampling, eta {eta:g}" if isinstance(eta, int | float) else ""
+    noise = f", with noise while sampling, eta {sweep.eta:g}" if sweep.eta else ""
+    noise = ", without noise while sampling (eta 0)" if sweep.eta == 0 else noise
     return f"{text}; of {escape(listed(names))}, at {steps} steps and guidance {guidances}{noise}."
 
 
