@@ -21,7 +21,7 @@ from torch import Tensor
 from .denoiser import Denoiser, ScoreModel
 from .guidance import cond_and_null
 from .prediction import Prediction, combine
-from .samplers import Callback, Noise, ddim, euler
+from .samplers import Callback, Generators, ddim, euler
 from .schedule import FlowSchedule, broadcast
 
 TwoTimeNetwork = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
@@ -142,7 +142,7 @@ def any_step(
     *,
     reach: float = 1.0,
     eta: float = 0.0,
-    generator: Noise = None,
+    generator: Generators = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Sample in any number of steps.

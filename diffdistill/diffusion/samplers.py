@@ -23,7 +23,7 @@ from .schedule import FlowSchedule, Schedule, VPSchedule, broadcast, linear_comb
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 Callback = Callable[[int, float, Tensor, Prediction], None]
-Noise = torch.Generator | Sequence[torch.Generator] | None  # one generator for the batch, or one a sample
+Generators = torch.Generator | Sequence[torch.Generator] | None  # one generator for the batch, or one a sample
 Spacing = Literal["trailing", "leading", "linspace"]
 Steps = int | Sequence[int] | Sequence[float] | Tensor
 
@@ -93,7 +93,7 @@ def ddim(
     steps: Steps,
     *,
     eta: float = 0.0,
-    generator: Noise = None,
+    generator: Generators = None,
     final_alpha_one: bool = True,
     spacing: Spacing = "trailing",
     steps_offset: int = 0,
@@ -213,7 +213,7 @@ def dpm_solver_pp_2m(
     return x
 
 
-def _noise_like(x: Tensor, generator: Noise) -> Tensor:
+def _noise_like(x: Tensor, generator: Generators) -> Tensor:
     """Standard normal noise of x's shape; with a generator a sample, row i is of the i-th alone."""
     if generator is None or isinstance(generator, torch.Generator):
         device = x.device if generator is None else generator.device

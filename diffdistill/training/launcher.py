@@ -47,10 +47,8 @@ STRATEGIES = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
-_FLAGS = (
-    "ACCELERATE_DEBUG_MODE",
-    "ACCELERATE_CPU_AFFINITY",
-)  # change no number, but accelerate raises at a misspelling
+# they change no number, but accelerate raises at a misspelling
+_FLAGS = ("ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY")
 
 
 @dataclass(frozen=True)
