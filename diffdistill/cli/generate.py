@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     parser = OneLineParser(prog="diffdistill generate", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True, help="pipeline folder or hub id")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", help="one prompt")
+    what.add_argument("--prompt", action="append", help="a prompt; give it several times for several")
     what.add_argument("--prompts", type=Path, help=".txt (one prompt a line), .jsonl, .csv, .tsv or COCO's .json")
     parser.add_argument("--steps", type=int, default=1, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is unguided")
@@ -93,10 +93,10 @@ def main(argv: Sequence[str]) -> None:
     print(out)
 
 
-def _prompts(prompt: str | None, file: Path | None, n: int) -> list[str]:
+def _prompts(given: list[str] | None, file: Path | None, n: int) -> list[str]:
     from diffdistill.data.prompts import read_prompts
 
-    if prompt is not None and not prompt.strip():
+    if given is not None and not all(prompt.strip() for prompt in given):
         raise UserError("--prompt is empty; say what to draw")
-    prompts = [prompt] if prompt is not None else read_prompts(find(str(file)))
+    prompts = given if given is not None else read_prompts(find(str(file)))
     return [prompt for prompt in prompts for _ in range(n)]

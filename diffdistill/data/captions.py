@@ -12,10 +12,21 @@ from typing import Any
 from diffdistill.data.listing import ending, normal, without_ending
 from diffdistill.data.prompts import caption_entries
 from diffdistill.data.source import Source
-from diffdistill.data.text_files import Entry, decode_text, entry_of_record, lines_of
+from diffdistill.data.text_files import decode_text, entry_of_record, lines_of
 from diffdistill.errors import UserError
 
-NAMES = ("file_name", "filename", "file", "file_path", "filepath", "path", "image", "image_file", "image_path")
+NAMES = (
+    "file_name",
+    "filename",
+    "file",
+    "file_path",
+    "filepath",
+    "path",
+    "image",
+    "image_file",
+    "image_path",
+    "picture",
+)
 IDS = ("image_id", "id", "key")
 _SHOWN = 3  # names in a message
 
@@ -27,26 +38,26 @@ class Captions:
     Attributes:
         file: for messages.
         texts: one or more.
-        names: the image that each belongs to, where the file says it.
-        ids: a number or key of each one's image, where the file has that alone.
+        fields: what else stands beside each, by field; None where a caption lacks it, or it is no text and no number.
+        where: the place of each in the file, for messages.
     """
 
     file: str
     texts: list[str]
-    names: list[str] | None = None
-    ids: list[str] | None = None
+    fields: dict[str, list[str | None]]
+    where: list[str]
 
 
 def captions_of_file(path: str | Path) -> Captions:
-    """The captions of a file, of any format that `text_files` reads, and the images that it names.
+    """The captions of a file, of any format that `text_files` reads, and what stands beside them.
 
     Raises:
-        UserError: as `prompts.caption_entries`, or a record that names no image where others do.
+        UserError: as `prompts.caption_entries`.
     """
     entries = caption_entries(path)
-    texts = [entry.text for entry in entries]
-    names = _field(entries, NAMES, path)
-    return Captions(str(path), texts, names, _field(entries, IDS, path) if names is None else None)
+    keys = dict.fromkeys(key for entry in entries for key in entry.fields if key != entry.key)
+    fields = {str(key): [_as_name(entry.fields.get(key)) for entry in entries] for key in keys}
+    return Captions(str(path), [entry.text for entry in entries], fields, [entry.where for entry in entries])
 
 
 def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
@@ -79,49 +90,68 @@ def captions_for(captions: Captions, source: Source, n: int) -> tuple[list[str],
 
     Where the file names images, each image takes the caption of its own name: of its path in the source, else without
     the ending, else without the folders, else both; the first of these by which every image has one counts. Of several
-    captions of one image the first is taken. Where it names none, caption i is image i's.
+    captions of one image the first is taken. A field names images if it is called one of `NAMES`, or if it holds the
+    file name of an image of the source. Ids, in one of `IDS`, are compared with names and with the numbers in them.
+    Where nothing names an image, caption i is image i's.
 
     Raises:
-        UserError: an image without a caption, names that fit several images, or, in order, another number of them.
+        UserError: an image without a caption, a caption without the name that others have, names that fit several
+            images, or, in order, another number of them.
     """
     found: dict[str, Any] = {"file": captions.file}
     paths = [source.path(index) for index in range(len(source))]
     known = [path for path in paths if path is not None]
-    if captions.names is not None and len(known) == len(paths):
-        rows = _by_name(captions.names, known, n, (normal, _stem, _last, _last_stem))
-        if rows is None:
-            raise UserError(f"{captions.file} {_lacking(captions.names, known[:n], source.name)}")
-        found |= {"paired_by": "name", **_counted(rows, len(captions.texts), captions.names)}
-        return [captions.texts[row] for row in rows], found
-    if captions.ids is not None and len(known) == len(paths):
-        rows = _by_name(captions.ids, known, n, (_last_stem, _number))
-        if rows is not None:
-            found |= {"paired_by": "id", **_counted(rows, len(captions.texts), captions.ids)}
+    if len(known) == len(paths):
+        if (field := _called(captions, NAMES) or _holding_names(captions, known)) is not None:
+            names = _complete(captions, field)
+            rows = _by_name(names, known, n, (normal, _stem, _last, _last_stem))
+            if rows is None:
+                raise UserError(f"{captions.file}, in {field}, {_lacking(names, known[:n], source.name)}")
+            found |= {"paired_by": "name", "field": field, **_counted(rows, names)}
             return [captions.texts[row] for row in rows], found
-        given = {key(name) for name in captions.ids for key in (_last_stem, _number)}
-        if any(key(path) in given for path in known for key in (_last_stem, _number)):
-            raise UserError(f"{captions.file} {_lacking(captions.ids, known[:n], source.name)}")
+        if (field := _called(captions, IDS)) is not None:
+            ids = _complete(captions, field)
+            rows = _by_name(ids, known, n, (_last_stem, _number))
+            if rows is not None:
+                found |= {"paired_by": "id", "field": field, **_counted(rows, ids)}
+                return [captions.texts[row] for row in rows], found
+            given = {key(name) for name in ids for key in (_last_stem, _number)}
+            without = [path for path in known[:n] if not given & {_last_stem(path), _number(path)}]
+            if len(without) < len(known[:n]):
+                raise UserError(
+                    f"{captions.file}: the ids of {field}, {_some(ids)}, fit some names of {source.name} and not "
+                    f"{_some(without) if without else 'one each'}; name the file of each in a column file_name"
+                )
     if len(captions.texts) not in (n, len(source)):
         raise UserError(f"{captions.file} holds {len(captions.texts)} captions, {source.name} {len(source)} pictures")
     order = "as stored" if len(known) < len(paths) else "by name, runs of digits by their value"
     return captions.texts[:n], {**found, "paired_by": "order", "order_of_images": order}
 
 
-def _field(entries: Sequence[Entry], known: Sequence[str], path: str | Path) -> list[str] | None:
-    """The values of the first field of a known name that records have; they all must have it then."""
-    for name in known:
-        values: list[str | None] = []
-        for entry in entries:
-            value = next((v for k, v in entry.fields.items() if isinstance(k, str) and k.strip().lower() == name), None)
-            known_form = isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())
-            values.append(str(value).strip() if known_form else None)
-        found = [value for value in values if value is not None]
-        if found and len(found) < len(values):
-            where = entries[values.index(None)].where
-            raise UserError(f"{path}, {where} has no {name}, and other captions have; each should name its image")
-        if found:
-            return found
-    return None
+def _as_name(value: Any) -> str | None:
+    plain = isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())
+    return str(value).strip() if plain else None
+
+
+def _called(captions: Captions, names: Sequence[str]) -> str | None:
+    """The first field of one of these names, in any case of letters, that holds something."""
+    by_name = {field.strip().lower(): field for field in reversed(captions.fields) if any(captions.fields[field])}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _holding_names(captions: Captions, paths: Sequence[str]) -> str | None:
+    """The first field that holds the file name of one of these images, whatever it is called."""
+    files = {_last(path) for path in paths}
+    return next((field for field, values in captions.fields.items() if files & {_last(v) for v in values if v}), None)
+
+
+def _complete(captions: Captions, field: str) -> list[str]:
+    values = captions.fields[field]
+    found = [value for value in values if value is not None]
+    if len(found) < len(values):
+        where = captions.where[values.index(None)]
+        raise UserError(f"{captions.file}, {where} has no {field}, and other captions have; each should name its image")
+    return found
 
 
 def _by_name(
@@ -142,12 +172,17 @@ def _by_name(
     return None
 
 
-def _counted(rows: Sequence[int], captions: int, names: Sequence[str]) -> dict[str, int]:
+def _counted(rows: Sequence[int], names: Sequence[str]) -> dict[str, int]:
     """Captions that were not used, of images that are measured and of others."""
     mine = {names[row] for row in rows}
     more = sum(name in mine for name in names) - len(rows)
-    found = {"further_captions_of_these_images": more, "captions_of_other_images": captions - len(rows) - more}
+    found = {"further_captions_of_these_images": more, "captions_of_other_images": len(names) - len(rows) - more}
     return {key: value for key, value in found.items() if value}
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _lacking(names: Sequence[str], paths: Sequence[str], source: str) -> str:
@@ -155,8 +190,7 @@ def _lacking(names: Sequence[str], paths: Sequence[str], source: str) -> str:
     without = [path for path in paths if not given & {normal(path), _stem(path), _last(path), _last_stem(path)}]
     if not without:
         return f"names images of {source} in a way that fits several of them; write their paths inside it"
-    more = f" and {len(without) - _SHOWN} more" if len(without) > _SHOWN else ""
-    return f"has no caption for {', '.join(without[:_SHOWN])}{more} of {source}"
+    return f"has no caption for {_some(without)} of {source}"
 
 
 def _stem(name: str) -> str:

@@ -106,7 +106,10 @@ def require_one_size(shapes: set[tuple[int, ...]], name: str) -> None:
     """Raise UserError where a protocol that takes pictures as they are meets more than one size."""
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w}x{h}" for _, h, w in shapes))
-        raise UserError(f"{name} holds pictures of sizes {sizes}; this protocol needs one size, so crop or resize them")
+        raise UserError(
+            f"{name} holds pictures of sizes {sizes}; this protocol needs one size, so crop or resize them, "
+            "or take one that allows several (clean, dinov2, cmmd)"
+        )
 
 
 def _in_order(

@@ -82,7 +82,7 @@ def report_cut(tokenizer: Any, prompts: Sequence[str]) -> None:
         shown = text if len(text) <= 60 else text[:60] + "..."
         verb = "prompt is" if len(cut) == 1 else "prompts are"
         print(
-            f"diffdistill: {len(cut)} of {len(different)} different {verb} longer than the "
+            f"note: {len(cut)} of {len(different)} different {verb} longer than the "
             f"{tokenizer.model_max_length} tokens that the text encoder reads, and cut there; the first is {shown!r}",
             file=sys.stderr,
             flush=True,

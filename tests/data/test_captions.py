@@ -56,7 +56,8 @@ def test_a_file_that_names_images_pairs_by_name(images: Path, tmp_path: Path, na
     file.write_text(text)
     found, how = captions_for(captions_of_file(file), open_source(images), 4)
     assert found == WORDS
-    assert how == {"file": str(file), "paired_by": "name", "captions_of_other_images": 1}
+    field = "file_name" if form == "jsonl" else "Image"
+    assert how == {"file": str(file), "paired_by": "name", "field": field, "captions_of_other_images": 1}
     assert captions_for(captions_of_file(file), open_source(images), 2)[0] == WORDS[:2]
 
 
@@ -89,11 +90,29 @@ def test_ids_pair_where_they_fit_and_are_refused_where_they_half_fit(images: Pat
     found, how = captions_for(captions_of_file(file), source, 4)
     assert (found, how["paired_by"]) == (WORDS, "id")
     file.write_text("image_id,caption\n10,words 10\n3,words 2\n0,words 0\n1,words 1\n")
-    with pytest.raises(UserError, match=r"has no caption for b/2\.png of"):
+    with pytest.raises(
+        UserError, match=r"the ids of image_id, 10, 3, 0 and 1 more, fit some names of .* and not b/2\.png"
+    ):
         captions_for(captions_of_file(file), source, 4)
     file.write_text("id,caption\n" + "".join(f"{100 + i},{words}\n" for i, words in enumerate(WORDS)))
     found, how = captions_for(captions_of_file(file), source, 4)  # numbers of nothing here: their order counts
     assert (found, how["paired_by"]) == (WORDS, "order")
+
+
+@pytest.mark.parametrize("column", ["photo", "img", "Bild", "url"])
+def test_a_column_of_any_name_that_holds_file_names_pairs_by_them(images: Path, tmp_path: Path, column: str) -> None:
+    file, source = tmp_path / "a.csv", open_source(images)
+    names = [f"https://host/{name}" if column == "url" else name for name in NAMES["paths"]]
+    file.write_text(f"caption,{column}\n" + "".join(f"{w},{n}\n" for w, n in zip(SHUFFLED, names, strict=True)))
+    found, how = captions_for(captions_of_file(file), source, 4)
+    assert found == WORDS and (how["paired_by"], how["field"]) == ("name", column)
+    file.write_text(
+        f"caption,{column}\n" + "".join(f"{w},{n}\n" for w, n in zip(SHUFFLED, names[:3] + [""], strict=True))
+    )
+    with pytest.raises(UserError, match=f"line 5 has no {column}, and other captions have"):
+        captions_for(captions_of_file(file), source, 4)
+    file.write_text(f"caption,{column}\n" + "".join(f"{w},x{n}\n" for w, n in zip(WORDS, "abcd", strict=True)))
+    assert captions_for(captions_of_file(file), source, 4)[1]["paired_by"] == "order"  # names of nothing here
 
 
 def test_what_does_not_pair_is_named(images: Path, tmp_path: Path) -> None:

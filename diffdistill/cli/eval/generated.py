@@ -86,4 +86,5 @@ class Generated(Source):
         sampler = {"steps": self.steps, "guidance": self.guidance, "seed": self.seed}
         if self.eta is not None:
             sampler["eta"] = self.eta
-        return {"made_from": {"model": self.model.digest(), "prompts": prompts, **sampler}}
+        first = {"first_prompts": f"{self.n} of {len(self.prompts)}"} if self.n < len(self.prompts) else {}
+        return {"made_from": {"model": self.model.digest(), "prompts": prompts, **first, **sampler}}
