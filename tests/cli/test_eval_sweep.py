@@ -508,3 +508,24 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], made: list) ->
         assert captured.out == "" and len(captured.err.splitlines()) == 1, captured.err
         assert says in captured.err
     assert made == [] and not Path("out").exists()
+
+
+@pytest.mark.parametrize("steps", [("1", "10"), ("10", "2"), ("19", "3", "10")])
+@pytest.mark.parametrize("named", [("--models", "model"), ("--students", "model")])
+def test_each_number_of_steps_is_tried_before_the_first_picture(
+    capsys: pytest.CaptureFixture[str],
+    here: Path,
+    made: list[tuple[int, float, int]],
+    steps: tuple[str, ...],
+    named: tuple[str, str],
+) -> None:
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(here / "model")
+    few = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 20}
+    pipeline.scheduler = diffusers.PNDMScheduler(**few, steps_offset=1)  # takes no fewer than four
+    pipeline.save_pretrained(here / "model")
+    options = (*SWEEP, *named, "--steps", *steps, "--guidance", "3", "--agreement", "none", "--seeds", "0")
+    line = refused(capsys, *options)
+    assert f"model: steps is {min(map(int, steps))}, and PNDMScheduler" in line
+    assert made == [] and not (here / "out").exists()

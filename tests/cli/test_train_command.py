@@ -382,6 +382,37 @@ def test_a_path_that_is_gone_is_named_with_its_override(
     assert "method.prompts is prompts.txt" in error and error.endswith("add --method.prompts PATH")
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_prompts_of_a_column_go_on_from_elsewhere(
+    half_done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    lines = (half_done / "prompts.txt").read_text().splitlines()
+    (half_done / "p.csv").write_text("Prompt,other\n" + "".join(f"{line},x\n" for line in lines))
+    for run in ("whole", "run"):
+        shutil.rmtree(half_done / run)
+        assert main(["train", "c.yaml", "--method.prompts", "p.csv::Prompt", "--output_dir", run]) == 0
+    shutil.rmtree(half_done / "run" / "checkpoint-0000000016")
+    monkeypatch.chdir(tmp_path)
+    if moved:
+        half_done = half_done.rename(tmp_path / "copy")
+    assert resumed_to_the_same_bits(half_done / "run")
+
+
+@pytest.mark.parametrize("key", ["teacher", "prompts"])
+def test_before_the_first_checkpoint_a_path_that_is_not_here_is_named_with_its_override(
+    capsys: pytest.CaptureFixture[str], half_done: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    shutil.rmtree(half_done / "run" / "checkpoint-0000000008")
+    monkeypatch.chdir(tmp_path)
+    other = {"teacher": "prompts", "prompts": "teacher"}[key]
+    there = half_done / {"teacher": "teacher", "prompts": "prompts.txt"}[other]
+    capsys.readouterr()
+    argv = ("train", "--resume", "latest", "--output_dir", str(half_done / "run"), f"--method.{other}", str(there))
+    error = refusal(capsys, *argv)
+    assert f"method.{key} is" in error and f"add --method.{key} PATH" in error
+    assert not (half_done / "run" / "checkpoint-0000000008").exists()
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [

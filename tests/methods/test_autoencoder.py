@@ -1,6 +1,8 @@
 """The autoencoder's start and its export keep what they promise."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +114,33 @@ def test_with_the_encoder_kept_only_the_decoder_learns_and_noise_is_on_the_laten
     encoder = {n for n, p in network.named_parameters() if p.grad is None}
     assert encoder and all(n.startswith(("vae.encoder", "vae.quant_conv")) for n in encoder)
     assert {n for n, _ in network.named_parameters() if n.startswith(("vae.encoder", "vae.quant_conv"))} == encoder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("train_encoder", [True, False])
+def test_a_start_is_loaded_as_float32_and_trained(tmp_path: Path, dtype: torch.dtype, train_encoder: bool) -> None:
+    stored = small_vae().to(dtype)
+    stored.save_pretrained(tmp_path / "vae", variant=None if dtype == torch.float32 else "fp16")
+    torch.manual_seed(0)
+    method = Autoencoder(str(EMOJI), init_from=str(tmp_path / "vae"), latent_channels=4, train_encoder=train_encoder)
+    vae = method.networks["autoencoder"].vae
+    for name, value in stored.state_dict().items():
+        assert torch.equal(vae.state_dict()[name], value.float())
+    trained = {name.split(".")[0] for name, p in vae.named_parameters() if p.requires_grad}
+    assert trained == {"decoder", "post_quant_conv"} | ({"encoder", "quant_conv"} if train_encoder else set())
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda vae: (vae / "config.json").write_text('{"_class_name": "AutoencoderTiny"}'), "expected AutoencoderKL"),
+        (lambda vae: (vae / "config.json").unlink(), "no autoencoder at .*: config.json is missing"),
+        (lambda vae: (vae / "diffusion_pytorch_model.safetensors").write_bytes(b""), "it cannot be read"),
+    ],
+)
+def test_a_start_that_is_no_autoencoder_is_one_line(tmp_path: Path, edit: Callable[[Path], Any], says: str) -> None:
+    small_vae().save_pretrained(tmp_path / "vae")
+    edit(tmp_path / "vae")
+    with pytest.raises(UserError, match=says) as caught:
+        Autoencoder(str(EMOJI), init_from=str(tmp_path / "vae"), latent_channels=4)
+    assert "\n" not in str(caught.value) and "teacher" not in str(caught.value)
