@@ -89,13 +89,13 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     Raises:
         UserError: bad input, before anything is written.
     """
+    parser, namespace = parse(argv, default_config)  # a help text ends here, and does without what follows
     import torch
 
     from diffdistill.training.continuation import Recipe
     from diffdistill.training.launcher import read_launch
     from diffdistill.training.settings import TrainingSettings
 
-    parser, namespace = parse(argv, default_config)
     plain = json.loads(parser.dump(namespace, format="json", skip_unset=False))
     recipe = {key: plain[key] for key in ("method", "training", "output_dir")}
     run = Path(namespace.output_dir)
