@@ -15,7 +15,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from jsonargparse import ArgumentParser, Namespace
 from diffdistill.cli.config_errors import explain, unknown_key
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
+from diffdistill.launched import rank_and_processes
 
 # what a run leaves in its folder, removed when it is overwritten
 PRODUCTS = (
@@ -103,7 +103,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     _look_elsewhere(namespace, run)
     torch.manual_seed(namespace.training.seed)
     settings = TrainingSettings(**vars(namespace.training))
-    settings.check(int(os.environ.get("WORLD_SIZE", "1")))
+    settings.check(rank_and_processes()[1])
     read_launch(settings)
     method = _build(namespace, run)
     if namespace.dry_run:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffdistill.data.listing import ending, normal, without_ending
+from diffdistill.data.listing import PICTURES, ending, normal, without_ending
 from diffdistill.data.prompts import caption_entries
 from diffdistill.data.source import Source
-from diffdistill.data.text_files import decode_text, entry_of_record, lines_of
+from diffdistill.data.text_files import decode_text, entry_of_record, lines_of, refuse_other_formats
 from diffdistill.errors import UserError
 
 NAMES = (
@@ -73,6 +73,7 @@ def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
     name, data = files[0]
     text = decode_text(data, name)
     if ending(name) == ".txt":
+        refuse_other_formats(lines_of(text), f"{what}: {name} beside it", "caption")
         found = next((line for line in lines_of(text) if line), "")
     else:
         try:
@@ -82,6 +83,8 @@ def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
         found = entry_of_record(record, f"{name} beside it", what, "caption").text
     if not found:
         raise UserError(f"{what}: {name} beside it is empty; it should hold the caption")
+    if not any(letter.isalpha() for letter in found):
+        raise UserError(f"{what}: {name} beside it holds no words, but {found[:40]!r}; it should hold the caption")
     return found
 
 
@@ -117,10 +120,18 @@ def captions_for(captions: Captions, source: Source, n: int) -> tuple[list[str],
                 return [captions.texts[row] for row in rows], found
             given = {key(name) for name in ids for key in (_last_stem, _number)}
             without = [path for path in known[:n] if not given & {_last_stem(path), _number(path)}]
-            if len(without) < len(known[:n]):
+            if len(without) < len(known[:n]) or field.strip().lower() == IDS[0]:
                 raise UserError(
-                    f"{captions.file}: the ids of {field}, {_some(ids)}, fit some names of {source.name} and not "
-                    f"{_some(without) if without else 'one each'}; name the file of each in a column file_name"
+                    f"{captions.file}: the ids of {field}, {_some(ids)}, do not fit "
+                    f"{_some(without) or 'one image each'} of {source.name}; "
+                    "name the file of each in a column file_name"
+                )
+        for field, values in captions.fields.items():
+            named = [value for value in values if value is not None and ending(value) in PICTURES]
+            if named:
+                raise UserError(
+                    f"{captions.file} names images in {field}, {_some(named)}, and {source.name} has none of these; "
+                    "leave the column out where the order of the captions is that of the images"
                 )
     if len(captions.texts) not in (n, len(source)):
         raise UserError(f"{captions.file} holds {len(captions.texts)} captions, {source.name} {len(source)} pictures")
@@ -129,6 +140,11 @@ def captions_for(captions: Captions, source: Source, n: int) -> tuple[list[str],
 
 
 def _as_name(value: Any) -> str | None:
+    """What could name an image: text, a whole number, or the path in an image that a data set wrote out."""
+    if isinstance(value, dict):
+        value = value.get("path") or value.get("file_name")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     plain = isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())
     return str(value).strip() if plain else None
 

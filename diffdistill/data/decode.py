@@ -5,7 +5,8 @@ Notable:
 - only 8 bits a channel are read: what has more is refused, because Pillow would cut it off without a word;
 - a file holds one picture: animations and documents of several pages are refused;
 - sizes are read from the header and checked before memory is taken;
-- whatever a damaged file makes Pillow raise becomes one error that names the file.
+- whatever a damaged file makes Pillow raise becomes one error that names the file; a PNG's checksums and a JPEG's end
+  are looked at too. Damage inside a JPEG, WebP, AVIF, TIFF or BMP that leaves it readable cannot be seen.
 
 Colour profiles are not applied: a number is of the stored values, as it is in the tools this one is compared with.
 """
@@ -59,6 +60,11 @@ def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixe
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # of a camera's MPO the first one is the picture
                 raise CorruptPictureError(f"{what} holds {frames} pictures; one a file is read")
+            if picture.format in ("JPEG", "MPO") and not _ends(data):
+                raise CorruptPictureError(f"{what} is cut short: it has no end marker")
+            if picture.format == "PNG":  # decoding it does not look at the checksums of its pixels
+                with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+                    again.verify()
             picture = ImageOps.exif_transpose(picture)
             if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
                 picture = picture.convert("RGBA")
@@ -72,6 +78,19 @@ def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixe
         reason = str(error).partition(" <")[0] or type(error).__name__
         raise CorruptPictureError(f"{what} cannot be read as a picture: {reason}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _ends(data: bytes) -> bool:
+    """Whether a JPEG's scan has an end: a decoder draws grey for what a broken transfer left as zeros."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        if data[place + 1] == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if data[place + 1] == 0xDA:  # start of scan; in the pixels after it, FF D9 is the end and nothing else
+            return data.find(b"\xff\xd9", place) >= 0
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return False
 
 
 def _bits(picture: Any, data: bytes) -> int:

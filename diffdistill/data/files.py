@@ -116,7 +116,7 @@ class Zip(Files):
         self._lock = threading.Lock()
         try:
             self._zip = zipfile.ZipFile(path)
-            entries = [(entry.filename, entry) for entry in self._zip.infolist() if not entry.is_dir()]
+            entries = [(_name_of(entry), entry) for entry in self._zip.infolist() if not entry.is_dir()]
             links = [item for item in entries if stat.S_ISLNK(item[1].external_attr >> 16)]
             targets = [(name, posixpath.join(posixpath.dirname(name), self._target(entry))) for name, entry in links]
         except Exception as error:  # wherever a zip is damaged, and whatever is made of it
@@ -141,12 +141,19 @@ class Zip(Files):
 
 
 class Shards(Files):
-    """Picture members of tar files (webdataset), in the order of the files' names and, in each, of the members'."""
+    """Picture members of tar files (webdataset), in the order of the files' names and, in each, of the members'.
 
-    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+    Args:
+        path: what was asked for: one of the files, or a folder that they are in.
+        files: the tars.
+        left_out: what of the folder is left out, by reason.
+    """
+
+    def __init__(self, path: Path, files: Sequence[Path], left_out: Counter[str] | None = None) -> None:
         names = {file: file.name if file == path else file.relative_to(path).as_posix() for file in files}
         ordered = sorted(files, key=lambda file: order_of(names[file]))
         super().__init__(str(path), [(names[file], arrange(_members(file))) for file in ordered])
+        self.left_out += left_out or Counter()
 
     def _bytes(self, place: _Member) -> bytes:
         file, offset, size, holes = place
@@ -196,6 +203,16 @@ def walk(root: Path) -> list[tuple[str, Path]]:
     return found
 
 
+def _name_of(entry: zipfile.ZipInfo) -> str:
+    """The name of an entry: in UTF-8 where its bytes are that, also where the zip does not say so."""
+    if entry.flag_bits & 0x800:
+        return entry.filename
+    try:
+        return entry.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return entry.filename
+
+
 def _members(file: Path) -> list[tuple[str, _Member | None]]:
     """Names and places of a tar's files; None where a link leads to nothing in this tar.
 
@@ -217,8 +234,14 @@ def _members(file: Path) -> list[tuple[str, _Member | None]]:
         with file.open("rb") as stream:
             stream.seek(end)
             whole = stream.read(_BLOCK) == bytes(_BLOCK)
+            more = any(any(chunk) for chunk in iter(lambda: stream.read(1 << 20), b""))
     except Exception as error:
         raise UserError(f"{file} is no readable tar: {error}") from error
     if not whole:
         raise UserError(f"{file} is no readable tar: it is cut short or damaged at byte {end:,}")
+    if more:
+        raise UserError(
+            f"{file} goes on after its end mark at byte {end:,}: it is damaged there, or two tars are joined in it; "
+            "name a folder with both"
+        )
     return with_links(files, links)

@@ -3,7 +3,7 @@
 One rule for a folder, a zip and a tar:
 
 - a picture is a file whose ending is one of `PICTURES`, in any case of letters;
-- what is hidden (a name that starts with a dot, a folder of such a name, macOS's __MACOSX) is left out;
+- what is hidden (a name that starts with a dot or is in `SYSTEM`, and all in a folder of such a name) is left out;
 - a file beside a picture with its name but for the ending, .txt or .json, is its caption; case of letters as above;
 - names are ordered as a person would: runs of digits by their value, so 2.png comes before 10.png.
 """
@@ -24,6 +24,7 @@ PICTURES = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif", ".avif",
 )  # fmt: skip
 CAPTIONS = (".txt", ".json")  # the first that is there counts
+SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of macOS, Synology, Windows
 _DIGITS = re.compile(r"([0-9]+)")
 
 Place = TypeVar("Place")
@@ -89,7 +90,7 @@ def arrange(files: Iterable[tuple[str, Place | None]]) -> Listing[Place]:
     kept: dict[str, Place] = {}
     for written, place in files:
         name = _plain(written)
-        if _hidden(name):
+        if hidden(name):
             left_out["hidden"] += 1
             continue
         if place is None:
@@ -141,5 +142,6 @@ def _plain(name: str) -> str:
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def hidden(name: str) -> bool:
+    """Whether a name, or a folder in it, is one that systems keep for themselves."""
+    return any(part.startswith(".") or part in SYSTEM for part in name.split("/"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffdistill.data.arrays import Emoji, Npz
 from diffdistill.data.files import Folder, Shards, Zip, walk
-from diffdistill.data.listing import PICTURES
+from diffdistill.data.listing import PICTURES, hidden
 from diffdistill.data.source import Source
 from diffdistill.errors import UserError
 
@@ -26,11 +26,11 @@ def open_source(path: str | Path) -> Source:
         source = Emoji(path)
     elif path.is_dir():
         files = walk(path)
-        shards = [name for name, _ in files if name.lower().endswith(".tar")]
-        folder = Folder(path, files)
+        shards = [file for name, file in files if name.lower().endswith(".tar") and not hidden(name)]
+        folder = Folder(path, [item for item in files if item[1] not in set(shards)])
         if shards and len(folder):
             raise UserError(f"{path} holds {len(folder)} pictures and {len(shards)} .tar files; name one or the other")
-        source = Shards(path, [path / name for name in shards]) if shards else folder
+        source = Shards(path, shards, folder.left_out) if shards else folder
     elif kind == ".zip":
         source = Zip(path)
     elif kind == ".npz":

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffdistill.data.plain_lines import instead_of_lines
 from diffdistill.errors import UserError
 
 COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # what text stands under, in any case of letters
@@ -154,36 +155,20 @@ def _names(names: Any) -> str:
     return (shown[:200] or "nothing") + (", ..." if len(names) > 8 else "")
 
 
-def _lines(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
-    lines = lines_of(text)
-    if instead := _not_lines(lines, text):
+def refuse_other_formats(lines: Sequence[str], file: str | Path, what: str) -> None:
+    """Raise UserError where a text file's lines are plainly of another format."""
+    if instead := instead_of_lines(lines, COLUMNS):
         raise UserError(
             f"{file} is named as a text of one {what} a line, but holds {instead}; "
             f"name it by what it is, or write {what}s that only look so into a .jsonl"
         )
+
+
+def _lines(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
+    lines = lines_of(text)
+    refuse_other_formats(lines, file, what)
     for number, line in enumerate(lines, 1):
         yield Entry(line, f"line {number}")
-
-
-def _not_lines(lines: Sequence[str], text: str) -> str | None:
-    """What a text holds that is plainly not one prompt a line."""
-    full = [line for line in lines if line]
-    if not full:
-        return None
-    if full[0].startswith(("{", "[")):
-        for candidate in (full[0], text):
-            try:
-                if isinstance(json.loads(candidate), dict | list):
-                    return "JSON"
-            except (ValueError, RecursionError):
-                continue
-    if len(full) > 1 and all("\t" in line for line in full):
-        return "a table of tabs (.tsv)"
-    header = [name.strip().strip('"').lower() for name in re.split("[,;]", full[0])]
-    named = set(header) & set(COLUMNS) and all(re.fullmatch(r"\w+", name) for name in header)
-    if len(header) > 1 and named and all(len(re.split("[,;]", line)) >= len(header) for line in full):
-        return "a table with a header line (.csv)"
-    return None
 
 
 def _json_lines(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
@@ -218,34 +203,52 @@ def entry_of_record(record: Any, where: str, file: str | Path, what: str, column
 
 
 def _table(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
-    first = _LINE_END.split(text, maxsplit=1)[0]
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    if delimiter == "," and "," not in first and ";" in first:
-        delimiter = ";"  # as spreadsheets write it where a comma is in numbers
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    tabs = file.suffix.lower() == ".tsv"
+    rows = _rows_of_tabs(text) if tabs else _rows_of_commas(text, file)
+    where, header = next(rows, ("", []))
+    header = [_stripped(name) for name in header]
     try:
-        header = next((row for row in rows if row), [])
-        header = [_stripped(name) for name in header]
-        try:
-            key = text_of_record(dict.fromkeys(header), what, column)
-        except ValueError as error:
-            raise UserError(f"{file}, its header line: {error}") from error
-        if header.count(key) > 1:
-            raise UserError(f"{file} has {header.count(key)} columns called {key}; their names should differ")
-        start = rows.line_num
+        key = text_of_record(dict.fromkeys(header), what, column)
+    except ValueError as error:
+        raise UserError(f"{file}, its header line: {error}") from error
+    if header.count(key) > 1:
+        raise UserError(f"{file} has {header.count(key)} columns called {key}; their names should differ")
+    for where, row in rows:
+        if len(row) != len(header):
+            more = "no field may hold a tab" if tabs else "put a field that holds a separator in double quotes"
+            raise UserError(f"{file}, {where} has {len(row)} fields and the header {len(header)}; {more}")
+        record = dict(zip(header, row, strict=True))
+        if _LINE_END.search(_stripped(record[key])):  # a quote that opens and is not meant to swallows what follows
+            raise UserError(f"{file}, {where}: the {what} has several lines; write it in one, and double its quotes")
+        yield entry_of_record(record, where, file, what, key)
+
+
+def _rows_of_commas(text: str, file: Path) -> Iterator[tuple[str, list[str]]]:
+    """The place and the fields of each row, fields quoted as spreadsheets do."""
+    first = _LINE_END.split(text, maxsplit=1)[0]
+    delimiter = ";" if "," not in first and ";" in first else ","  # as spreadsheets write where a comma is in numbers
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    start = 0
+    try:
         for row in rows:
             where, start = f"line {start + 1}", rows.line_num
-            if not row:
-                continue
-            if len(row) != len(header):
-                mark = "a tab" if delimiter == "\t" else f'"{delimiter}"'
-                raise UserError(
-                    f"{file}, {where} has {len(row)} fields and the header {len(header)}; "
-                    f"put a field that holds {mark} in double quotes"
-                )
-            yield entry_of_record(dict(zip(header, row, strict=True)), where, file, what, key)
+            if row:
+                yield where, row
     except csv.Error as error:
         raise UserError(f"{file}, line {rows.line_num} is no line of a table: {error}") from error
+
+
+def _rows_of_tabs(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The same of a .tsv, where a quote is a letter; a field quoted whole, as spreadsheets write it, is unquoted."""
+    for number, line in enumerate(_LINE_END.split(text), 1):
+        if line:
+            yield f"line {number}", [_unquoted(cell) for cell in line.split("\t")]
+
+
+def _unquoted(cell: str) -> str:
+    inner = cell[1:-1]
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if whole else cell
 
 
 def _coco(text: str, file: Path, what: str, column: str | None) -> Iterator[Entry]:
@@ -260,7 +263,8 @@ def _coco(text: str, file: Path, what: str, column: str | None) -> Iterator[Entr
             f'write one record a line into a .jsonl, as {{"{what}": "a blue apple"}}'
         )
     images = content.get("images")
-    names = {i.get("id"): i.get("file_name") for i in images if isinstance(i, dict)} if isinstance(images, list) else {}
+    listed = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []
+    names = {image.get("id"): image.get("file_name") or image.get("coco_url") for image in listed}
     for number, annotation in enumerate(annotations, 1):
         where = f"annotation {number}"
         if not isinstance(annotation, dict) or not isinstance(annotation.get("caption"), str):

@@ -6,7 +6,6 @@ an attention mask where its settings ask for one. What is trained here has the s
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
+from diffdistill.launched import rank_and_processes
 
 from .pipeline_folder import quiet
 from .stock_pipeline import stock_pipeline
@@ -77,7 +77,7 @@ def report_cut(tokenizer: Any, prompts: Sequence[str]) -> None:
     """Say on stderr, once and by the first process alone, how many different prompts are cut, and show one."""
     different = list(dict.fromkeys(prompts))
     cut = cut_prompts(tokenizer, different)
-    if cut and int(os.environ.get("RANK", "0")) == 0:
+    if cut and rank_and_processes()[0] == 0:
         text = " ".join(different[cut[0]].split())
         shown = text if len(text) <= 60 else text[:60] + "..."
         verb = "prompt is" if len(cut) == 1 else "prompts are"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-import os
 import shutil
 import signal
 import sys
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
+from diffdistill.launched import rank_and_processes
 from diffdistill.methods.base import Method, Phase, unwrap
 
 from .checkpoint import (
@@ -87,7 +87,7 @@ class Trainer:
         self.remarks = (*launch.remarks, *(remarks_on_the_clock(stored[1], settings) if stored else ()))
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
-        if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
+        if (launched := rank_and_processes()[1]) != self.accelerator.num_processes:
             raise UserError(
                 f"{launched} processes were launched, but this one trains as one of {self.accelerator.num_processes}; "
                 "launch with torchrun --standalone --nproc_per_node N"

@@ -90,9 +90,10 @@ def test_ids_pair_where_they_fit_and_are_refused_where_they_half_fit(images: Pat
     found, how = captions_for(captions_of_file(file), source, 4)
     assert (found, how["paired_by"]) == (WORDS, "id")
     file.write_text("image_id,caption\n10,words 10\n3,words 2\n0,words 0\n1,words 1\n")
-    with pytest.raises(
-        UserError, match=r"the ids of image_id, 10, 3, 0 and 1 more, fit some names of .* and not b/2\.png"
-    ):
+    with pytest.raises(UserError, match=r"the ids of image_id, 10, 3, 0 and 1 more, do not fit b/2\.png of"):
+        captions_for(captions_of_file(file), source, 4)
+    file.write_text("image_id,caption\n100,a\n101,b\n102,c\n103,d\n")  # of other images, and it says so
+    with pytest.raises(UserError, match="the ids of image_id, 100, 101, 102 and 1 more, do not fit a/0.png, a/10.png"):
         captions_for(captions_of_file(file), source, 4)
     file.write_text("id,caption\n" + "".join(f"{100 + i},{words}\n" for i, words in enumerate(WORDS)))
     found, how = captions_for(captions_of_file(file), source, 4)  # numbers of nothing here: their order counts
@@ -111,8 +112,34 @@ def test_a_column_of_any_name_that_holds_file_names_pairs_by_them(images: Path, 
     )
     with pytest.raises(UserError, match=f"line 5 has no {column}, and other captions have"):
         captions_for(captions_of_file(file), source, 4)
+    file.write_text(f"caption,{column}\n" + "".join(f"{w},{n}.jpg\n" for w, n in zip(WORDS, "abcd", strict=True)))
+    with pytest.raises(UserError, match=f"names images in {column}, a.jpg, b.jpg, c.jpg and 1 more, and .* has none"):
+        captions_for(captions_of_file(file), source, 4)
     file.write_text(f"caption,{column}\n" + "".join(f"{w},x{n}\n" for w, n in zip(WORDS, "abcd", strict=True)))
     assert captions_for(captions_of_file(file), source, 4)[1]["paired_by"] == "order"  # names of nothing here
+
+
+def test_names_as_data_sets_write_them_out(images: Path, tmp_path: Path) -> None:
+    file, source = tmp_path / "a.jsonl", open_source(images)
+    nested = [{"image": {"bytes": None, "path": f"{n}.png"}, "caption": f"words {n}"} for n in (2, 0, 10, 1)]
+    floats = [{"image_id": float(n), "caption": f"words {n}"} for n in (2, 0, 10, 1)]
+    for rows in (nested, floats):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert captions_for(captions_of_file(file), source, 4)[0] == WORDS
+    listed = {
+        "images": [{"id": 500 + n, "coco_url": f"http://host/val/{n}.png"} for n in (0, 1, 2, 10)],
+        "annotations": [{"image_id": 500 + n, "caption": f"words {n}"} for n in (2, 0, 10, 1)],
+    }
+    file.with_suffix(".json").write_text(json.dumps(listed))
+    assert captions_for(captions_of_file(file.with_suffix(".json")), source, 4)[0] == WORDS
+
+
+@pytest.mark.parametrize("content", ["0 0.5 0.5 0.2 0.3\n", '{"caption": "a cat"}\n', "<?xml version='1.0'?>\n<a/>"])
+def test_what_beside_an_image_is_no_caption_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "1.png").write_bytes(png())
+    (tmp_path / "1.txt").write_text(content)
+    with pytest.raises(UserError, match="1.txt beside it (holds no words|is named as a text)"):
+        open_source(tmp_path).captions()
 
 
 def test_what_does_not_pair_is_named(images: Path, tmp_path: Path) -> None:

@@ -165,3 +165,32 @@ def test_only_pictures_formats_are_opened(monkeypatch: pytest.MonkeyPatch) -> No
             decode(data, "x")
     with pytest.raises(CorruptPictureError, match="x is 32x24; at most 700 pixels"):
         decode(encoded(GRADIENT), "x", most_pixels=700)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_without_its_end_is_refused_whatever_stands_in_its_place(progressive: bool) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    thumbnail = encoded(GRADIENT, "JPEG")
+    exif = Image.Exif()
+    exif[0x10E] = thumbnail.decode("latin-1")  # a picture with an end of its own in the header
+    data = encoded(noise, "JPEG", progressive=progressive, exif=exif.tobytes())
+    assert decode(data, "x").shape == (3, 64, 64)
+    assert decode(data + b"a camera's own bytes \xff\xda", "x").shape == (3, 64, 64)
+    half = len(data) - 2000
+    for rest in (bytes(2000), b"", b"\xff" * 2000):
+        with pytest.raises(CorruptPictureError, match="x (is cut short|cannot be read)"):
+            decode(data[:half] + rest, "x")
+
+
+def test_a_png_with_any_bit_of_its_chunks_wrong_is_refused() -> None:
+    flat = np.zeros((64, 64, 3), np.uint8)
+    flat[16:48, 16:48] = (200, 30, 60)
+    data = encoded(flat)
+    for place in range(8, len(data)):
+        torn = bytearray(data)
+        torn[place] ^= 0x10
+        try:
+            found = decode(bytes(torn), "x")
+        except CorruptPictureError:
+            continue
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), flat)  # in a part that is not read

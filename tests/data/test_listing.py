@@ -252,3 +252,52 @@ def test_an_empty_source_says_what_it_left_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 left out, hidden; 1 left out, not a picture: \.heic"):
         open_source(tmp_path)
     assert len(Folder(tmp_path)) == 0
+
+
+def test_what_systems_keep_for_themselves_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write(folder, ["1.png", "@eaDir/1.png/SYNOPHOTO_THUMB.png", "$RECYCLE.BIN/2.png", "__MACOSX/._1.png"])
+    for place in (folder, *archives(folder)):
+        source = open_source(place)
+        assert len(source) == 1 and source.left_out == {"hidden": 3}
+
+
+def test_hidden_shards_are_no_shards_and_what_lies_beside_shards_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write(folder, ["1.png", "2.png"])
+    shards = tmp_path / "shards"
+    (shards / ".Trash").mkdir(parents=True)
+    for name in ("0.tar", ".Trash/1.tar", "._0.tar"):
+        shutil.copy(archives(folder)[1], shards / name)
+    (shards / "._0.tar").write_bytes(b"AppleDouble")
+    for name in ("2.tar.gz", "0.parquet"):
+        (shards / name).write_bytes(b"")
+    source = open_source(shards)
+    assert len(source) == 2
+    assert source.left_out == {"hidden": 2, "not a picture: .gz": 1, "not a picture: .parquet": 1}
+
+
+def test_tars_that_are_joined_or_zeroed_inside_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write(folder, ["1.png", "2.png", "3.png"])
+    whole = archives(folder)[1].read_bytes()
+    header = whole.index(b"./2.png")
+    for number, content in enumerate((whole + whole, whole[:header] + bytes(512) + whole[header + 512 :])):
+        torn = tmp_path / f"{number}.tar"
+        torn.write_bytes(content)
+        with pytest.raises(UserError, match="goes on after its end mark at byte|is no readable tar"):
+            open_source(torn)
+
+
+def test_names_in_utf8_are_read_as_that_also_where_a_zip_does_not_say_so(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write(folder, ["z.png", "ä.png", "日本10.png", "日本2.png", "é.png"])
+    data = bytearray(archives(folder)[0].read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = data.find(mark)
+        while start >= 0:
+            data[start + place + 1] &= ~0x08  # bit 11: names are UTF-8
+            start = data.find(mark, start + 4)
+    (tmp_path / "old.zip").write_bytes(data)
+    names = [[source.path(i) for i in range(5)] for source in map(open_source, (folder, tmp_path / "old.zip"))]
+    assert names[0] == names[1] and names[0][-2:] == ["日本2.png", "日本10.png"]

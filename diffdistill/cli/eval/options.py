@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffdistill.cli.arguments import OneLineParser, add_eta
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
+from diffdistill.launched import rank_and_processes
 
 if TYPE_CHECKING:
     from diffdistill.data.source import Source
@@ -147,7 +147,7 @@ def reading_of(o: argparse.Namespace) -> Any:
 @contextmanager
 def processes() -> Iterator[None]:
     """Join the other processes where a launcher started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if rank_and_processes()[1] == 1:
         yield
         return
     from accelerate import PartialState
@@ -166,4 +166,4 @@ def processes() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+    return rank_and_processes()[0] == 0
