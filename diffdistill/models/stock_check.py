@@ -90,6 +90,10 @@ def _stock_step(teacher: Teacher, prompt: str, noise: Tensor) -> tuple[Tensor, T
 def _compare(what: str, ours: Tensor, stock: Tensor) -> None:
     if ours.shape != stock.shape:
         raise UserError(f"{what} has shape {tuple(ours.shape)}, the stock pipeline's {tuple(stock.shape)}")
+    if not (bool(ours.isfinite().all()) and bool(stock.isfinite().all())):
+        raise UserError(
+            f"{what} has values that are not finite: its weights, or its scheduler's settings, make them so"
+        )
     gap, most = (ours - stock).abs().max().item(), stock.abs().max().item()
     if not gap <= TOLERANCE * most:
         raise UserError(f"{what} differs from the stock pipeline's by {gap:.2g} where values go up to {most:.2g}")

@@ -98,11 +98,16 @@ def stored_paths(run: Path, resume: str) -> tuple[dict[str, Any], Path]:
     return {}, run
 
 
+def later_checkpoints(folder: Path) -> list[str]:
+    """The names of those of the same run that have more samples than `folder`, torn ones too."""
+    folders = _folders(folder.parent)
+    return [path.name for path in folders[folders.index(folder) + 1 :]] if folder in folders else []
+
+
 def remove_later_checkpoints(folder: Path) -> None:
     """Remove those of the same run that have more samples: a branch that a continuation from `folder` gives up."""
-    folders = _folders(folder.parent)
-    for path in folders[folders.index(folder) + 1 :] if folder in folders else []:
-        shutil.rmtree(path, ignore_errors=True)
+    for name in later_checkpoints(folder):
+        shutil.rmtree(folder.parent / name, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -33,6 +33,7 @@ from diffdistill.launched import rank_and_processes
 from diffdistill.methods.base import Method, Phase, unwrap
 
 from .checkpoint import (
+    later_checkpoints,
     latest_checkpoint,
     load_checkpoint,
     load_optimizer,
@@ -85,6 +86,8 @@ class Trainer:
         launch = read_launch(settings, stored_precision=stored[1]["precision"] if stored else None)
         self.precision = resolve_precision(launch.mixed_precision, launch.cpu)
         self.remarks = (*launch.remarks, *(remarks_on_the_clock(stored[1], settings) if stored else ()))
+        if folder is not None and resume == "latest" and (torn := later_checkpoints(folder)):
+            self.remarks += (f"{', '.join(torn)}: torn, so that the run goes on from {folder.name}",)
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
         if (launched := rank_and_processes()[1]) != self.accelerator.num_processes:
@@ -231,6 +234,8 @@ class Trainer:
                 self.tracker.say(
                     f"{s.max_minutes:g} minutes are over after {self.samples} of {s.samples} samples; {more}"
                 )
+            if self.ema.updates == 0:
+                self.tracker.say(f"no update of the {self.method.averaged} was made: what is exported is its start")
             exported = self._export()
             self._leave_the_other_processes()
             return exported

@@ -109,8 +109,25 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     torn = tmp_path / "checkpoint-0000000999" / "student.safetensors"
     torn.write_bytes(torn.read_bytes()[:-7])
     assert latest_checkpoint(tmp_path) == good[-1]
+    resumed = Trainer(Small(), settings(64, checkpoint_every=16, checkpoints_limit=3), tmp_path, resume="latest")
+    assert resumed.remarks == (f"checkpoint-0000000999: torn, so that the run goes on from {good[-1].name}",)
+    shutil.copytree(good[-1], tmp_path / "checkpoint-0000000999", dirs_exist_ok=True)
+    torn.write_bytes(torn.read_bytes()[:-7])
     with pytest.raises(UserError, match="not a whole checkpoint"):
         load_checkpoint(tmp_path / "checkpoint-0000000999")
+
+
+def test_a_run_that_updates_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Warming(Small):  # as a run that ends while the fake score alone learns
+        def phases(self, step):
+            return super().phases(step)[1:]
+
+        def _fake(self, batch, random, carry):
+            carry["x0"] = random.normal("z", (4,))
+            return super()._fake(batch, random, carry)
+
+    Trainer(Warming(), settings(16), tmp_path).fit()
+    assert "no update of the student was made: what is exported is its start" in capsys.readouterr().err
 
 
 def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
