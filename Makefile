@@ -30,7 +30,7 @@ lint: venv
 
 test: lint
 	$(BIN)/python -m pytest --doctest-modules diffdistill
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,30 +1,36 @@
-"""A small CLIP tokenizer (byte-pair encoding over the captions' words), stock classes and files."""
+"""A small CLIP tokenizer (byte-pair encoding over the captions' words), stock classes and files.
+
+The merges are found here and not by the trainer of `tokenizers`, which breaks ties between equally frequent pairs by
+the order of a hash table: the same captions gave another vocabulary in every process, so that no run from nothing could
+be made again.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+_WORD = re.compile(r"\w+|[^\w\s]+")
 
 
 def train_clip_tokenizer(captions: Iterable[str], vocabulary: int = 2048, max_length: int = 24) -> Any:
-    """A `transformers.CLIPTokenizer` whose merges come from the captions; other ASCII text falls back to letters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    """A `transformers.CLIPTokenizer` whose merges come from the captions; other ASCII text falls back to letters.
+
+    Args:
+        captions: whatever their order, the same captions give the same tokenizer.
+        vocabulary: tokens at the most, start, end and letters counted.
+        max_length: tokens of a caption, start and end counted.
+    """
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(33, 127)]
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 2 - 2 * len(letters), end_of_word_suffix="</w>", min_frequency=2, show_progress=False
-    )
-    model.train_from_iterator((caption.lower() for caption in captions), trainer)
-    import json
-
-    merges: Any = [tuple(pair) for pair in json.loads(model.to_str())["model"]["merges"]]
-    tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    tokens += [token for a, b in merges if (token := a + b) not in tokens]
+    words = Counter(word for caption in captions for word in _WORD.findall(caption.lower()))
+    merges = byte_pair_merges(words, vocabulary - 2 - 2 * len(letters))
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *(a + b for a, b in merges)]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     return CLIPTokenizer(
         vocab=vocab,
@@ -35,3 +41,53 @@ def train_clip_tokenizer(captions: Iterable[str], vocabulary: int = 2048, max_le
         pad_token=END,
         model_max_length=max_length,
     )
+
+
+def byte_pair_merges(words: Counter[str], most: int, least: int = 2) -> list[tuple[str, str]]:
+    """The pairs that byte-pair encoding joins (Sennrich et al. 2016, arXiv 1508.07909, algorithm 1), in order.
+
+    Each time the most frequent pair of neighbours, of equally frequent ones the first in the order of characters.
+
+    Args:
+        words: how often each occurs.
+        most: pairs.
+        least: how often a pair has to occur.
+
+    >>> byte_pair_merges(Counter({"low": 5, "lower": 2}), 3)
+    [('l', 'o'), ('lo', 'w</w>'), ('e', 'r</w>')]
+    """
+    split = [([*word[:-1], word[-1] + WORD_END], count) for word, count in sorted(words.items())]
+    pairs: Counter[tuple[str, str]] = Counter()
+    places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for i, (symbols, count) in enumerate(split):
+        for pair in zip(symbols, symbols[1:], strict=False):
+            pairs[pair] += count
+            places[pair].add(i)
+    merges: list[tuple[str, str]] = []
+    while len(merges) < most and pairs:
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if pairs[best] < least:
+            break
+        merges.append(best)
+        for i in sorted(places.pop(best)):
+            symbols, count = split[i]
+            for pair in zip(symbols, symbols[1:], strict=False):
+                pairs[pair] -= count
+            joined = _joined(symbols, best)
+            split[i] = (joined, count)
+            for pair in zip(joined, joined[1:], strict=False):
+                pairs[pair] += count
+                places[pair].add(i)
+        pairs = +pairs  # without what no longer occurs
+    return merges
+
+
+def _joined(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """The symbols of a word with each occurrence of a pair made one, from the left."""
+    found: list[str] = []
+    for symbol in symbols:
+        if found and (found[-1], symbol) == pair:
+            found[-1] += symbol
+        else:
+            found.append(symbol)
+    return found
