@@ -61,7 +61,7 @@ def captions_of_file(path: str | Path) -> Captions:
 
 
 def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
-    """The caption of an image out of the files beside it: the first line of a .txt, or a .json's caption.
+    """The caption of an image out of the files beside it: the first line of a text, or a .json's caption.
 
     Args:
         files: names and contents, of which the first counts.
@@ -72,7 +72,7 @@ def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
     """
     name, data = files[0]
     text = decode_text(data, name)
-    if ending(name) == ".txt":
+    if ending(name) != ".json":
         refuse_other_formats(lines_of(text), f"{what}: {name} beside it", "caption")
         found = next((line for line in lines_of(text) if line), "")
     else:

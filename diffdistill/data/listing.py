@@ -4,7 +4,7 @@ One rule for a folder, a zip and a tar:
 
 - a picture is a file whose ending is one of `PICTURES`, in any case of letters;
 - what is hidden (a name that starts with a dot or is in `SYSTEM`, and all in a folder of such a name) is left out;
-- a file beside a picture with its name but for the ending, .txt or .json, is its caption; case of letters as above;
+- a file beside a picture with its name but for the ending (one of `CAPTIONS`) is its caption; case of letters as above;
 - names are ordered as a person would: runs of digits by their value, so 2.png comes before 10.png.
 """
 
@@ -23,7 +23,7 @@ PICTURES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif", ".avif",
 )  # fmt: skip
-CAPTIONS = (".txt", ".json")  # the first that is there counts
+CAPTIONS = (".txt", ".caption", ".json")  # the first that is there counts
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of macOS, Synology, Windows
 _DIGITS = re.compile(r"([0-9]+)")
 

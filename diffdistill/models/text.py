@@ -80,7 +80,7 @@ def report_cut(tokenizer: Any, prompts: Sequence[str]) -> None:
     if cut and rank_and_processes()[0] == 0:
         text = " ".join(different[cut[0]].split())
         shown = text if len(text) <= 60 else text[:60] + "..."
-        verb = "prompt is" if len(cut) == 1 else "prompts are"
+        verb = "prompts is" if len(cut) == 1 else "prompts are"
         print(
             f"note: {len(cut)} of {len(different)} different {verb} longer than the "
             f"{tokenizer.model_max_length} tokens that the text encoder reads, and cut there; the first is {shown!r}",

@@ -231,5 +231,7 @@ def test_endings_count_in_any_case_beside_an_image_too(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(png())
     (tmp_path / "1.TXT").write_text("one")
     (tmp_path / "2.Json").write_text('{"text": "two"}')
+    (tmp_path / "3.png").write_bytes(png())
+    (tmp_path / "3.caption").write_text("three\n")
     source = open_source(tmp_path)
-    assert source.captions() == ["one", "two"] and not source.left_out
+    assert source.captions() == ["one", "two", "three"] and not source.left_out
