@@ -29,7 +29,7 @@ def train_clip_tokenizer(captions: Iterable[str], vocabulary: int = 2048, max_le
 
     letters = [chr(c) for c in range(33, 127)]
     words = Counter(word for caption in captions for word in _WORD.findall(caption.lower()))
-    merges = byte_pair_merges(words, vocabulary - 2 - 2 * len(letters))
+    merges: Any = byte_pair_merges(words, vocabulary - 2 - 2 * len(letters))
     tokens = [*letters, *(letter + WORD_END for letter in letters), *(a + b for a, b in merges)]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, START, END]))}
     return CLIPTokenizer(
