@@ -94,12 +94,12 @@ def captions_for(captions: Captions, source: Source, n: int) -> tuple[list[str],
     Where the file names images, each image takes the caption of its own name: of its path in the source, else without
     the ending, else without the folders, else both; the first of these by which every image has one counts. Of several
     captions of one image the first is taken. A field names images if it is called one of `NAMES`, or if it holds the
-    file name of an image of the source. Ids, in one of `IDS`, are compared with names and with the numbers in them.
-    Where nothing names an image, caption i is image i's.
+    file name of an image of the source. Ids, in one of `IDS`, are compared with names and with the numbers in them; an
+    "id" or "key" that fits no image is the record's own. Where nothing names an image, caption i is image i's.
 
     Raises:
-        UserError: an image without a caption, a caption without the name that others have, names that fit several
-            images, or, in order, another number of them.
+        UserError: an image without a caption, a caption without the name that others have, names of other images or
+            that fit several, or, in order, another number of them.
     """
     found: dict[str, Any] = {"file": captions.file}
     paths = [source.path(index) for index in range(len(source))]
@@ -120,7 +120,7 @@ def captions_for(captions: Captions, source: Source, n: int) -> tuple[list[str],
                 return [captions.texts[row] for row in rows], found
             given = {key(name) for name in ids for key in (_last_stem, _number)}
             without = [path for path in known[:n] if not given & {_last_stem(path), _number(path)}]
-            if len(without) < len(known[:n]) or field.strip().lower() == IDS[0]:
+            if len(without) < len(known[:n]) or field.strip().lower() == "image_id":
                 raise UserError(
                     f"{captions.file}: the ids of {field}, {_some(ids)}, do not fit "
                     f"{_some(without) or 'one image each'} of {source.name}; "
