@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from diffdistill.cli.paths import find
-from diffdistill.cli.quickstart import Ruler
-from diffdistill.evaluation import diversity, write_json_atomic
+from diffdistill.comparison.ruler import Ruler
+from diffdistill.evaluation import diversity
+from diffdistill.files import write_json_atomic
 from diffdistill.models.generate import generate
 from diffdistill.models.teacher import Teacher, load_teacher
 

@@ -23,9 +23,9 @@ import torch
 from same_numbers import write_pictures, write_weights
 from torch import Tensor
 
+from diffdistill.data.loading import batches
 from diffdistill.data.sources import open_source
-from diffdistill.evaluation.inception import InceptionFeatures
-from diffdistill.evaluation.loading import batches
+from diffdistill.evaluation.features.inception import InceptionFeatures
 
 
 def compare(o: argparse.Namespace, root: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from scipy import linalg
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 
-from diffdistill.evaluation.frechet import frechet_distance, frechet_distance_from_moments
+from diffdistill.evaluation.distances.frechet import frechet_distance, frechet_distance_from_moments
 
 Moments = tuple[Tensor, Tensor]
 

@@ -112,7 +112,7 @@ def evaluate(code: Path, folder: Path) -> dict[str, Any]:
 
     weights = folder / "random-inception.pth"
     sys.path.insert(0, str(ROOT))
-    from diffdistill.evaluation.inception_network import random_state_dict
+    from diffdistill.evaluation.features.inception_network import random_state_dict
 
     torch.save(random_state_dict(0), weights)
     sha = hashlib.sha256(weights.read_bytes()).hexdigest()

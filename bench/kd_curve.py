@@ -20,8 +20,8 @@ import yaml
 from safetensors.torch import load_file
 
 from diffdistill.cli.paths import find
-from diffdistill.cli.quickstart import Ruler
-from diffdistill.evaluation import write_json_atomic
+from diffdistill.comparison.ruler import Ruler
+from diffdistill.files import write_json_atomic
 from diffdistill.models.teacher import load_teacher
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diffdistill.diffusion import Prediction, VPSchedule
 from diffdistill.distill import signal_step
-from diffdistill.models.fake_score import full_copy
+from diffdistill.models.network import full_copy
 from diffdistill.models.teacher import load_teacher
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

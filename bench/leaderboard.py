@@ -29,7 +29,7 @@ from pathlib import Path
 from sweep_rows import read_rows
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import write_json_atomic
+from diffdistill.files import write_json_atomic
 
 STEPS = (1, 2, 4, 8)
 AGREEMENT = ("--agreement", "align", "--agreement_pictures", "64")  # its tower takes longer than a one-step picture

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from sweep_rows import best_by_steps, read_rows
 
+from diffdistill.data.save import save_labelled_grids
 from diffdistill.models.generate import generate
-from diffdistill.models.pictures import save_labelled_grids
 
 PROMPTS = (
     "red apple, noto", "grinning face, noto", "automobile, noto", "octopus, noto", "house with garden, noto",

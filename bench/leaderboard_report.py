@@ -12,7 +12,7 @@ from typing import Any
 
 from sweep_rows import best_by_steps, read_rows
 
-from diffdistill.evaluation.report import write_atomic
+from diffdistill.files import write_atomic
 
 START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
 

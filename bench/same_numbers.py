@@ -26,11 +26,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffdistill.data.loading import batches
 from diffdistill.data.sources import open_source
 from diffdistill.evaluation import frechet_distance, kernel_distance
-from diffdistill.evaluation.inception import InceptionFeatures
-from diffdistill.evaluation.inception_network import random_state_dict
-from diffdistill.evaluation.loading import batches
+from diffdistill.evaluation.features.inception import InceptionFeatures
+from diffdistill.evaluation.features.inception_network import random_state_dict
 
 
 def write_pictures(folder: Path, n: int, side: int, seed: int, light: float = 1.0) -> Path:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffdistill.evaluation.extractors import Extractor
+from diffdistill.evaluation.features.base import Extractor
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
@@ -32,8 +32,8 @@ class StubTowers(Extractor):
 
 
 def stand_in() -> ModuleType:
-    """A module to put in the place of `diffdistill.evaluation.align.features`."""
-    module = ModuleType("diffdistill.evaluation.align.features")
+    """A module to put in the place of `diffdistill.evaluation.agreement.align`."""
+    module = ModuleType("diffdistill.evaluation.agreement.align")
     module.AlignFeatures = StubTowers  # type: ignore[attr-defined]
     return module
 
@@ -41,5 +41,5 @@ def stand_in() -> ModuleType:
 if __name__ == "__main__":  # `eval calc` in a process of its own, with these towers
     from diffdistill.cli.eval import main
 
-    sys.modules["diffdistill.evaluation.align.features"] = stand_in()
+    sys.modules["diffdistill.evaluation.agreement.align"] = stand_in()
     main(["calc", *sys.argv[1:]])

@@ -21,11 +21,11 @@ from diffdistill.cli.main import guard
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.data.emoji import EmojiSet, load_emoji
 from diffdistill.errors import UserError
-from diffdistill.evaluation.agreement import agreement
-from diffdistill.evaluation.align.features import TowerFeatures, tower_record
-from diffdistill.evaluation.align.heads import Heads, Pairs, fit
-from diffdistill.evaluation.align.minilm import SentenceEncoder
-from diffdistill.evaluation.weights import user_cache
+from diffdistill.evaluation.agreement.align import TowerFeatures, tower_record
+from diffdistill.evaluation.agreement.heads import Heads, Pairs, fit
+from diffdistill.evaluation.agreement.minilm import SentenceEncoder
+from diffdistill.evaluation.agreement.scores import agreement
+from diffdistill.files import user_cache
 
 NAME_ALONE = 0.3  # how often a picture is shown with its name alone, without the style
 
@@ -76,7 +76,7 @@ def _vectors(tower: TowerFeatures, pictures: EmojiSet) -> Tensor:
 
     from safetensors.torch import load_file, save
 
-    from diffdistill.evaluation.report import write_atomic
+    from diffdistill.files import write_atomic
 
     contents = hashlib.sha256(pictures.images.numpy().tobytes()).hexdigest()
     key = hashlib.sha256(json.dumps([contents, tower.protocol], sort_keys=True).encode()).hexdigest()[:24]

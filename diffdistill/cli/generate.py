@@ -65,8 +65,8 @@ def main(argv: Sequence[str]) -> None:
 
     import torch
 
+    from diffdistill.data.save import check_finite, save_grid, save_picture
     from diffdistill.models.generate import generate, load_generator
-    from diffdistill.models.pictures import check_finite, save_grid, save_picture
     from diffdistill.models.text import report_cut
 
     loaded = load_generator(model, options.steps)

@@ -8,7 +8,6 @@ Images start from seed + index.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import sys
 import tempfile
@@ -19,12 +18,12 @@ from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.paths import check_writable, find
+from diffdistill.comparison.ruler import FEWEST, Ruler
 from diffdistill.errors import UserError
 
 STORED = "quick_numbers.json"  # beside the teacher: its figures, recomputed by --full
 GUIDANCE = (2.0, 3.0)  # beside 1
 GRID = 24
-FEWEST = 3  # an unbiased kernel distance and its standard error need three
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     _refuse_early(recipe, teacher, chosen)
 
     started = time.perf_counter()
-    bench = Ruler(options.n, options.seed)
+    bench = Ruler(options.n, options.seed, find("assets/emoji"))
     for name in ("report.json", "grid.png"):  # of an earlier run: none may stand beside a new student
         (run / name).unlink(missing_ok=True)
     student = chosen or _distil(run, recipe)
@@ -108,63 +107,11 @@ def _distil(run: Path, recipe: Sequence[str]) -> str:
     return str(run / "student" / "export")
 
 
-class Ruler:
-    """Prompts, reference features and extractor, made once and used for every generator."""
-
-    def __init__(self, n: int, seed: int) -> None:
-        import torch
-
-        from diffdistill.data.emoji import load_emoji
-        from diffdistill.evaluation import MobileNetFeatures
-
-        emoji = load_emoji(find("assets/emoji"))
-        order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
-        self.n, self.seed = n, seed
-        if n > len(order) - FEWEST:
-            raise UserError(f"--n is {n}; the set has {len(order)} pictures, and {FEWEST} must stay as reference")
-        self.prompts = [emoji.captions[i] for i in order[:n]]
-        self.extract = MobileNetFeatures()
-        self.real = self.extract(emoji.images[order], progress=True)
-        pictures = hashlib.sha256(emoji.images[order].numpy().tobytes()).hexdigest()[:16]
-        self.protocol = {**self.extract.protocol, "n": n, "seed": seed, "pictures": pictures}
-
-    def seconds(self, model: Any, steps: int, guidance: float, n: int = 32) -> float:
-        """Seconds a picture, from one batch, after one of a single step to warm up."""
-        from diffdistill.models.generate import generate
-
-        list(generate(model, self.prompts[:n], 1, guidance, self.seed, n))
-        started = time.perf_counter()
-        made = sum(len(images) for images in generate(model, self.prompts[:n], steps, guidance, self.seed, n))
-        return round((time.perf_counter() - started) / made, 4)
-
-    def measure(self, model: Any, steps: int, guidance: float) -> dict[str, Any]:
-        """kd, kd_se, fd, n, steps, nfe, guidance, seconds_per_image of a pipeline folder or a loaded teacher."""
-        import torch
-
-        from diffdistill.evaluation import quick_numbers
-        from diffdistill.models.generate import generate
-        from diffdistill.models.teacher import load_teacher
-
-        loaded = load_teacher(model) if isinstance(model, str) else model
-        images = torch.cat(list(generate(loaded, self.prompts, steps, guidance, self.seed, 64)))
-        seconds = self.seconds(loaded, steps, guidance)
-        numbers = quick_numbers(self.extract(images), self.real[self.n :])
-        nfe = steps * (2 if guidance > 1 else 1)
-        return {**numbers, "steps": steps, "nfe": nfe, "guidance": guidance, "seconds_per_image": seconds}
-
-    def floor(self) -> dict[str, Any]:
-        """The same number of real pictures, those of the prompts, against the reference."""
-        from diffdistill.evaluation import quick_numbers
-
-        numbers = quick_numbers(self.real[: self.n], self.real[self.n :])
-        return {**numbers, "steps": 0, "nfe": 0, "guidance": None, "seconds_per_image": None}
-
-
 def _teacher_numbers(bench: Ruler, folder: str, full: bool, guidance: Sequence[float]) -> dict[str, Any]:
     """teacher_50 and teacher_1 at the guidance that is best for each, and teacher_50_unguided; stored or measured."""
     import json
 
-    from diffdistill.evaluation import write_json_atomic
+    from diffdistill.files import write_json_atomic
     from diffdistill.models.teacher import load_teacher
 
     loaded = load_teacher(folder)
@@ -211,9 +158,10 @@ def _untrained(bench: Ruler, teacher: str, student: str) -> dict[str, Any]:
 def _write(run: Path, report: Mapping[str, Any], bench: Ruler, teacher: str, student: str) -> None:
     import torch
 
-    from diffdistill.evaluation import format_table, write_json_atomic
+    from diffdistill.data.save import save_labelled_grids
+    from diffdistill.evaluation import format_table
+    from diffdistill.files import write_json_atomic
     from diffdistill.models.generate import generate
-    from diffdistill.models.pictures import save_labelled_grids
     from diffdistill.models.teacher import load_teacher
 
     prompts = bench.prompts[:GRID]

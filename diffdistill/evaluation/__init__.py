@@ -1,17 +1,14 @@
 """Measuring generators: features, distances between feature sets, and reports.
 
-The names below load on first use, so that importing this package pulls in neither torch nor torchvision. The function
-`inception_score` is not among them, because the module of that name is: take it from there.
+The names below load on first use, so that importing this package pulls in neither torch nor torchvision.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffdistill.evaluation.distances import kernel_distance, kernel_distance_subsets
-    from diffdistill.evaluation.feature_set import FeatureSet, require_same_protocol
-    from diffdistill.evaluation.features import MobileNetFeatures
-    from diffdistill.evaluation.frechet import (
+    from diffdistill.evaluation.distances.cmmd import cmmd
+    from diffdistill.evaluation.distances.frechet import (
         Extrapolation,
         FrechetTerms,
         frechet_distance,
@@ -20,20 +17,9 @@ if TYPE_CHECKING:
         frechet_distance_of,
         frechet_terms,
     )
-    from diffdistill.evaluation.mmd import cmmd
-    from diffdistill.evaluation.neighbours import Neighbourhoods, nearest, prdc
-    from diffdistill.evaluation.pairs import MSSSIM, PSNR, PairMean, PairScore, ms_ssim, psnr
-    from diffdistill.evaluation.patches import (
-        PatchDistance,
-        PatchFeatures,
-        PatchScore,
-        extract_patches,
-        patch_distance,
-    )
-    from diffdistill.evaluation.perceptual import PerceptualDistance, dists, lpips, st_lpips
-    from diffdistill.evaluation.quick import diversity, quick_numbers
-    from diffdistill.evaluation.report import format_table, write_json_atomic
-    from diffdistill.evaluation.states import (
+    from diffdistill.evaluation.distances.kernel import kernel_distance, kernel_distance_subsets
+    from diffdistill.evaluation.distances.neighbours import Neighbourhoods, nearest, prdc
+    from diffdistill.evaluation.distances.states import (
         CMMD,
         PRDC,
         FeatureRows,
@@ -41,7 +27,20 @@ if TYPE_CHECKING:
         InceptionScore,
         KernelDistance,
     )
-    from diffdistill.evaluation.statistics import FeatureStatistics
+    from diffdistill.evaluation.features.feature_set import FeatureSet, require_same_protocol
+    from diffdistill.evaluation.features.mobilenet import MobileNetFeatures
+    from diffdistill.evaluation.features.statistics import FeatureStatistics
+    from diffdistill.evaluation.pairs.patches import (
+        PatchDistance,
+        PatchFeatures,
+        PatchScore,
+        extract_patches,
+        patch_distance,
+    )
+    from diffdistill.evaluation.pairs.perceptual import PerceptualDistance, dists, lpips, st_lpips
+    from diffdistill.evaluation.pairs.pixels import MSSSIM, PSNR, PairMean, PairScore, ms_ssim, psnr
+    from diffdistill.evaluation.quick import diversity, quick_numbers
+    from diffdistill.evaluation.table import format_table
 
 __all__ = [
     "CMMD",
@@ -85,52 +84,50 @@ __all__ = [
     "quick_numbers",
     "require_same_protocol",
     "st_lpips",
-    "write_json_atomic",
 ]
 
 _MODULE_OF = {
-    "CMMD": "states",
-    "Extrapolation": "frechet",
-    "FeatureRows": "states",
-    "FeatureSet": "feature_set",
-    "FeatureStatistics": "statistics",
-    "FrechetDistance": "states",
-    "FrechetTerms": "frechet",
-    "InceptionScore": "states",
-    "KernelDistance": "states",
-    "MSSSIM": "pairs",
-    "MobileNetFeatures": "features",
-    "Neighbourhoods": "neighbours",
-    "PRDC": "states",
-    "PSNR": "pairs",
-    "PairMean": "pairs",
-    "PairScore": "pairs",
-    "PatchDistance": "patches",
-    "PatchFeatures": "patches",
-    "PatchScore": "patches",
-    "PerceptualDistance": "perceptual",
-    "cmmd": "mmd",
-    "dists": "perceptual",
+    "CMMD": "distances.states",
+    "Extrapolation": "distances.frechet",
+    "FeatureRows": "distances.states",
+    "FeatureSet": "features.feature_set",
+    "FeatureStatistics": "features.statistics",
+    "FrechetDistance": "distances.states",
+    "FrechetTerms": "distances.frechet",
+    "InceptionScore": "distances.states",
+    "KernelDistance": "distances.states",
+    "MSSSIM": "pairs.pixels",
+    "MobileNetFeatures": "features.mobilenet",
+    "Neighbourhoods": "distances.neighbours",
+    "PRDC": "distances.states",
+    "PSNR": "pairs.pixels",
+    "PairMean": "pairs.pixels",
+    "PairScore": "pairs.pixels",
+    "PatchDistance": "pairs.patches",
+    "PatchFeatures": "pairs.patches",
+    "PatchScore": "pairs.patches",
+    "PerceptualDistance": "pairs.perceptual",
+    "cmmd": "distances.cmmd",
+    "dists": "pairs.perceptual",
     "diversity": "quick",
-    "extract_patches": "patches",
-    "format_table": "report",
-    "frechet_distance": "frechet",
-    "frechet_distance_from_moments": "frechet",
-    "frechet_distance_infinity": "frechet",
-    "frechet_distance_of": "frechet",
-    "frechet_terms": "frechet",
-    "kernel_distance": "distances",
-    "kernel_distance_subsets": "distances",
-    "lpips": "perceptual",
-    "ms_ssim": "pairs",
-    "nearest": "neighbours",
-    "patch_distance": "patches",
-    "prdc": "neighbours",
-    "psnr": "pairs",
+    "extract_patches": "pairs.patches",
+    "format_table": "table",
+    "frechet_distance": "distances.frechet",
+    "frechet_distance_from_moments": "distances.frechet",
+    "frechet_distance_infinity": "distances.frechet",
+    "frechet_distance_of": "distances.frechet",
+    "frechet_terms": "distances.frechet",
+    "kernel_distance": "distances.kernel",
+    "kernel_distance_subsets": "distances.kernel",
+    "lpips": "pairs.perceptual",
+    "ms_ssim": "pairs.pixels",
+    "nearest": "distances.neighbours",
+    "patch_distance": "pairs.patches",
+    "prdc": "distances.neighbours",
+    "psnr": "pairs.pixels",
     "quick_numbers": "quick",
-    "require_same_protocol": "feature_set",
-    "st_lpips": "perceptual",
-    "write_json_atomic": "report",
+    "require_same_protocol": "features.feature_set",
+    "st_lpips": "pairs.perceptual",
 }
 
 

@@ -21,20 +21,20 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from diffdistill.data.loading import batches, require_one_size, share
 from diffdistill.data.source import Source
 from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
-from diffdistill.evaluation.distances import kernel_distance
-from diffdistill.evaluation.extractors import Extractor
-from diffdistill.evaluation.feature_set import kind_of, require_same_protocol
-from diffdistill.evaluation.frechet import frechet_terms
-from diffdistill.evaluation.loading import batches, require_one_size, share
-from diffdistill.evaluation.mmd import cmmd
-from diffdistill.evaluation.neighbours import prdc
+from diffdistill.evaluation.distances.cmmd import cmmd
+from diffdistill.evaluation.distances.frechet import frechet_terms
+from diffdistill.evaluation.distances.kernel import kernel_distance
+from diffdistill.evaluation.distances.neighbours import prdc
+from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features.base import Extractor
+from diffdistill.evaluation.features.feature_set import kind_of, require_same_protocol
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 from diffdistill.evaluation.protocols import Protocol
-from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.statistics import FeatureStatistics
-from diffdistill.evaluation.weights import user_cache
+from diffdistill.files import user_cache
 
 METRICS = ("fd", "kd", "prdc", "cmmd")
 ROWS = ("kd", "prdc", "cmmd")  # what needs every row of both sides
@@ -287,7 +287,7 @@ def _statistics(features: Features) -> FeatureStatistics:
 
 def named(metric: str, protocol: dict[str, Any]) -> str:
     """fid and kid are these distances on FID's own network with the published weights, and on nothing else."""
-    from diffdistill.evaluation.inception import INCEPTION_FILE
+    from diffdistill.evaluation.features.inception import INCEPTION_FILE
 
     own = protocol.get("extractor") == "inception-tf" and protocol.get("weights_sha256") == INCEPTION_FILE.sha256
     return {"fd": "fid", "kd": "kid"}[metric] if own else metric

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from diffdistill.evaluation.clip import ClipFeatures
-    from diffdistill.evaluation.extractors import Extractor
+    from diffdistill.evaluation.features.base import Extractor
+    from diffdistill.evaluation.features.clip import ClipFeatures
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Protocol:
         allow_other_weights: bool | str = False,
     ) -> "Extractor":
         """The protocol's extractor, with the protocol's resize; arguments as of `extractors.build_extractor`."""
-        from diffdistill.evaluation.extractors import build_extractor
+        from diffdistill.evaluation.features.base import build_extractor
 
         kind = self.network_resize.rpartition("-")[0]
         options = {"resize": kind} if self.extractor.startswith("inception-tf") else {}
@@ -102,7 +102,7 @@ class Protocol:
         Raises:
             UserError: the protocol has no CLIP score, and as `clip.ClipFeatures`.
         """
-        from diffdistill.evaluation.clip import ClipFeatures
+        from diffdistill.evaluation.features.clip import ClipFeatures
 
         if self.clip_model is None:
             raise UserError(f"{self} measures no CLIP score")
@@ -148,8 +148,8 @@ class Protocol:
 
     def _one_size(self, images: "Tensor") -> "Tensor":
         """(N, 3, H, W) -> uint8 of shape (N, 3, h, w)."""
-        from diffdistill.evaluation.extractors import to_uint8
-        from diffdistill.evaluation.resize import centre_square, resize
+        from diffdistill.evaluation.features.base import to_uint8
+        from diffdistill.evaluation.features.resize import centre_square, resize
 
         x = to_uint8(images, truncate=self.quantisation == "uint8-truncate")
         if self.crop is not None:

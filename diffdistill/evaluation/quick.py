@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation.distances import kernel_distance
-from diffdistill.evaluation.frechet import frechet_distance
+from diffdistill.evaluation.distances.frechet import frechet_distance
+from diffdistill.evaluation.distances.kernel import kernel_distance
 
 
 def quick_numbers(features_generated: Tensor, features_reference: Tensor) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from diffdistill.models.any_step_pipeline import (
     save_any_step,
 )
 from diffdistill.models.attention import set_attention
-from diffdistill.models.averaged import averaged_copy, follow
+from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.export import halve
 from diffdistill.models.stock_check import load_checked_teacher
 from diffdistill.models.stock_pipeline import stock_pipeline

@@ -24,9 +24,9 @@ from diffdistill.distill import SampleRandom
 from diffdistill.distill.consistency import Boundary, consistency_loss, consistency_sample, skipped_times
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
-from diffdistill.models.averaged import averaged_copy, follow
+from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.export import DIFFUSERS_PREDICTION, export_parts, halve
-from diffdistill.models.fake_score import full_copy
+from diffdistill.models.network import full_copy
 from diffdistill.models.stock_check import load_checked_teacher
 from diffdistill.models.teacher import encode
 from diffdistill.models.text import report_cut

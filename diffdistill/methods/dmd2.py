@@ -26,7 +26,7 @@ from diffdistill.distill import WEIGHTS, SampleRandom
 from diffdistill.distill.backward_simulation import backward_simulation, few_step_sample, few_step_times
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
-from diffdistill.models.few_step import export_few_steps
+from diffdistill.models.export import export_few_steps
 
 from .base import Loss, check_guidance, unwrap
 from .fake_score import Adversary, FakeScore, WithFakeScore

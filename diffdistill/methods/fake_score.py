@@ -32,7 +32,9 @@ from diffdistill.distill.residual import rms
 from diffdistill.distill.rows import take_rows
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
-from diffdistill.models.fake_score import ScoreWithCritic, adapters_off, add_lora, full_copy
+from diffdistill.models.critic import ScoreWithCritic
+from diffdistill.models.lora import adapters_off, add_lora
+from diffdistill.models.network import full_copy
 from diffdistill.models.teacher import encode
 
 from .base import Batch, Loss, Phase, check_shares, unwrap

@@ -25,7 +25,7 @@ from diffdistill.distill import RESIDUALS, SampleRandom, score_distillation_loss
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import export_one_step, halve
-from diffdistill.models.fake_score import full_copy
+from diffdistill.models.network import full_copy
 from diffdistill.models.stock_check import load_checked_teacher
 from diffdistill.models.text import report_cut
 

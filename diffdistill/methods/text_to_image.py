@@ -29,6 +29,7 @@ from diffdistill.diffusion import Denoiser, VPSchedule, ddim, guided
 from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
+from diffdistill.models.cached_latents import varied_latents
 from diffdistill.models.export import halve, save_pipeline
 from diffdistill.models.network import TextConditionedUNet
 from diffdistill.models.stock_check import load_checked_teacher
@@ -39,7 +40,6 @@ from diffdistill.models.tokenizer import train_clip_tokenizer
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
 from .content import digest, of_network, of_pictures, of_text
-from .latents import varied_latents
 
 SCHEDULER = {
     "num_train_timesteps": 1000,

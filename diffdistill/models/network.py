@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import lru_cache
 from typing import Any
 
@@ -66,3 +67,8 @@ class UNet(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
         return call_unet(self.unet, x_t, time, cond)
+
+
+def full_copy(network: UNet) -> UNet:
+    """An independent, trainable copy."""
+    return copy.deepcopy(network).requires_grad_(True).train()

@@ -31,6 +31,7 @@ from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.launched import rank_and_processes
 from diffdistill.methods.base import Method, Phase, unwrap
+from diffdistill.models.ema import Ema
 
 from .checkpoint import (
     later_checkpoints,
@@ -47,7 +48,6 @@ from .checkpoint import (
     write_folder_atomically,
 )
 from .continuation import Identity, Recipe, refuse_another_run, remarks_on_the_clock
-from .ema import Ema
 from .launcher import make_accelerator, read_launch
 from .precision import resolve_precision
 from .settings import TrainingSettings

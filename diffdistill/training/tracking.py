@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from diffdistill.data.save import save_grid
 from diffdistill.errors import UserError
-from diffdistill.models.pictures import save_grid
 
 
 class Tracker:

@@ -27,7 +27,7 @@ COSINES = [1, 1, 0, 0, 0.5**0.5]  # olive is as red as green
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.align.features", stand_in())
+    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.agreement.align", stand_in())
     Path("pictures").mkdir()
     for i, colour in enumerate(PICTURES):
         Image.new("RGB", (8, 8), {"green": "#00ff00"}.get(colour, colour)).save(f"pictures/{i}.png")
@@ -175,7 +175,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_embeddings_that_are_not_finite_are_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers = sys.modules["diffdistill.evaluation.align.features"].AlignFeatures
+    towers = sys.modules["diffdistill.evaluation.agreement.align"].AlignFeatures
     monkeypatch.setattr(towers, "text", lambda self, captions: torch.full((len(captions), 3), torch.nan))
     assert "not finite" in refused(capsys, *captioned())
     monkeypatch.setattr(towers, "network", lambda self, x: x / 0)

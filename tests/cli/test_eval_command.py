@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_pipeline import save_tiny_pipeline
 
-from diffdistill.evaluation.features import _packaged_weights
+from diffdistill.evaluation.features.mobilenet import _packaged_weights
 
 ROOT = Path(__file__).parents[2]
 weights = _packaged_weights()

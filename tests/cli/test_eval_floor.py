@@ -7,7 +7,7 @@ import torch
 from eval_calls import noise, refused, said
 
 from diffdistill.data.sources import open_source
-from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights
+from diffdistill.evaluation.features.mobilenet import MobileNetFeatures, _packaged_weights
 from diffdistill.evaluation.quick import quick_numbers
 
 weights = _packaged_weights()

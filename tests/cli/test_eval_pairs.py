@@ -15,10 +15,10 @@ from eval_calls import noise, refused, said
 from PIL import Image
 
 from diffdistill.data.sources import open_source
-from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights
-from diffdistill.evaluation.pairs import ms_ssim
-from diffdistill.evaluation.patches import PatchFeatures, patch_distance
-from diffdistill.evaluation.perceptual import st_lpips
+from diffdistill.evaluation.features.mobilenet import MobileNetFeatures, _packaged_weights
+from diffdistill.evaluation.pairs.patches import PatchFeatures, patch_distance
+from diffdistill.evaluation.pairs.perceptual import st_lpips
+from diffdistill.evaluation.pairs.pixels import ms_ssim
 
 ROOT = Path(__file__).parents[2]
 NAMES = [f"{i:02d}.png" for i in range(5)]

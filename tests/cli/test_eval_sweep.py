@@ -18,12 +18,12 @@ from PIL import Image
 from tiny_pipeline import save_tiny_pipeline
 from torch import Tensor
 
-from diffdistill.cli.eval import generated
 from diffdistill.cli.main import main
+from diffdistill.comparison import generated
 from diffdistill.data.emoji import STYLES, load_emoji
 from diffdistill.evaluation import measure
-from diffdistill.evaluation.agreement import agreement
-from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights
+from diffdistill.evaluation.agreement.scores import agreement
+from diffdistill.evaluation.features.mobilenet import MobileNetFeatures, _packaged_weights
 from diffdistill.evaluation.page.record import read_strip, read_sweep
 from diffdistill.evaluation.quick import quick_numbers
 from diffdistill.evaluation.sweep import cells
@@ -57,7 +57,7 @@ class Stub:
 
 
 def align_module() -> types.ModuleType:
-    module = types.ModuleType("diffdistill.evaluation.align.features")
+    module = types.ModuleType("diffdistill.evaluation.agreement.align")
     module.AlignFeatures = Stub  # type: ignore[attr-defined]
     return module
 
@@ -77,7 +77,7 @@ def save_tiny_emoji(folder: Path) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.align.features", align_module())
+    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.agreement.align", align_module())
     save_tiny_emoji(tmp_path / "emoji")
     save_tiny_pipeline(tmp_path / "model")
     return tmp_path
@@ -306,7 +306,7 @@ def test_two_processes_equal_one(here: Path, capsys: pytest.CaptureFixture[str])
     Path("run.py").write_text(
         f"import sys\nsys.path[:0] = [{str(ROOT / 'tests' / 'cli')!r}, {str(ROOT / 'tests')!r}]\n"
         "import test_eval_sweep\n"
-        "sys.modules['diffdistill.evaluation.align.features'] = test_eval_sweep.align_module()\n"
+        "sys.modules['diffdistill.evaluation.agreement.align'] = test_eval_sweep.align_module()\n"
         "from diffdistill.cli.eval import main\nfrom diffdistill.cli.main import guard\n"
         "sys.exit(guard(lambda: main(sys.argv[1:])))\n"
     )

@@ -18,7 +18,7 @@ from stub_towers import stand_in
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.align.features", stand_in())
+    monkeypatch.setitem(sys.modules, "diffdistill.evaluation.agreement.align", stand_in())
     return tmp_path
 
 

@@ -96,7 +96,7 @@ def test_values_that_are_not_finite_are_refused_by_name_and_nothing_is_removed(
 
 
 def test_a_grid_of_training_may_hold_what_is_not_finite(tmp_path: Path) -> None:
-    from diffdistill.models.pictures import save_grid
+    from diffdistill.data.save import save_grid
 
     save_grid(tmp_path / "grid.png", torch.stack([torch.full((3, 4, 4), v) for v in (float("nan"), 0.0, 1.0)]), 3)
     assert read(tmp_path / "grid.png").reshape(4, 3, 4, 3).mean((0, 2, 3)).tolist() == [0, 0, 255]

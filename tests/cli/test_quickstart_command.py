@@ -10,7 +10,7 @@ from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill.cli.main import main
 from diffdistill.data import emoji
-from diffdistill.evaluation.features import _packaged_weights
+from diffdistill.evaluation.features.mobilenet import _packaged_weights
 
 weights = _packaged_weights()
 pytestmark = pytest.mark.skipif(weights is None or not weights.is_file(), reason="MobileNetV2's weights are missing")

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffdistill.evaluation.distances import kernel_distance
-from diffdistill.evaluation.frechet import frechet_distance
-from diffdistill.evaluation.inception import InceptionFeatures
-from diffdistill.evaluation.inception_network import random_state_dict
-from diffdistill.evaluation.inception_score import inception_score
+from diffdistill.evaluation.distances.frechet import frechet_distance
+from diffdistill.evaluation.distances.inception_score import inception_score
+from diffdistill.evaluation.distances.kernel import kernel_distance
+from diffdistill.evaluation.features.inception import InceptionFeatures
+from diffdistill.evaluation.features.inception_network import random_state_dict
 
 torch_fidelity = pytest.importorskip("torch_fidelity")
 

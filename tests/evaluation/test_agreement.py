@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import diffdistill.evaluation.agreement as module
-from diffdistill.evaluation.agreement import agreement, report
+import diffdistill.evaluation.agreement.scores as module
+from diffdistill.evaluation.agreement.scores import agreement, report
 
 
 def unit(n: int, d: int, seed: int = 0) -> torch.Tensor:

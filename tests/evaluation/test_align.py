@@ -10,14 +10,14 @@ from torch.nn import functional as F
 
 from diffdistill.data.emoji import load_emoji
 from diffdistill.errors import UserError
-from diffdistill.evaluation.agreement import agreement
-from diffdistill.evaluation.align.features import CLIP_MEAN, CLIP_STD, HEADS, AlignFeatures
-from diffdistill.evaluation.align.heads import Heads, Pairs, fit, info_nce
-from diffdistill.evaluation.align.int8_vit import PACKAGE, VIT_FILE, dequantised, load_image_tower
-from diffdistill.evaluation.align.minilm import PACKAGE as SENTENCES
-from diffdistill.evaluation.align.minilm import SentenceEncoder, packaged
-from diffdistill.evaluation.extractors import normalise
-from diffdistill.evaluation.resize import resize
+from diffdistill.evaluation.agreement.align import CLIP_MEAN, CLIP_STD, HEADS, AlignFeatures
+from diffdistill.evaluation.agreement.heads import Heads, Pairs, fit, info_nce
+from diffdistill.evaluation.agreement.int8_vit import PACKAGE, VIT_FILE, dequantised, load_image_tower
+from diffdistill.evaluation.agreement.minilm import PACKAGE as SENTENCES
+from diffdistill.evaluation.agreement.minilm import SentenceEncoder, packaged
+from diffdistill.evaluation.agreement.scores import agreement
+from diffdistill.evaluation.features.base import normalise
+from diffdistill.evaluation.features.resize import resize
 
 ASSETS = Path(__file__).parents[2] / "assets"
 onnx = pytest.importorskip("onnx")

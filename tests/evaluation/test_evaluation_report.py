@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from diffdistill.evaluation import report
-from diffdistill.evaluation.report import format_table, write_json_atomic
+from diffdistill import files
+from diffdistill.evaluation import table as report
+from diffdistill.evaluation.table import format_table
+from diffdistill.files import write_json_atomic
 
 GOLDEN = """\
 name                   steps (nfe)  guidance           KD ± se     FD     n  s/image
@@ -72,7 +74,7 @@ def test_failed_rename_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise OSError("disk is gone")
 
-    monkeypatch.setattr(report.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk is gone"):
         write_json_atomic(tmp_path / "report.json", {})
     assert list(tmp_path.iterdir()) == []

@@ -14,10 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import weights as weights_module
-from diffdistill.evaluation.extractors import EXTRACTORS, Extractor, build_extractor, normalise, plain_float32, to_uint8
+from diffdistill.evaluation.features import weight_files as weights_module
+from diffdistill.evaluation.features.base import (
+    EXTRACTORS,
+    Extractor,
+    build_extractor,
+    normalise,
+    plain_float32,
+    to_uint8,
+)
+from diffdistill.evaluation.features.weight_files import WeightFile, cache_folder, check, download, find, sha256_of
 from diffdistill.evaluation.protocols import PROTOCOLS
-from diffdistill.evaluation.weights import WeightFile, cache_folder, check, download, find, sha256_of
 
 
 class Means(Extractor):
@@ -109,8 +116,8 @@ def test_registry_names_what_there_is_and_builds_lazily() -> None:
         build_extractor("vgg")
     assert {"inception-tf", "dinov2-vitl14", "clip-ViT-g-14", "mobilenet_v2"} <= EXTRACTORS.keys()
     code = (
-        "import sys, diffdistill.evaluation.extractors, diffdistill.evaluation.inception, diffdistill.evaluation.clip,"
-        "diffdistill.evaluation.dinov2; assert not {'torchvision', 'transformers', 'open_clip'} & set(sys.modules)"
+        "import sys; from diffdistill.evaluation.features import base, clip, dinov2, inception\n"
+        "assert not {'torchvision', 'transformers', 'open_clip'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
@@ -209,7 +216,7 @@ def test_dinov2_is_the_class_token_of_transformers_network(dinov2_folder: Path) 
 
 def test_dinov2_positions_are_interpolated_by_the_authors_scale_factor(dinov2_folder: Path) -> None:
     """37 patches to 16 by the factor 16.1 / 37: output i reads the source at (i + 1/2) 37 / 16.1 - 1/2."""
-    from diffdistill.evaluation.dinov2 import positions
+    from diffdistill.evaluation.features.dinov2 import positions
 
     ramp = torch.arange(37.0).repeat_interleave(37).view(1, 37 * 37, 1)
     i = torch.arange(16)[:, None] + 0.5
@@ -259,7 +266,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]
 def test_clip_is_open_clips_own(tiny_clip: tuple[Any, Any, Path], size: tuple[int, int]) -> None:
     from torchvision.transforms.functional import to_pil_image
 
-    from diffdistill.evaluation.clip import ClipFeatures
+    from diffdistill.evaluation.features.clip import ClipFeatures
 
     model, preprocess, path = tiny_clip
     before = torch.get_rng_state()
@@ -277,7 +284,7 @@ def test_clip_is_open_clips_own(tiny_clip: tuple[Any, Any, Path], size: tuple[in
 def test_clip_puts_its_prefix_before_captions(tiny_clip: tuple[Any, Any, Path]) -> None:
     import open_clip
 
-    from diffdistill.evaluation.clip import ClipFeatures
+    from diffdistill.evaluation.features.clip import ClipFeatures
 
     model, _, path = tiny_clip
     extractor = ClipFeatures("tiny-test", "random", path, prefix="A photo depicts ")
@@ -297,7 +304,7 @@ def test_clip_puts_its_prefix_before_captions(tiny_clip: tuple[Any, Any, Path]) 
 
 
 def test_clip_files_that_are_wrong_are_named(tiny_clip: tuple[Any, Any, Path], cache: Path, tmp_path: Path) -> None:
-    from diffdistill.evaluation.clip import ClipFeatures
+    from diffdistill.evaluation.features.clip import ClipFeatures
 
     path = tiny_clip[2]
     with pytest.raises(UserError, match="sha256 is .*should be 6aac683f.*https://huggingface.co/laion"):

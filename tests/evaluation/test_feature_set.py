@@ -11,10 +11,10 @@ from torch import Tensor
 
 from diffdistill import __version__
 from diffdistill.errors import UserError
-from diffdistill.evaluation import feature_set
-from diffdistill.evaluation.feature_set import require_same_protocol
-from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.statistics import FeatureStatistics
+from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features import feature_set
+from diffdistill.evaluation.features.feature_set import require_same_protocol
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 PROTOCOL = {"extractor": "tiny", "resize": {"kind": "bicubic", "side": 299}}
 

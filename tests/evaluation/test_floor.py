@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffdistill.evaluation.floor import set_aside
-from diffdistill.evaluation.states import FeatureRows
+from diffdistill.evaluation.distances.floor import set_aside
+from diffdistill.evaluation.distances.states import FeatureRows
 
 
 def test_rows_set_aside_and_the_others_are_all_rows_once() -> None:

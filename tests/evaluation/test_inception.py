@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.inception import INCEPTION_FILE, TAPS, InceptionFeatures
-from diffdistill.evaluation.inception_network import (
+from diffdistill.evaluation.features.inception import INCEPTION_FILE, TAPS, InceptionFeatures
+from diffdistill.evaluation.features.inception_network import (
     Pool,
     Unit,
     check_state_dict,
@@ -19,8 +19,8 @@ from diffdistill.evaluation.inception_network import (
     state_dict_shapes,
     walk,
 )
-from diffdistill.evaluation.resize import resize
-from diffdistill.evaluation.weights import sha256_of
+from diffdistill.evaluation.features.resize import resize
+from diffdistill.evaluation.features.weight_files import sha256_of
 
 
 @pytest.fixture(scope="module")

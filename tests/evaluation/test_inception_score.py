@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation import inception_score as module
-from diffdistill.evaluation.inception_score import inception_score
+from diffdistill.evaluation.distances import inception_score as module
+from diffdistill.evaluation.distances.inception_score import inception_score
 
 
 def normal(*shape: int, seed: int) -> Tensor:

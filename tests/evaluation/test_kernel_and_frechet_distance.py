@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import distances, frechet
-from diffdistill.evaluation.distances import kernel_distance, kernel_distance_subsets
-from diffdistill.evaluation.frechet import (
+from diffdistill.evaluation.distances import frechet
+from diffdistill.evaluation.distances import kernel as distances
+from diffdistill.evaluation.distances.frechet import (
     frechet_distance,
     frechet_distance_from_moments,
     frechet_distance_infinity,
     frechet_distance_of,
     frechet_terms,
 )
-from diffdistill.evaluation.statistics import FeatureStatistics
+from diffdistill.evaluation.distances.kernel import kernel_distance, kernel_distance_subsets
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 
 def normal(*shape: int, seed: int) -> Tensor:

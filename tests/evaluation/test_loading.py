@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from diffdistill.data import loading
 from diffdistill.data.decode import CorruptPictureError
+from diffdistill.data.loading import batches, require_one_size
 from diffdistill.data.source import Source
 from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
-from diffdistill.evaluation import loading
-from diffdistill.evaluation.loading import batches, require_one_size
 
 
 @pytest.fixture

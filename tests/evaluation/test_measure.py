@@ -11,13 +11,13 @@ from torch import Tensor
 
 from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
-from diffdistill.evaluation import weights
-from diffdistill.evaluation.distances import kernel_distance
-from diffdistill.evaluation.extractors import Extractor
+from diffdistill.evaluation.distances.kernel import kernel_distance
+from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features import weight_files as weights
+from diffdistill.evaluation.features.base import Extractor
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 from diffdistill.evaluation.measure import Reading, collect, distances, read_reference
 from diffdistill.evaluation.protocols import PROTOCOLS, Protocol
-from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.statistics import FeatureStatistics
 
 PROTOCOL = dataclasses.replace(PROTOCOLS["mobilenet-offline"], name="tiny")
 
@@ -98,7 +98,7 @@ def test_numbers_are_the_distances_and_carry_their_protocol(tmp_path: Path) -> N
 
 
 def test_only_inception_with_its_own_weights_is_called_fid() -> None:
-    from diffdistill.evaluation.inception import INCEPTION_FILE
+    from diffdistill.evaluation.features.inception import INCEPTION_FILE
 
     for sha256, names in ((INCEPTION_FILE.sha256, {"fid", "kid", "kid_se"}), ("0" * 64, {"fd", "kd", "kd_se"})):
         rows = [FeatureRows(2, {"extractor": "inception-tf", "weights_sha256": sha256}) for _ in range(2)]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation import distances, mmd
-from diffdistill.evaluation.mmd import cmmd
+from diffdistill.evaluation.distances import cmmd as mmd
+from diffdistill.evaluation.distances import kernel as distances
+from diffdistill.evaluation.distances.cmmd import cmmd
 
 
 def normal(*shape: int, seed: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import features as features_module
-from diffdistill.evaluation.features import MobileNetFeatures, _packaged_weights, _to_uint8
+from diffdistill.evaluation.features import mobilenet as features_module
+from diffdistill.evaluation.features.mobilenet import MobileNetFeatures, _packaged_weights, _to_uint8
 from diffdistill.evaluation.quick import quick_numbers
 
 _weights = _packaged_weights()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation import neighbours
-from diffdistill.evaluation.neighbours import nearest, prdc
+from diffdistill.evaluation.distances import neighbours
+from diffdistill.evaluation.distances.neighbours import nearest, prdc
 
 
 def normal(*shape: int, seed: int) -> Tensor:

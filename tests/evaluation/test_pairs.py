@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import pairs
-from diffdistill.evaluation.pairs import MSSSIM, PSNR, PairMean, ms_ssim, psnr
+from diffdistill.evaluation.pairs import pixels as pairs
+from diffdistill.evaluation.pairs.pixels import MSSSIM, PSNR, PairMean, ms_ssim, psnr
 
 
 def images(n: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -214,7 +214,7 @@ def test_a_measure_that_fails_takes_nothing_in() -> None:
 
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
-from diffdistill.evaluation.pairs import PSNR
+from diffdistill.evaluation.pairs.pixels import PSNR
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 x, y = torch.load(f"{folder}/pairs.pt", weights_only=True)

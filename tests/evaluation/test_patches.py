@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation import patches as patches_module
-from diffdistill.evaluation.distances import kernel_distance
-from diffdistill.evaluation.extractors import Extractor
-from diffdistill.evaluation.frechet import frechet_distance
-from diffdistill.evaluation.patches import PatchDistance, PatchFeatures, extract_patches, patch_distance
+from diffdistill.evaluation.distances.frechet import frechet_distance
+from diffdistill.evaluation.distances.kernel import kernel_distance
+from diffdistill.evaluation.features.base import Extractor
+from diffdistill.evaluation.pairs import patches as patches_module
+from diffdistill.evaluation.pairs.patches import PatchDistance, PatchFeatures, extract_patches, patch_distance
 
 
 class Tiny(Extractor):

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 import diffdistill.evaluation as evaluation
 from diffdistill.errors import UserError
-from diffdistill.evaluation import perceptual
-from diffdistill.evaluation.pairs import PairMean
-from diffdistill.evaluation.perceptual import PerceptualDistance, dists, lpips, st_lpips
-from diffdistill.evaluation.perceptual_trunks import trunk_named
+from diffdistill.evaluation.pairs import perceptual
+from diffdistill.evaluation.pairs.perceptual import PerceptualDistance, dists, lpips, st_lpips
+from diffdistill.evaluation.pairs.perceptual_trunks import trunk_named
+from diffdistill.evaluation.pairs.pixels import PairMean
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.extractors import EXTRACTORS
+from diffdistill.evaluation.features.base import EXTRACTORS
 from diffdistill.evaluation.protocols import PROTOCOLS, Protocol, protocol_named
 
 # A record that changes makes old numbers incomparable: whoever changes one changes its line here knowingly.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from diffdistill.evaluation import quick
-from diffdistill.evaluation.distances import kernel_distance
-from diffdistill.evaluation.frechet import frechet_distance
+from diffdistill.evaluation.distances.frechet import frechet_distance
+from diffdistill.evaluation.distances.kernel import kernel_distance
 from diffdistill.evaluation.quick import diversity, quick_numbers
 
 

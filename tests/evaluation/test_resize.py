@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffdistill.evaluation.resize import KINDS, centre_square, resize
+from diffdistill.evaluation.features.resize import KINDS, centre_square, resize
 
 SIZES = [(32, 32), (48, 64), (256, 256), (300, 411), (640, 512)]
 PIL_FILTERS = {"pil-bicubic": Image.Resampling.BICUBIC, "pil-lanczos": Image.Resampling.LANCZOS}

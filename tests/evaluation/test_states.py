@@ -10,13 +10,13 @@ from torch import Tensor
 
 import diffdistill.evaluation as evaluation
 from diffdistill.errors import UserError
-from diffdistill.evaluation import states
-from diffdistill.evaluation.distances import kernel_distance, kernel_distance_subsets
-from diffdistill.evaluation.frechet import frechet_distance
-from diffdistill.evaluation.inception_score import inception_score
-from diffdistill.evaluation.mmd import cmmd
-from diffdistill.evaluation.neighbours import prdc
-from diffdistill.evaluation.states import (
+from diffdistill.evaluation.distances import states
+from diffdistill.evaluation.distances.cmmd import cmmd
+from diffdistill.evaluation.distances.frechet import frechet_distance
+from diffdistill.evaluation.distances.inception_score import inception_score
+from diffdistill.evaluation.distances.kernel import kernel_distance, kernel_distance_subsets
+from diffdistill.evaluation.distances.neighbours import prdc
+from diffdistill.evaluation.distances.states import (
     CMMD,
     PRDC,
     FeatureRows,
@@ -25,7 +25,7 @@ from diffdistill.evaluation.states import (
     KernelDistance,
     State,
 )
-from diffdistill.evaluation.statistics import FeatureStatistics
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 PROTOCOL = {"extractor": "tiny"}
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation import statistics as statistics_module
-from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.statistics import FeatureStatistics
+from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features import statistics as statistics_module
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 PROTOCOL = {"extractor": "tiny", "resize": {"kind": "bicubic", "side": 299}}
 
@@ -167,8 +167,8 @@ def test_without_processes_all_reduce_is_a_copy() -> None:
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from diffdistill.errors import UserError
-from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.statistics import FeatureStatistics
+from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -229,8 +229,8 @@ def test_two_processes_count_as_one(tmp_path: Path) -> None:
 
 MEMORY = """
 import resource, sys, torch
-from diffdistill.evaluation.frechet import frechet_distance_of
-from diffdistill.evaluation.statistics import FeatureStatistics
+from diffdistill.evaluation.distances.frechet import frechet_distance_of
+from diffdistill.evaluation.features.statistics import FeatureStatistics
 torch.set_num_threads(1)
 d, n = 512, int(sys.argv[1])
 sets = FeatureStatistics(d), FeatureStatistics(d)

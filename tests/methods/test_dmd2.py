@@ -15,7 +15,7 @@ from diffdistill.distill import SampleRandom
 from diffdistill.distill.backward_simulation import few_step_sample
 from diffdistill.errors import UserError
 from diffdistill.methods import DMD2, Phase, SwiftBrush
-from diffdistill.models.few_step import few_step_scheduler
+from diffdistill.models.export import few_step_scheduler
 from diffdistill.models.network import UNet
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from diffdistill.methods import latents
+from diffdistill.models import cached_latents as latents
 from diffdistill.models.teacher import encode
 
 

@@ -17,8 +17,8 @@ from diffdistill.cli.main import main
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import SwiftBrush
-from diffdistill.models.fake_score import adapters_off
 from diffdistill.models.generate import generate
+from diffdistill.models.lora import adapters_off
 from diffdistill.models.teacher import load_teacher
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings

@@ -23,7 +23,7 @@ from diffdistill.models.any_step_pipeline import (
     load_any_step,
     save_any_step,
 )
-from diffdistill.models.averaged import averaged_copy, follow
+from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.generate import generate, sampler_settings
 from diffdistill.models.teacher import load_teacher
 from diffdistill.models.two_times import TwoTimeUNet, add_second_time

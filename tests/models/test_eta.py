@@ -11,8 +11,8 @@ import tiny_pipeline as tiny
 import torch
 from PIL import Image
 
-from diffdistill.cli.eval.generated import Generated
 from diffdistill.cli.main import main
+from diffdistill.comparison.generated import Generated
 from diffdistill.diffusion import FlowSchedule, GaussianTeacher, ddim
 from diffdistill.errors import UserError
 from diffdistill.models.any_step_pipeline import AnyStepModel, load_any_step, save_any_step

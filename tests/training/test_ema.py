@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffdistill.training.ema import Ema
+from diffdistill.models.ema import Ema
 
 
 def trajectory(ema: Ema, p: nn.Parameter, values: list[float]) -> list[float]:

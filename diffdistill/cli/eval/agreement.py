@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffdistill.data.source import Source
-    from diffdistill.evaluation.agreement import Towers
+    from diffdistill.evaluation.agreement.scores import Towers
+    from diffdistill.evaluation.distances.states import FeatureRows
     from diffdistill.evaluation.protocols import Protocol
-    from diffdistill.evaluation.states import FeatureRows
 
 _CLIP = ("clip_model", "clip_prefix", "clip_weights", "clip_weights_sha256")
 
@@ -78,7 +78,7 @@ def towers_of(o: argparse.Namespace, protocol: Protocol) -> Towers:
     """The image and the text tower that --agreement names."""
     device = device_of(o)
     if o.agreement == "align":
-        from diffdistill.evaluation.align.features import AlignFeatures
+        from diffdistill.evaluation.agreement.align import AlignFeatures
 
         with in_options():
             return AlignFeatures(device=device)
@@ -113,7 +113,7 @@ def agreement_numbers(
         captions: of each.
         texts: `texts_of` them, where it is known already.
     """
-    from diffdistill.evaluation.agreement import agreement, report
+    from diffdistill.evaluation.agreement.scores import agreement, report
 
     texts = texts_of(towers, captions) if texts is None else texts
     try:

@@ -30,10 +30,10 @@ from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from diffdistill.evaluation.extractors import Extractor
+    from diffdistill.evaluation.distances.states import FeatureRows
+    from diffdistill.evaluation.features.base import Extractor
     from diffdistill.evaluation.measure import Features
     from diffdistill.evaluation.protocols import Protocol
-    from diffdistill.evaluation.states import FeatureRows
 
 METRICS = ("fd", "kd")  # by default
 
@@ -58,10 +58,10 @@ def main(argv: Sequence[str]) -> None:
     o = parse(parser, argv)
     _check(o)
 
-    from diffdistill.evaluation import write_json_atomic
+    from diffdistill.evaluation.distances.states import FeatureRows
     from diffdistill.evaluation.measure import ROWS, Pass, check_metrics, collect_several, distances, how_many
     from diffdistill.evaluation.protocols import protocol_named
-    from diffdistill.evaluation.states import FeatureRows
+    from diffdistill.files import write_json_atomic
 
     protocol, metrics = protocol_named(o.protocol), o.metrics or METRICS
     source = source_of(o)
@@ -122,9 +122,9 @@ def _real_pictures(
     The latter are drawn from --real, or from the reference (at most half of it), which is then without them.
     """
     from diffdistill.data.sources import open_source
-    from diffdistill.evaluation.floor import set_aside
+    from diffdistill.evaluation.distances.floor import set_aside
+    from diffdistill.evaluation.distances.states import FeatureRows
     from diffdistill.evaluation.measure import SUFFIX, check_metrics, read_reference
-    from diffdistill.evaluation.states import FeatureRows
 
     left_out: dict[str, dict[str, int]] = {}
 

@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--per_prompt is {o.per_prompt}; it must be at least 1")
     check_writable(o.out, "--out")
     taken = o.out.exists() and any(o.out.iterdir() if o.out.is_dir() else [o.out])
-    from diffdistill.evaluation.extractors import to_uint8
-    from diffdistill.evaluation.loading import batches, share
+    from diffdistill.data.loading import batches, share
+    from diffdistill.data.save import save_bytes
+    from diffdistill.evaluation.features.base import to_uint8
     from diffdistill.evaluation.measure import everyones
     from diffdistill.evaluation.protocols import protocol_named
-    from diffdistill.models.pictures import save_bytes
 
     if (o.pictures or 0) > NAMES:
         raise UserError(

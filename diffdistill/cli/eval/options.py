@@ -77,7 +77,7 @@ def source_of(o: argparse.Namespace, per_prompt: int = 1) -> Any:
 
         return open_source(find(o.images))
     prompts = [record["prompt"] for record in prompt_records(o) for _ in range(per_prompt)]  # before torch is loaded
-    from diffdistill.cli.eval.generated import Generated
+    from diffdistill.comparison.generated import Generated
 
     return Generated(find(o.model), prompts, o.pictures or len(prompts), o.steps, o.guidance, o.seed, o.eta)
 

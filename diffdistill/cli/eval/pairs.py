@@ -24,8 +24,8 @@ from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from diffdistill.evaluation.pairs import PairMean
-    from diffdistill.evaluation.patches import PatchDistance
+    from diffdistill.evaluation.pairs.patches import PatchDistance
+    from diffdistill.evaluation.pairs.pixels import PairMean
 
 METRICS = ("psnr", "ms_ssim", "lpips", "st_lpips", "dists", "patches")
 DEFAULT = ("psnr", "ms_ssim", "st_lpips")  # which need no download
@@ -44,11 +44,11 @@ def main(argv: Sequence[str]) -> None:
     """Compare pictures with their originals: `--reference PATH --images PATH`, paired by name."""
     o = _options(argv)
 
+    from diffdistill.data.loading import batches, share
     from diffdistill.data.sources import open_source
-    from diffdistill.evaluation import write_json_atomic
-    from diffdistill.evaluation.loading import batches, share
     from diffdistill.evaluation.measure import everyones
-    from diffdistill.evaluation.pair_reading import Pairs
+    from diffdistill.evaluation.pairs.reading import Pairs
+    from diffdistill.files import write_json_atomic
 
     source = Pairs(open_source(find(o.reference)), open_source(find(o.images)))
     n = o.pictures or len(source)
@@ -152,8 +152,8 @@ def _measures(o: argparse.Namespace) -> tuple[dict[str, PairMean], PatchDistance
 
 
 def _mean(o: argparse.Namespace, metric: str) -> tuple[str, PairMean]:
-    from diffdistill.evaluation import perceptual
-    from diffdistill.evaluation.pairs import MSSSIM, PSNR, PairMean
+    from diffdistill.evaluation.pairs import perceptual
+    from diffdistill.evaluation.pairs.pixels import MSSSIM, PSNR, PairMean
 
     if metric in ("psnr", "ms_ssim"):
         return metric, PSNR() if metric == "psnr" else MSSSIM()
@@ -168,7 +168,7 @@ def _mean(o: argparse.Namespace, metric: str) -> tuple[str, PairMean]:
 
 
 def _patches(o: argparse.Namespace) -> PatchDistance:
-    from diffdistill.evaluation.patches import PatchDistance, PatchFeatures
+    from diffdistill.evaluation.pairs.patches import PatchDistance, PatchFeatures
     from diffdistill.evaluation.protocols import protocol_named
 
     protocol = protocol_named(o.protocol)

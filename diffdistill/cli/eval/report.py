@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     check_text(o.title or "", "--title")
 
     from diffdistill.evaluation.page.report import html_report
-    from diffdistill.evaluation.report import write_atomic
+    from diffdistill.files import write_atomic
 
     if not is_first():
         return

@@ -18,15 +18,13 @@ from diffdistill.data.text_files import check_text
 from diffdistill.errors import UserError
 from diffdistill.evaluation.page.record import MAX_COUNTS, MAX_GENERATOR
 
-PICTURES = 512  # by default, where the protocol names no number
-
 
 def main(argv: Sequence[str]) -> None:
     """Measure pipelines over steps, guidance and seeds: `--models DIR ... --students DIR ... --out FOLDER`."""
     shared = parser_of("sweep", main.__doc__ or "")
     how = {"parents": [shared], "conflict_handler": "resolve"}  # --pictures has another default here
     parser = OneLineParser(prog=shared.prog, description=shared.description, **how)
-    parser.add_argument("--pictures", type=int, help=f"a cell; by default the protocol's number, or {PICTURES}")
+    parser.add_argument("--pictures", type=int, help="a cell; by default the protocol's number, or 512")
     where = "pipeline folders or hub ids, or NAME=PATH"
     parser.add_argument("--models", nargs="+", default=[], help=f"{where}: measured at every --steps and --guidance")
     parser.add_argument("--students", nargs="+", default=[], help=f"{where}: measured at every --steps, unguided")

@@ -31,15 +31,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.cli.eval.agreement import agreement_numbers, texts_of, towers_of
-from diffdistill.cli.eval.generated import CHUNK, Generated
 from diffdistill.cli.eval.options import device_of, is_first, left_out_of, prompt_records, protocol_of, reading_of
-from diffdistill.cli.eval.sweep import PICTURES
 from diffdistill.cli.paths import find
+from diffdistill.comparison.generated import CHUNK, Generated
 from diffdistill.errors import UserError
+from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.measure import ROWS, Features, Pass, check_metrics, collect_several, everyones
 from diffdistill.evaluation.page.record import MAX_TEXT
-from diffdistill.evaluation.report import write_atomic, write_json_atomic
-from diffdistill.evaluation.states import FeatureRows
 from diffdistill.evaluation.sweep.cells import (
     SAMPLES,
     Cell,
@@ -53,8 +51,10 @@ from diffdistill.evaluation.sweep.cells import (
 )
 from diffdistill.evaluation.sweep.ground import EmojiGround, GivenGround, Ground, Stack, Unseen
 from diffdistill.evaluation.sweep.table import REAL, Row, in_order, rows_of, table
+from diffdistill.files import write_atomic, write_json_atomic
 from diffdistill.models.generate import Generator, check_eta, check_steps, generate, load_generator, sampler_settings
 
+PICTURES = 512  # a cell, where neither the option nor the protocol names a number
 NOISE = 1_000_000  # seeds of noise that one seed of the sweep has for itself
 
 

@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffdistill.data.source import Source
-from diffdistill.evaluation.extractors import to_uint8
+from diffdistill.evaluation.distances.neighbours import nearest
+from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features.base import to_uint8
+from diffdistill.evaluation.features.resize import resize
 from diffdistill.evaluation.measure import Features, distances, everyones
-from diffdistill.evaluation.neighbours import nearest
 from diffdistill.evaluation.page.record import PICTURE_SIDE
-from diffdistill.evaluation.report import write_atomic, write_json_atomic
-from diffdistill.evaluation.resize import resize
-from diffdistill.evaluation.states import FeatureRows
 from diffdistill.evaluation.sweep.ground import Training
+from diffdistill.files import write_atomic, write_json_atomic
 
 VERSION = 2
 SAMPLES = 12  # pictures shown of a cell

@@ -28,12 +28,12 @@ from diffdistill.data.emoji import load_emoji
 from diffdistill.data.source import Source
 from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
-from diffdistill.evaluation.extractors import Extractor
-from diffdistill.evaluation.floor import chosen_rows
+from diffdistill.evaluation.distances.floor import chosen_rows
+from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features.base import Extractor
+from diffdistill.evaluation.features.weight_files import sha256_of
 from diffdistill.evaluation.measure import FEWEST, SUFFIX, Features, Reading, check_metrics, collect, read_reference
 from diffdistill.evaluation.protocols import Protocol
-from diffdistill.evaluation.states import FeatureRows
-from diffdistill.evaluation.weights import sha256_of
 
 
 class Training(NamedTuple):

@@ -1,0 +1,1 @@
+"""Agreement of an image with its caption: towers, heads and scores."""

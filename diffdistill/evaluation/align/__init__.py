@@ -1,1 +1,0 @@
-"""align_score: towers that need no download, and the heads that join them."""

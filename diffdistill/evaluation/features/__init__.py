@@ -1,0 +1,1 @@
+"""Feature extractors, their weight files, and sets and statistics of features."""

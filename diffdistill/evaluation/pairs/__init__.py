@@ -1,0 +1,1 @@
+"""Measures of one image against its original: pixels, perceptual networks, patches."""

@@ -1,0 +1,81 @@
+"""Exponential moving averages of a network's trainable weights.
+
+`Ema` is the one that the training loop keeps for the product, in float32. A method that runs averaged weights within a
+step keeps `averaged_copy` among its networks, without an optimiser: its parameters stay marked as trainable, so
+checkpoints hold them and a continuation is exact, and nothing ever gives them a gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class Ema:
+    """shadow <- decay * shadow + (1 - decay) * weight, for parameters that require a gradient.
+
+    With `warmup` the decay at update k is at most (1 + k) / (10 + k), so that a short run is not an average of its
+    start.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, warmup: bool = True) -> None:
+        self.decay, self.warmup, self.updates = decay, warmup, 0
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.shadow = {name: p.detach().clone().float() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        self.updates += 1
+        weights = [p.detach().float() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
+
+    def load(self, shadow: dict[str, Tensor], updates: int) -> None:
+        """Continue from saved values; names and shapes must be the same (KeyError, RuntimeError)."""
+        for name, value in self.shadow.items():
+            value.copy_(shadow[name])
+        self.updates = updates
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the network holds the averaged weights."""
+        saved = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._write(self.shadow)
+        try:
+            yield
+        finally:
+            self._write(saved)
+
+    @torch.no_grad()
+    def _write(self, values: dict[str, Tensor]) -> None:
+        for name, p in self._parameters.items():
+            p.copy_(values[name])
+
+
+def averaged_copy(network: Network) -> Network:
+    """An independent copy to be kept up by `follow`."""
+    return copy.deepcopy(network)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float, updates: int) -> None:
+    """average <- d average + (1 - d) network for parameters that require a gradient; buffers are copied.
+
+    Args:
+        average, network: of one architecture.
+        decay: d at the most.
+        updates: how many there were before; early on d is (1 + updates) / (10 + updates), as of `Ema`.
+    """
+    d = min(decay, (1 + updates) / (10 + updates))
+    weights = dict(network.named_parameters())
+    pairs = [(p, weights[name]) for name, p in average.named_parameters() if p.requires_grad]
+    torch._foreach_lerp_([a for a, _ in pairs], [b.to(a) for a, b in pairs], 1.0 - d)
+    for mine, other in zip(average.buffers(), network.buffers(), strict=True):
+        mine.copy_(other)
