@@ -2,7 +2,7 @@
 
 from .asd import ASD
 from .autoencoder import Autoencoder
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase, Validation, unwrap
 from .boot import BOOT
 from .consistency import Consistency
 from .dmd2 import DMD2
@@ -25,6 +25,7 @@ __all__ = [
     "MeanFlow",
     "Method",
     "OptimizerSettings",
+    "ParameterGroup",
     "Phase",
     "Progressive",
     "SelfE",
@@ -32,5 +33,6 @@ __all__ = [
     "SiD",
     "SwiftBrush",
     "TextToImage",
+    "Validation",
     "unwrap",
 ]

@@ -41,7 +41,7 @@ from diffdistill.models.stock_pipeline import stock_pipeline
 from diffdistill.models.teacher import decode, latent_shape
 from diffdistill.models.text import check_unmasked
 
-from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, unwrap
+from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
 from .content import digest, of_network, of_text
 from .text_to_image import PREVIEW, TextToImage
 
@@ -100,6 +100,7 @@ class AnyStep(Method):
             )
         start = None if init_from is None else _load_start(init_from, time_scale)  # before pictures are encoded
         self.source = TextToImage(**source)
+        self.frozen = self.source.frozen
         made: Any = self.source.networks.pop("model")
         unet, text_encoder = made.unet, made.text_encoder
         self.content = dict(self.source.content)
@@ -113,7 +114,7 @@ class AnyStep(Method):
 
         model = TwoTimeUNet(unet.to(memory_format=torch.channels_last), text_encoder, process, time_scale)
         self.networks = {"model": model}
-        self.average_decay, self.followed = average_decay, 0
+        self.average_decay = average_decay
         if average_decay is not None:
             self.networks["average"] = averaged_copy(model)
         self.optimizers = {"model": OptimizerSettings(learning_rate, betas, weight_decay)}
@@ -139,8 +140,9 @@ class AnyStep(Method):
     def __len__(self) -> int:
         return len(self.source)
 
-    def to(self, device: Any) -> None:
-        self.source.to(device)
+    def prepare(self, device: torch.device | str) -> None:
+        super().prepare(device)
+        self.source.prepare(device)
 
     def enable_gradient_checkpointing(self) -> None:
         unwrap(self.networks["model"]).unet.enable_gradient_checkpointing()
@@ -148,10 +150,11 @@ class AnyStep(Method):
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         return self.source.batch(records, random)
 
-    def phases(self, step: int) -> list[Phase]:
-        if self.average_decay is not None and step != self.followed:  # once a step, however often this is asked
+    def begin_step(self, step: int) -> None:
+        if self.average_decay is not None and step:  # before the first step the average is the model
             follow(unwrap(self.networks["average"]), unwrap(self.networks["model"]), self.average_decay, step)
-            self.followed = step
+
+    def phases(self, step: int) -> list[Phase]:
         return [Phase(self.name, "model", self._loss)]
 
     @abstractmethod
@@ -191,7 +194,7 @@ class AnyStep(Method):
         told = (self.reach, self.reach_of_one_step, self.finest_steps)
         return AnyStepModel(parts, model, self.schedule, *told, self.eta)
 
-    def preview(self) -> Tensor:
+    def validate(self) -> Validation:
         """16 captions, each at 1 step unguided and at 8 steps guided, noise the same every time."""
         product = self._product()
         cond = self.source.tokenize([f"{name}, noto" for name in PREVIEW])
@@ -201,7 +204,7 @@ class AnyStep(Method):
             decode(self.source.vae, product.sample(cond, self.null, noise, steps, 1.0 if steps == 1 else guidance))
             for steps in PREVIEW_STEPS
         ]
-        return torch.stack(rows, 1).flatten(0, 1)
+        return Validation(torch.stack(rows, 1).flatten(0, 1))
 
     def export(self, folder: Path) -> None:
         product = self._product()

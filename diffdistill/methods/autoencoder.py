@@ -29,7 +29,7 @@ from diffdistill.errors import UserError
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
 from diffdistill.models.teacher import load_autoencoder
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_shares, unwrap
 from .content import digest, of_network
 
 
@@ -146,13 +146,9 @@ class Autoencoder(Method):
         self.latent_channels = vae.config.latent_channels
         self.networks = {"autoencoder": ReconstructionNetwork(vae, train_encoder).to(memory_format=torch.channels_last)}
         self.optimizers = {"autoencoder": OptimizerSettings(learning_rate, betas)}
-        self.device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def to(self, device: Any) -> None:
-        self.device = torch.device(device)
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         span = self.images.shape[-1] - self.crop + 1
@@ -182,12 +178,12 @@ class Autoencoder(Method):
         psnr = -10.0 * ((y - x).detach() / 2).square().mean().log10()
         return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": kl.detach(), "psnr_db": psnr}
 
-    def preview(self) -> Tensor:
+    def validate(self) -> Validation:
         """Originals above their reconstructions, 16 pictures."""
         x = self.images[:: len(self.images) // 16][:16].to(self.device, torch.float32) / 127.5 - 1.0
         vae = unwrap(self.networks["autoencoder"]).vae
         y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float()
-        return torch.stack([x, y], 1).flatten(0, 1).clamp(-1, 1) / 2 + 0.5
+        return Validation(torch.stack([x, y], 1).flatten(0, 1).clamp(-1, 1) / 2 + 0.5)
 
     def export(self, folder: Path) -> None:
         vae = unwrap(self.networks["autoencoder"]).vae

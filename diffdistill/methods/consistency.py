@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffdistill.diffusion import Denoiser
 from diffdistill.distill import SampleRandom
@@ -31,7 +30,7 @@ from diffdistill.models.stock_check import load_checked_teacher
 from diffdistill.models.teacher import encode
 from diffdistill.models.text import report_cut
 
-from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, check_guidance, unwrap
+from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_guidance, unwrap
 from .content import of_pictures, of_teacher
 
 
@@ -103,16 +102,15 @@ class Consistency(Method):
         student = full_copy(self.teacher.network)
         self.networks = {"student": student, "average": averaged_copy(student)}
         self.optimizers = {"student": OptimizerSettings(learning_rate, betas, eps=adam_eps)}
-        self.followed, self.half_export = 0, half_export
-        self.device = torch.device("cpu")
+        self.half_export = half_export
+        pipeline = self.teacher.pipeline
+        self.frozen = {"teacher": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
 
     def __len__(self) -> int:
         return len(self.captions)
 
-    def to(self, device: Any) -> None:
-        self.device = torch.device(device)
-        for part in (self.teacher.pipeline.unet, self.teacher.pipeline.vae, self.teacher.pipeline.text_encoder):
-            part.to(device)
+    def prepare(self, device: torch.device | str) -> None:
+        super().prepare(device)
         self.latents, self.embeddings = self.latents.to(device), self.embeddings.to(device)
         self.null = self.null.to(device)
 
@@ -122,10 +120,11 @@ class Consistency(Method):
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         return {"x0": self.latents[list(records)], "cond": self.embeddings[list(records)]}
 
-    def phases(self, step: int) -> list[Phase]:
-        if step != self.followed:  # once a step, however often this is asked
+    def begin_step(self, step: int) -> None:
+        if step:  # before the first step the average is the student
             follow(unwrap(self.networks["average"]), unwrap(self.networks["student"]), self.average_decay, step)
-            self.followed = step
+
+    def phases(self, step: int) -> list[Phase]:
         return [Phase("student", "student", self._loss)]
 
     def _denoiser(self, network: Any) -> Denoiser:
@@ -149,14 +148,13 @@ class Consistency(Method):
         )
         return loss, {}
 
-    def preview(self) -> Tensor:
+    def validate(self) -> Validation:
         """32 captions spread over the set, one step each, always the same noise."""
         rows = [i * len(self) // 32 for i in range(32)]
         z = SampleRandom(0, range(32), self.device).normal("preview", self.teacher.latent_shape)
         student = self._denoiser(unwrap(self.networks["student"]))
-        return self.teacher.decode(
-            consistency_sample(student, z, [self.schedule.last], self.embeddings[rows], self.boundary)
-        )
+        x0 = consistency_sample(student, z, [self.schedule.last], self.embeddings[rows], self.boundary)
+        return Validation(self.teacher.decode(x0))
 
     def export(self, folder: Path) -> None:
         from diffusers import LCMScheduler

@@ -124,8 +124,8 @@ class WithFakeScore(OneStep):
             self.optimizers["fake"] = replace(self.optimizers["student"], learning_rate=fake.learning_rate)
         self.real = None if adversary.real_images is None else self._real_latents(adversary.real_images)
 
-    def to(self, device: Any) -> None:
-        super().to(device)
+    def prepare(self, device: torch.device | str) -> None:
+        super().prepare(device)
         self.real = None if self.real is None else self.real.to(device)
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:

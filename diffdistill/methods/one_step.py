@@ -29,7 +29,7 @@ from diffdistill.models.network import full_copy
 from diffdistill.models.stock_check import load_checked_teacher
 from diffdistill.models.text import report_cut
 
-from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, unwrap
+from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Validation, unwrap
 from .content import digest, of_teacher
 
 CACHED_BYTES = 1 << 30  # prompt embeddings are kept up to this; beyond it they are made for each batch
@@ -114,15 +114,14 @@ class OneStep(Method):
         self.content = {"teacher": of_teacher(self.teacher), "prompts": digest(self.prompts)}
         self.networks = {"student": full_copy(self.teacher.network)}
         self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas, eps=adam_eps)}
-        self.device = torch.device("cpu")
+        pipeline = self.teacher.pipeline
+        self.frozen = {"teacher": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def to(self, device: Any) -> None:
-        self.device = torch.device(device)
-        for part in (self.teacher.pipeline.unet, self.teacher.pipeline.vae, self.teacher.pipeline.text_encoder):
-            part.to(device)
+    def prepare(self, device: torch.device | str) -> None:
+        super().prepare(device)
         self.null = self.null.to(device)
         self.embeddings = None if self.embeddings is None else self.embeddings.to(device)
 
@@ -201,11 +200,12 @@ class OneStep(Method):
         """x0 as a user gets it, in all the student's steps."""
         return self._generate(network, random.normal("preview", self.teacher.latent_shape), cond)
 
-    def preview(self) -> Tensor:
+    def validate(self) -> Validation:
         """32 prompts spread over the list, always the same noise."""
         rows = [i * len(self.prompts) // 32 for i in range(32)]
         random = SampleRandom(0, range(32), self.device)
-        return self.teacher.decode(self._draw(unwrap(self.networks["student"]), random, self._embed(rows)))
+        x0 = self._draw(unwrap(self.networks["student"]), random, self._embed(rows))
+        return Validation(self.teacher.decode(x0))
 
     def export(self, folder: Path) -> None:
         self._write(copy.deepcopy(unwrap(self.networks["student"]).unet), folder)

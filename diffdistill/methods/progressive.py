@@ -125,7 +125,7 @@ class Progressive(OneStep):
         """The stage whose predecessor is in `networks`; stage k teaches a student of steps[k]."""
         return int(unwrap(self.networks["predecessor"]).stage)
 
-    def phases(self, step: int) -> list[Phase]:
+    def begin_step(self, step: int) -> None:
         stage, place = stage_at(self.progress, self.shares)
         if stage > self.stage:
             self._take_over(stage)
@@ -133,6 +133,8 @@ class Progressive(OneStep):
             place = 0.0
         factor = max(1 - (1 - self.stage_lr_final) * place, 1e-9)  # a rate is above 0
         self.optimizers["student"] = replace(self.at_first, learning_rate=self.at_first.learning_rate * factor)
+
+    def phases(self, step: int) -> list[Phase]:
         return [Phase("student", "student", self._loss)]
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ from diffdistill.models.teacher import load_autoencoder
 from diffdistill.models.text import check_unmasked, report_cut, token_ids
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, check_shares, unwrap
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_shares, unwrap
 from .content import digest, of_network, of_pictures, of_text
 
 SCHEDULER = {
@@ -128,15 +128,11 @@ class TextToImage(Method):
         self.content = {"autoencoder": of_network(self.vae), "data": of_pictures(self.set)}
         if init_from is not None:
             self.content["init_from"] = digest(of_network(unet), of_text(self.tokenizer, text_encoder))
-        self.device = torch.device("cpu")
+        self.frozen = {"vae": self.vae}
         self._cache_latents(variants if shift or mirror else 1, shift, mirror)
 
     def __len__(self) -> int:
         return len(self.set)
-
-    def to(self, device: Any) -> None:
-        self.device = torch.device(device)
-        self.vae.to(device)
 
     def _cache_latents(self, variants: int, shift: int, mirror: bool) -> None:
         """(variants, C, h, w) of every picture, and a quarter as many of each of its recoloured copies."""
@@ -207,14 +203,15 @@ class TextToImage(Method):
         eps = random.normal("noise", x0.shape[1:]).contiguous(memory_format=torch.channels_last)
         return denoising_loss(self.denoiser, x0, t, eps, batch["ids"], "v"), {}
 
-    def preview(self) -> Tensor:
+    def validate(self) -> Validation:
         """16 prompts in both styles, 25 DDIM steps at guidance 2, noise the same every time."""
         prompts = [f"{name}, {style}" for name in PREVIEW for style in ("noto", "twemoji")]
         cond, null = self.tokenize(prompts), self.tokenize([""])
         denoiser = Denoiser(unwrap(self.networks["model"]), self.schedule, "v")
         noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.latents.shape[2:])
         x0 = ddim(lambda x, t: guided(denoiser, x, t, cond, null.expand_as(cond), 2.0), noise, self.schedule, 25)
-        return self.vae.decode(x0 / self.vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
+        images = self.vae.decode(x0 / self.vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
+        return Validation(images)
 
     def export(self, folder: Path) -> None:
         from diffusers import DDIMScheduler

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from .checkpoint import (
 )
 from .continuation import Identity, Recipe, refuse_another_run, remarks_on_the_clock
 from .launcher import make_accelerator, read_launch
+from .optimizers import clip_gradients, make_optimizer, set_learning_rates, step_where
 from .precision import resolve_precision
 from .settings import TrainingSettings
 from .tracking import Tracker
@@ -100,22 +102,16 @@ class Trainer:
         if settings.gradient_checkpointing:
             method.enable_gradient_checkpointing()
         device = self.accelerator.device
-        method.to(device)
+        method.prepare(device)
         for network in method.networks.values():
             network.to(device)
         self.bare = {name: unwrap(network) for name, network in method.networks.items()}
         self.ema = Ema(self.bare[method.averaged], settings.ema_decay, settings.ema_warmup)
         self.optimizers = {
-            name: torch.optim.AdamW(
-                [p for p in self.bare[name].parameters() if p.requires_grad],
-                lr=o.learning_rate,
-                betas=o.betas,
-                weight_decay=o.weight_decay,
-                eps=o.eps,
-                fused=True,
-            )
-            for name, o in method.optimizers.items()
+            name: make_optimizer(name, self.bare[name], settings) for name, settings in method.optimizers.items()
         }
+        for phase in method.phases(0):
+            self._check(phase)
         self.samples = self.step = self.skipped = 0
         self.follows_progress = False  # whether a step has asked the method's progress
         self.seconds = self.cpu_seconds = self.clock = 0.0
@@ -276,50 +272,58 @@ class Trainer:
         size = s.batch_size // processes // s.gradient_accumulation_steps
         first = self.samples + rank * (s.batch_size // processes)
         self.method.progress = self._progress()
+        self.method.begin_step(self.step)
         micro: list[Any] = []
         for k in range(s.gradient_accumulation_steps):
             indices = range(first + k * size, first + (k + 1) * size)
             random = SampleRandom(s.seed, indices, self.accelerator.device)
             micro.append((self.method.batch([self._record(i) for i in indices], random), random, {}))
         values: dict[str, list[Tensor]] = {}
-        stepped = {phase.trains for phase in self.method.phases(self.step) if self._update(phase, micro, values)}
+        phases = self.method.phases(self.step)
+        good = torch.stack([self._update(phase, micro, values) for phase in phases]).tolist()  # the only wait of a step
         self.follows_progress |= self.method.progress_was_read
-        if self.method.averaged in stepped:
+        for phase, made in zip(phases, good, strict=True):
+            if not made:
+                self._skip_or_stop(phase)
+        if any(made and self.method.averaged in phase.networks for phase, made in zip(phases, good, strict=True)):
             self.ema.update()
         return values
 
-    def _update(self, phase: Phase, micro: list[Any], values: dict[str, list[Tensor]]) -> bool:
-        """One update of one network; False where it was skipped."""
-        network, optimizer = self.method.networks[phase.trains], self.optimizers[phase.trains]
-        bare = self.bare[phase.trains]
-        settings = self.method.optimizers[phase.trains]
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * self._lr_factor()
-        finite = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
+    def _check(self, phase: Phase) -> None:
+        """Raise UserError where the phase does not go with the settings."""
+        if phase.whole_batch and self.settings.gradient_accumulation_steps > 1:
+            raise UserError(
+                f"training.gradient_accumulation_steps is {self.settings.gradient_accumulation_steps}, and the phase "
+                f"{phase.name} looks at a whole batch at once; set it to 1"
+            )
+
+    def _update(self, phase: Phase, micro: list[Any], values: dict[str, list[Tensor]]) -> Tensor:
+        """One update of the phase's networks; bool of shape (): false on every process where it was left out."""
+        self._check(phase)
+        for name in phase.networks:
+            set_learning_rates(self.optimizers[name], self.method.optimizers[name], self._lr_factor())
+        good = torch.ones((), dtype=torch.bool, device=self.accelerator.device)
         for k, (batch, random, carry) in enumerate(micro):
-            last = k == len(micro) - 1
-            with _nothing() if last else self.accelerator.no_sync(network):
+            with ExitStack() as unsynchronised:
+                for name in phase.networks if k < len(micro) - 1 else ():
+                    unsynchronised.enter_context(self.accelerator.no_sync(self.method.networks[name]))
                 with self.accelerator.autocast():
                     loss, logs = phase.loss(batch, random, carry)
                 self.accelerator.backward(loss / len(micro))
             values.setdefault(f"{phase.name}/loss", []).append(loss.detach())
-            finite = finite & loss.detach().isfinite()
+            good = good & loss.detach().isfinite()
             for key, value in logs.items():
                 values.setdefault(f"{phase.name}/{key}", []).append(value.detach())
-        parameters = [p for p in bare.parameters() if p.requires_grad]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        values.setdefault(f"{phase.name}/grad_norm", []).append(norm.detach())
-        finite = finite & norm.isfinite()
+        for name in phase.networks:
+            norm = clip_gradients(self.bare[name].parameters(), self.settings.max_grad_norm)
+            key = f"{phase.name}/grad_norm" if len(phase.networks) == 1 else f"{phase.name}/{name}/grad_norm"
+            values.setdefault(key, []).append(norm.detach())
+            good = good & norm.isfinite()
         if self.accelerator.num_processes > 1:  # a loss is one process's own; all must agree on what they do
-            finite = self.accelerator.reduce(finite.long()) == self.accelerator.num_processes
-        good = bool(finite)
-        if good:
-            if norm.item() + 1e-6 > self.settings.max_grad_norm:  # below it torch would still multiply, by 1
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, norm)
-            optimizer.step()
-        else:
-            self._skip_or_stop(phase)
-        optimizer.zero_grad(set_to_none=True)
+            good = self.accelerator.reduce(good.long()) == self.accelerator.num_processes
+        for name in phase.networks:
+            step_where(self.optimizers[name], good)
+            self.optimizers[name].zero_grad(set_to_none=True)
         return good
 
     def _skip_or_stop(self, phase: Phase) -> None:
@@ -386,8 +390,11 @@ class Trainer:
     def _validate(self) -> None:
         if self.settings.validate_every and self.accelerator.is_main_process:
             with self.ema.applied(), torch.no_grad(), self.accelerator.autocast():
-                images = self.method.preview()
-                images = None if images is None else images.detach().clone()  # not a view of averaged weights
+                found = self.method.validate()
+                images = None if found.images is None else found.images.detach().clone()  # no view of averaged weights
+            if found.numbers:
+                numbers = {f"validation/{name}": float(value) for name, value in found.numbers.items()}
+                self.tracker.log(self.samples, self.step, numbers)
             if images is not None:
                 self.tracker.pictures(self.samples, images)
         self.accelerator.wait_for_everyone()
@@ -430,12 +437,6 @@ def _checkpoint_to_go_on_from(run: Path, resume: str | None) -> Path | None:
 
 def _crossed(before: int, after: int, every: int) -> bool:
     return bool(every) and before // every != after // every
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 def _generator_states() -> dict[str, Tensor]:

@@ -55,7 +55,8 @@ class Tracker:
         self._log.write(json.dumps({"samples": samples, "step": step, **plain}) + "\n")
         self._log.flush()
         shown = {k.removesuffix("/loss"): f"{v:.4g}" for k, v in values.items() if k.endswith("/loss")}
-        self._bar.set_postfix(shown, refresh=False)
+        if shown:  # numbers of a validation leave the losses standing
+            self._bar.set_postfix(shown, refresh=False)
         for board in self._boards:
             for key, value in values.items():
                 board.add_scalar(key, value, samples)

@@ -97,7 +97,7 @@ def test_a_preview_is_not_guided_twice(pictures: str) -> None:
     ):  # fmt: skip
         method = build(pictures, name, **more)
         with patch.object(AnyStepModel, "sample", return_value=torch.zeros(16, 8, 8, 8)) as called:
-            method.preview()
+            method.validate()
         assert [(c.args[3], c.args[4]) for c in called.call_args_list] == [(1, 1.0), (8, expected)]
 
 
@@ -133,7 +133,7 @@ def test_the_product_generates_in_any_number_of_steps_and_one_of_them_is_stock(
             expected = method.networks["model"](*arguments, ids)
             found = loaded.network(*arguments, loaded.pipeline.text_encoder(ids)[0])
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert method.preview().shape == (32, 3, 64, 64)
+    assert method.validate().images.shape == (32, 3, 64, 64)
 
 
 def test_it_starts_from_a_flow_matching_model(pictures: str, tmp_path: Path) -> None:

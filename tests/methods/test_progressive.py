@@ -44,6 +44,7 @@ def build(folder: str, **more) -> Progressive:
 
 def evaluate(method: Progressive, size: int = 4, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     random = SampleRandom(0, range(first, first + size))
+    method.begin_step(0)
     return method.phases(0)[0].loss(method.batch([i % 2 for i in range(first, first + size)], random), random, {})
 
 
@@ -71,9 +72,9 @@ def test_stages_halve_the_steps_and_the_student_is_taken_over_once_each(teacher:
         method.progress = k / 8
         shake(student, k)
         before = weights(student.unet)
-        method.phases(k)
+        method.begin_step(k)
         shake(student, 100 + k)
-        method.phases(k)  # asked again within the step, nothing more is taken over
+        method.phases(k)  # which changes nothing: nothing more is taken over
         if k in (4, 6):
             taken = before
         assert torch.equal(weights(predecessor.unet), taken), k
@@ -81,7 +82,7 @@ def test_stages_halve_the_steps_and_the_student_is_taken_over_once_each(teacher:
     assert [steps for steps, _ in seen] == [4, 4, 4, 4, 2, 2, 1, 1]
     assert [rate for _, rate in seen] == pytest.approx([1, 0.775, 0.55, 0.325, 1, 0.55, 1, 0.55])
     method.progress = 0.1  # a continuation whose clock has more time
-    method.phases(9)
+    method.begin_step(9)
     assert method.stage == 2 and torch.equal(weights(predecessor.unet), taken)
 
 
@@ -182,7 +183,7 @@ def test_the_exported_pipeline_samples_as_the_student_does(
     method = build(teacher, final_steps=final_steps, noise_ratio=noise_ratio)
     shake(method.networks["student"])
     method.progress = 1.0
-    method.phases(0)
+    method.begin_step(0)
     method.export(tmp_path)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)

@@ -39,10 +39,11 @@ def test_the_judge_is_the_average_and_follows_once_a_step(pictures: str) -> None
     with torch.no_grad():
         for p in method.networks["model"].parameters():
             p.add_(0.1)
-    method.phases(0)
+    method.begin_step(0)
     for a, b in zip(method.networks["average"].parameters(), before, strict=True):
         assert torch.equal(a, b)
-    for _ in range(3):  # however often it is asked for
+    method.begin_step(1)
+    for _ in range(3):  # which changes nothing, however often it is asked
         method.phases(1)
     for a, b in zip(method.networks["average"].parameters(), before, strict=True):
         torch.testing.assert_close(a, b + (1 - 2 / 11) * 0.1, rtol=1e-5, atol=1e-6)

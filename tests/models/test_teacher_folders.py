@@ -103,7 +103,7 @@ def test_oblong_pictures_are_trained_exported_and_generated(
     (tmp_path / "prompts.txt").write_text("red apple\n")
     student = method(str(oblong), str(tmp_path / "prompts.txt"))
     assert student.teacher.latent_shape == shape
-    assert student.preview().shape[1:] == (3, 2 * shape[1], 2 * shape[2])
+    assert student.validate().images.shape[1:] == (3, 2 * shape[1], 2 * shape[2])
     student.export(tmp_path / "export")
     (picture,) = generate(str(tmp_path / "export"), ["red apple"], 1, 1.0)
     assert picture.shape == (1, 3, 2 * shape[1], 2 * shape[2])

@@ -17,7 +17,7 @@ class Small(Method):
         self.networks = {"student": nn.Linear(4, 4), "fake": nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))}
         self.optimizers = {"student": OptimizerSettings(1e-2), "fake": OptimizerSettings(1e-2, betas=(0.0, 0.99))}
         self.poison_at = poison_at
-        self.calls = 0
+        self.step = 0
 
     def __len__(self):
         return 10
@@ -25,8 +25,10 @@ class Small(Method):
     def batch(self, records, random):
         return {"record": torch.tensor(records, dtype=torch.float32)[:, None]}
 
+    def begin_step(self, step):
+        self.step = step + 1
+
     def phases(self, step):
-        self.calls += 1
         return [Phase("student", "student", self._student), Phase("fake", "fake", self._fake)]
 
     def _student(self, batch, random, carry):
@@ -35,7 +37,7 @@ class Small(Method):
         with torch.no_grad():
             target = self.networks["fake"](x0) + batch["record"] / 10 + self.progress
         loss = (x0 - target).square().mean()
-        return loss * (float("nan") if self.calls == self.poison_at else 1.0), {}
+        return loss * (float("nan") if self.step == self.poison_at else 1.0), {}
 
     def _fake(self, batch, random, carry):
         return (self.networks["fake"](carry["x0"] + random.normal("e", (4,))) - carry["x0"]).square().mean(), {}

@@ -34,9 +34,8 @@ class Steady(Small):
 class Late(Small):
     """Follows the progress from the third step on."""
 
-    def phases(self, step):
+    def begin_step(self, step):
         self.late = step >= 2
-        return super().phases(step)
 
     def _student(self, batch, random, carry):
         x0 = self.networks["student"](random.normal("z", (4,)))

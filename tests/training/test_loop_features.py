@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from diffdistill.methods import Validation
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -26,12 +27,12 @@ class Pictured(Small):
         with torch.no_grad():
             self.networks["student"].weight.copy_(torch.full((4, 4), 0.5))
 
-    def phases(self, step):
+    def begin_step(self, step):
         self.told.append(self.progress)
-        return super().phases(step)
+        super().begin_step(step)
 
-    def preview(self):
-        return self.networks["student"].weight[0, 0].repeat(2, 3, 4, 4)
+    def validate(self):
+        return Validation(self.networks["student"].weight[0, 0].repeat(2, 3, 4, 4))
 
 
 @pytest.fixture(autouse=True)
