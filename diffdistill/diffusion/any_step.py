@@ -13,18 +13,18 @@ from t_k to t_{k+1}: 0 samples as in flow matching, 1 tells the network where th
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .condition import Condition
 from .denoiser import Denoiser, ScoreModel
 from .guidance import cond_and_null
 from .prediction import Prediction, combine
 from .samplers import Callback, Generators, ddim, euler
 from .schedule import FlowSchedule, broadcast
 
-TwoTimeNetwork = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+TwoTimeNetwork = Callable[[Tensor, Tensor, Tensor, Condition], Tensor]
 
 
 class TwoTimeDenoiser:
@@ -43,7 +43,7 @@ class TwoTimeDenoiser:
         self.network = network
         self.schedule = schedule
 
-    def __call__(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Any) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition) -> Prediction:
         """Predict at (x_t, t), told s.
 
         Args:
@@ -60,7 +60,7 @@ class TwoTimeDenoiser:
     def told(self, s: Tensor) -> Denoiser:
         """The score model that is told s whatever t is; at guidance's doubled batch, s is doubled too."""
 
-        def network(x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
+        def network(x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
             earlier = s.expand(len(x_t)) if s.dim() == 0 else s.repeat(len(x_t) // max(1, len(s)))
             if earlier.shape != time.shape:
                 raise ValueError(f"s has shape {tuple(s.shape)}; one time a sample is ({len(x_t)},)")
@@ -72,7 +72,7 @@ class TwoTimeDenoiser:
     def instantaneous(self) -> Denoiser:
         """The score model of one time, s = t: flow matching's."""
 
-        def network(x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
+        def network(x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
             return self.network(x_t, time, time, cond)
 
         return Denoiser(network, self.schedule, "flow")
@@ -102,8 +102,8 @@ def guided_any_step(
     x_t: Tensor,
     t: Tensor,
     s: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     scale: float | Tensor,
     energy_preserving: bool = True,
 ) -> Prediction:

@@ -1,15 +1,16 @@
 """A network with its schedule and its kind of prediction: all that a score model is."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .condition import Condition, expand
 from .prediction import Prediction, PredictionType, check_prediction_type
 from .schedule import Schedule, broadcast
 
-Network = Callable[[Tensor, Tensor, Any], Tensor]
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 class ScoreModel(Protocol):
@@ -19,7 +20,7 @@ class ScoreModel(Protocol):
     def schedule(self) -> Schedule:
         """The process it judges."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any, /) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition, /) -> Prediction:
         """Denoise x_t of shape (B, ...) at t of shape (B,)."""
 
 
@@ -45,7 +46,7 @@ class Denoiser:
         self.schedule = schedule
         self.prediction_type: PredictionType = prediction_type
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         """Denoise.
 
         The network is told a time that is not an integer in float32 (float64 where x_t is float64): bfloat16
@@ -54,10 +55,10 @@ class Denoiser:
         Args:
             x_t: noisy samples of shape (B, ...).
             t: times of shape (B,), or one for all of shape ().
-            cond: whatever the network takes.
+            cond: condition of the batch. The network gets B rows of it.
 
         Raises:
-            ValueError: a shape of t or of the network's output that does not fit.
+            ValueError: a shape of t, of the condition or of the network's output that does not fit.
         """
         if t.dim() == 0:
             t = t.expand(len(x_t))
@@ -67,7 +68,7 @@ class Denoiser:
         time = self.schedule.network_time(t)
         if time.is_floating_point():
             time = time.to(torch.promote_types(x_t.dtype, torch.float32))
-        value = self.network(x_t, time, cond)
+        value = self.network(x_t, time, expand(cond, len(x_t)))
         if value.shape != x_t.shape:
             raise ValueError(f"the network returned shape {tuple(value.shape)} for {tuple(x_t.shape)}")
         return Prediction(x_t, value.to(x_t.dtype), self.prediction_type, alpha, sigma)

@@ -1,11 +1,11 @@
 """The one score model known exactly: of Gaussian data. What it says is an oracle for everything above it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .condition import Condition, check_condition
 from .prediction import Prediction, PredictionType, check_prediction_type
 from .schedule import Schedule, broadcast
 
@@ -30,7 +30,7 @@ class GaussianTeacher:
     def __init__(
         self,
         schedule: Schedule,
-        mean: float | Tensor | Callable[[Any], Tensor],
+        mean: float | Tensor | Callable[[Condition], Tensor],
         std: float | Tensor,
         kind: PredictionType = "eps",
     ) -> None:
@@ -40,8 +40,9 @@ class GaussianTeacher:
         self.std = std
         self.prediction_type: PredictionType = kind
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         """The exact prediction at x_t of shape (B, ...) and t of shape (B,)."""
+        check_condition(cond, len(x_t))
         mean = self.mean(cond) if callable(self.mean) else self.mean
         mean, std = (torch.as_tensor(number, dtype=torch.float64, device=x_t.device) for number in (mean, self.std))
         alpha, sigma = (broadcast(level(t), x_t) for level in (self.schedule.alpha, self.schedule.sigma))

@@ -18,11 +18,11 @@ Notable:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .condition import Condition, check_condition, concatenate, expand
 from .denoiser import ScoreModel
 from .prediction import Prediction, combine
 from .schedule import broadcast
@@ -32,8 +32,8 @@ def guided(
     denoiser: ScoreModel,
     x_t: Tensor,
     t: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     scale: float | Tensor,
     *,
     batched: bool = True,
@@ -44,26 +44,26 @@ def guided(
         denoiser: a `Denoiser`, or what is called like one.
         x_t: noisy samples of shape (B, ...).
         t: times of shape (B,).
-        cond: a tensor of shape (B, ...), say (B, L, D), or a dict of such.
-        null: the same for the empty (or negative) prompt; a first dimension of 1 is expanded. Not read at
-            scale 1.
+        cond: the condition of the batch.
+        null: the same for the empty (or negative) prompt. Not read at scale 1.
         scale: guidance scale; a tensor of shape (B,) is one for each sample, and takes both passes.
         batched: one pass of 2 B rather than two of B.
 
     Raises:
         ValueError: conditions that do not match.
     """
+    check_condition(cond, len(x_t))
     if not isinstance(scale, Tensor):
         if scale == 1:
             return denoiser(x_t, t, cond)
         if scale == 0:
-            return denoiser(x_t, t, _expand(null, len(x_t)))
+            return denoiser(x_t, t, expand(null, len(x_t), "null"))
     for_cond, for_null = cond_and_null(denoiser, x_t, t, cond, null, batched)
     return combine(for_null, for_cond, scale)
 
 
 def cond_and_null(
-    denoiser: ScoreModel, x_t: Tensor, t: Tensor, cond: Any, null: Any, batched: bool = True
+    denoiser: ScoreModel, x_t: Tensor, t: Tensor, cond: Condition, null: Condition, batched: bool = True
 ) -> tuple[Prediction, Prediction]:
     """The conditional and the unconditional prediction. Arguments and errors as of `guided`."""
     made = predictions(denoiser, x_t, t, {"null": null, "cond": cond}, batched)
@@ -71,7 +71,7 @@ def cond_and_null(
 
 
 def predictions(
-    denoiser: ScoreModel, x_t: Tensor, t: Tensor, conditions: Mapping[str, Any], batched: bool = True
+    denoiser: ScoreModel, x_t: Tensor, t: Tensor, conditions: Mapping[str, Condition], batched: bool = True
 ) -> dict[str, Prediction]:
     """One prediction for each condition, at the same (x_t, t).
 
@@ -79,18 +79,18 @@ def predictions(
         denoiser: a `Denoiser`, or what is called like one.
         x_t: noisy samples of shape (B, ...).
         t: times of shape (B,).
-        conditions: by name, K of them, one of them "cond"; a first dimension of 1 is expanded in the others.
+        conditions: by name, K of them. Tensors with a first dimension of 1 are expanded.
         batched: one pass of K B rather than K of B.
 
     Raises:
-        ValueError: conditions that do not match "cond".
+        ValueError: conditions with another number of rows, or, batched, that do not match each other.
     """
     size = len(x_t)
-    conds = {name: cond if name == "cond" else _expand(cond, size) for name, cond in conditions.items()}
+    conds = {name: expand(cond, size, name) for name, cond in conditions.items()}
     if not batched:
         return {name: denoiser(x_t, t, cond) for name, cond in conds.items()}
     count = len(conds)
-    every = denoiser(torch.cat([x_t] * count), torch.cat([t.expand(size)] * count), _concatenate(conds))
+    every = denoiser(torch.cat([x_t] * count), torch.cat([t.expand(size)] * count), concatenate(conds, size))
 
     def part(k: int) -> Prediction:
         rows = slice(k * size, (k + 1) * size)
@@ -114,14 +114,14 @@ class PerpNeg:
         ValueError: not as many weights as negatives.
     """
 
-    negatives: Sequence[Any]
+    negatives: Sequence[Condition]
     weights: Sequence[float | Tensor]
 
     def __post_init__(self) -> None:
         if len(self.negatives) != len(self.weights):
             raise ValueError(f"perp-neg has {len(self.negatives)} negative prompts and {len(self.weights)} weights")
 
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> dict[str, Condition]:
         """The negatives by name, for `predictions`."""
         return {f"negative {k}": negative for k, negative in enumerate(self.negatives)}
 
@@ -134,8 +134,8 @@ def perp_neg(
     denoiser: ScoreModel,
     x_t: Tensor,
     t: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     negatives: PerpNeg,
     scale: float | Tensor,
     *,
@@ -194,30 +194,3 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
     square = b.square().sum(1, keepdim=True)
     share = (a * b).sum(1, keepdim=True) / torch.where(square == 0, 1.0, square)
     return (a - share * b).view_as(x).to(x.dtype)
-
-
-def _expand(null: Any, size: int) -> Any:
-    if isinstance(null, dict):
-        return {name: _expand(part, size) for name, part in null.items()}
-    if isinstance(null, Tensor) and null.dim() and len(null) == 1:
-        return null.expand(size, *null.shape[1:])
-    return null
-
-
-def _concatenate(conds: Mapping[str, Any]) -> Any:
-    """All in one batch, in their order."""
-    cond = conds["cond"]
-    if all(other is None for other in conds.values()):
-        return None
-    if all(isinstance(other, Tensor) for other in conds.values()):
-        for name, other in conds.items():
-            if other.shape != cond.shape:
-                raise ValueError(f"the {name} condition has shape {tuple(other.shape)}, cond {tuple(cond.shape)}")
-        return torch.cat(list(conds.values()))
-    if all(isinstance(other, dict) for other in conds.values()):
-        for name, other in conds.items():
-            if other.keys() != cond.keys():
-                raise ValueError(f"the {name} condition has parts {sorted(other)}, cond {sorted(cond)}")
-        return {part: _concatenate({name: other[part] for name, other in conds.items()}) for part in cond}
-    kinds = ", ".join(f"{name} is {type(other).__name__}" for name, other in conds.items())
-    raise ValueError(f"guidance needs all conditions as tensors or all as dicts of tensors; {kinds}")

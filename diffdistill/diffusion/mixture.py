@@ -1,10 +1,9 @@
 """The exact score model of a mixture of Gaussians: the smallest data with more than one mode."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from .condition import Condition, expand
 from .prediction import Prediction, PredictionType, check_prediction_type
 from .schedule import Schedule, broadcast
 
@@ -37,7 +36,7 @@ class MixtureTeacher:
         self.means, self.stds, self.weights = means.double(), stds.double(), weights.double()
         self.prediction_type: PredictionType = kind
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         """The exact prediction.
 
         Args:
@@ -46,7 +45,10 @@ class MixtureTeacher:
             cond: None, or the weights of each sample's own mixture, of shape (B, K): a prompt is a choice of parts.
         """
         means, stds, shared = (part.to(x_t.device) for part in (self.means, self.stds, self.weights))
-        weights = cond.double() if isinstance(cond, Tensor) else shared.expand(len(x_t), -1)
+        weights = shared if cond is None else expand(cond, len(x_t))
+        if not isinstance(weights, Tensor):
+            raise ValueError("a mixture is conditioned on one tensor, the weights of its parts, not on a mapping")
+        weights = weights.double().expand(len(x_t), -1)
         alpha, sigma = (broadcast(level(t), x_t) for level in (self.schedule.alpha, self.schedule.sigma))
         variance = alpha.square() * stds.square() + sigma.square()  # (B, K)
         offset = x_t.double().unsqueeze(1) - alpha.unsqueeze(2) * means  # (B, K, d)

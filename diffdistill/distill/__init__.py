@@ -21,7 +21,6 @@ from .bootstrap import (
     teacher_signal,
 )
 from .denoising import DENOISING_WEIGHTS, denoising_loss
-from .drop_condition import drop_condition
 from .inversion import Inversion, ddim_invert
 from .judging import judge
 from .randomness import SampleRandom
@@ -48,7 +47,6 @@ __all__ = [
     "ddim_invert",
     "denoising_loss",
     "discriminator_loss",
-    "drop_condition",
     "earlier",
     "generator_loss",
     "judge",

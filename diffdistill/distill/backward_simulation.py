@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffdistill.diffusion import Condition, check_condition, take_rows
+
 
 def few_step_times(num_timesteps: int, steps: int) -> list[int]:
     """T - 1 - floor(i T / k) for i = 0 ... k - 1: k times spread over T, from the last one down.
@@ -38,7 +40,9 @@ def few_step_times(num_timesteps: int, steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def few_step_sample(generator: Any, z: Tensor, times: Sequence[int], noises: Sequence[Tensor], cond: Any) -> Tensor:
+def few_step_sample(
+    generator: Any, z: Tensor, times: Sequence[int], noises: Sequence[Tensor], cond: Condition
+) -> Tensor:
     """The sample after all steps, without a graph.
 
     Args:
@@ -62,7 +66,7 @@ def few_step_sample(generator: Any, z: Tensor, times: Sequence[int], noises: Seq
 
 @torch.no_grad()
 def backward_simulation(
-    generator: Any, z: Tensor, times: Sequence[int], noises: Sequence[Tensor], cond: Tensor, step: Tensor
+    generator: Any, z: Tensor, times: Sequence[int], noises: Sequence[Tensor], cond: Condition, step: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What each sample's generator is given at its own step, made by its steps before it.
 
@@ -70,7 +74,7 @@ def backward_simulation(
 
     Args:
         generator, z, times, noises: as of `few_step_sample`.
-        cond: tensor of shape (B, ...).
+        cond: condition of the batch.
         step: from 0 to k - 1, which step each sample is trained at; int64 of shape (B,).
 
     Returns:
@@ -82,12 +86,13 @@ def backward_simulation(
     _check(z, times, noises)
     if step.shape != (len(z),):
         raise ValueError(f"step has shape {tuple(step.shape)}; one a sample is ({len(z)},)")
+    check_condition(cond, len(z))
     inputs = z.clone()
     for i, t in enumerate(times[:-1]):
         rows = torch.nonzero(step > i).flatten()
         if not len(rows):
             break
-        x0 = generator(inputs[rows], torch.full((len(rows),), t, device=z.device), cond[rows]).x0
+        x0 = generator(inputs[rows], torch.full((len(rows),), t, device=z.device), take_rows(cond, rows)).x0
         inputs[rows] = _renoise(generator, x0, noises[i][rows], times[i + 1]).to(inputs.dtype)
     # in some versions of torch autocast keeps weights that it cast without a graph, for the step that is to have one
     torch.clear_autocast_cache()

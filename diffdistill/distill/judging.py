@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import PerpNeg, Prediction, Schedule, broadcast, combine, guided, predictions
+from diffdistill.diffusion import (
+    PerpNeg,
+    Prediction,
+    Schedule,
+    broadcast,
+    check_condition,
+    combine,
+    guided,
+    predictions,
+)
 from diffdistill.diffusion.samplers import ddim_step
 from diffdistill.diffusion.schedule import linear_combination
 
@@ -75,6 +84,8 @@ def judge(
     """
     row = look_up(RESIDUALS, residual, "residual")
     _check(row, x0, t, eps, fake, later_t, negative, earlier_t, perp_neg)
+    for name, condition in (("cond", cond), ("null", null), ("negative", negative)):
+        check_condition(condition, len(x0), name)
     schedule: Schedule = teacher.schedule
     made: dict[str, Prediction] = {}
     with torch.no_grad():

@@ -27,11 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Schedule, broadcast, guided
+from diffdistill.diffusion import Schedule, broadcast, check_condition, guided, take_rows
 from diffdistill.diffusion.samplers import ddim_step, levels_or_end
 from diffdistill.diffusion.schedule import linear_combination
 
-from .rows import take_rows
 from .tables import look_up
 
 ProgressiveWeight = Callable[[Tensor, Tensor], Tensor]
@@ -104,9 +103,10 @@ def ddim_path(student: Any, z: Tensor, times: Sequence[int], cond: Any, place: T
         student: a `Denoiser`.
         z: noise of shape (B, ...), at times[0].
         times: descending, at least as many as are visited.
-        cond: condition of the batch: what `take_rows` can index.
+        cond: condition of the batch.
         place: where each sample stops, int64 of shape (B,).
     """
+    check_condition(cond, len(z))
     x = z.clone()
     for i in range(int(place.max())):
         rows = (place > i).nonzero().flatten()

@@ -24,11 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import broadcast
+from diffdistill.diffusion import broadcast, check_condition, take_rows
 from diffdistill.diffusion.any_step import TwoTimeDenoiser
 
 from .flow_matching import check_two_times, flow_matching_loss
-from .rows import take_rows
 
 
 def earlier_times(t: Tensor, u: Tensor, span: float, same: Tensor) -> Tensor:
@@ -107,8 +106,7 @@ def self_evaluate(
         x0_hat: generated samples of shape (B, ...).
         t, s: times of shape (B,).
         noise: standard normal, of x0_hat's shape, other than the one in x_t.
-        cond, null, fake_cond: conditions: tensors with a first dimension of B (1 for null), or mappings, lists and
-            tuples of such.
+        cond, null, fake_cond: conditions of the batch; null may have a single row.
         evaluator: the conditional judge, of averaged weights.
         live: the unconditional judge (and the fake branch), of the weights in training.
         classifier_share: k of the paper, (w - 1) / w of a guidance scale w; read only with fake_cond.
@@ -116,6 +114,8 @@ def self_evaluate(
             (w - 1) (null - c) + (fake - c), the reverse KL's at guidance w, which the paper divides by w.
     """
     size, rows = len(x0_hat), (s < t).nonzero().squeeze(1)
+    for name, condition in (("cond", cond), ("null", null), ("fake_cond", fake_cond)):
+        check_condition(condition, size, name)
     x0_hat, at, noise = x0_hat.detach()[rows], s[rows], noise[rows]
     delta = torch.zeros_like(x0_hat)
     if len(rows):
@@ -191,6 +191,7 @@ def fake_branch_loss(denoiser: TwoTimeDenoiser, judged: SelfEvaluation, fake_con
         judged: what `self_evaluation_loss` returned.
         fake_cond: as there, of the whole batch.
     """
+    check_condition(fake_cond, judged.size, "fake_cond")
     if not len(judged.rows):
         return judged.x0_hat.sum()
     told = take_rows(fake_cond, judged.rows)

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import broadcast
+from diffdistill.diffusion import broadcast, take_rows
 from diffdistill.diffusion.any_step import TwoTimeDenoiser
 
 from .flow_matching import check_two_times
-from .rows import take_rows
 
 
 def shortcut_times(
@@ -97,7 +96,7 @@ def shortcut_loss(
         x0: data of shape (B, ...).
         t, s: times of shape (B,), as `shortcut_times` makes them.
         eps: standard normal noise of x0's shape.
-        cond: condition of the batch: what `take_rows` can index.
+        cond: condition of the batch.
         target: makes the two half steps; `denoiser` where None. Its averaged weights are steadier.
         finest, clip: as of `shortcut_target`.
 

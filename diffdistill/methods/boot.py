@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Prediction, broadcast, guided
+from diffdistill.diffusion import Condition, Prediction, broadcast, concatenate, guided, take_rows
 from diffdistill.distill import (
     BOOTSTRAP_SOLVERS,
     BOOTSTRAP_WEIGHTS,
@@ -125,7 +125,7 @@ class BOOT(OneStep):
 
     # ---- the loss ---------------------------------------------------------------------------------------------
 
-    def signal(self, network: Any, z: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def signal(self, network: Any, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """g(z, t): the output at target times t, read as the teacher's kind of prediction of z at T*."""
         at = torch.tensor(self.t_star, device=z.device)
         alpha, sigma = (broadcast(level(at), z) for level in (self.schedule.alpha, self.schedule.sigma))
@@ -146,10 +146,11 @@ class BOOT(OneStep):
         if self.boundary_weight > 0:
             rows = random.bernoulli("boundary", self.boundary_share).nonzero().flatten()
         rows = rows.to(z.device)
-        z_first, cond_first = z[rows], cond[rows]
+        z_first, cond_first = z[rows], take_rows(cond, rows)
         t_first = torch.full_like(rows, self.t_star)
         # one pass for both losses; and before y_t's, or autocast would keep its weights from where none have a graph
-        signals = self.signal(student, torch.cat([z, z_first]), torch.cat([s, t_first]), torch.cat([cond, cond_first]))
+        both = concatenate({"cond": cond, "cond of the boundary": cond_first}, [len(z), len(rows)])
+        signals = self.signal(student, torch.cat([z, z_first]), torch.cat([s, t_first]), both)
         y_s, y_first = signals.split([len(z), len(rows)])
         with torch.no_grad():
             y_t = self.signal(unwrap(student), z, t, cond)
@@ -169,7 +170,7 @@ class BOOT(OneStep):
 
     # ---- product ----------------------------------------------------------------------------------------------
 
-    def _draw(self, network: Any, random: SampleRandom, cond: Tensor) -> Tensor:
+    def _draw(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
         z = random.normal("preview", self.teacher.latent_shape)
         return self.signal(network, z, torch.full((len(z),), self.t_end, device=z.device), cond)
 

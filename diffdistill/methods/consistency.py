@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from diffdistill.diffusion import Denoiser
+from diffdistill.diffusion import Condition, Denoiser, move, take_rows
 from diffdistill.distill import SampleRandom
 from diffdistill.distill.consistency import Boundary, consistency_loss, consistency_sample, skipped_times
 from diffdistill.errors import UserError
@@ -97,7 +97,8 @@ class Consistency(Method):
         if self.latents.shape[1:] != self.teacher.latent_shape:
             found, wanted = tuple(self.latents.shape[1:]), tuple(self.teacher.latent_shape)
             raise UserError(f"data {data}: its latents have shape {found}, the teacher's {wanted}")
-        self.embeddings, self.null = self.teacher.embed(self.captions), self.teacher.embed([""])
+        self.embeddings: Condition = self.teacher.embed(self.captions)
+        self.null: Condition = self.teacher.embed([""])
         self.content = {"teacher": of_teacher(self.teacher), "data": of_pictures(pictures)}
         student = full_copy(self.teacher.network)
         self.networks = {"student": student, "average": averaged_copy(student)}
@@ -111,14 +112,14 @@ class Consistency(Method):
 
     def prepare(self, device: torch.device | str) -> None:
         super().prepare(device)
-        self.latents, self.embeddings = self.latents.to(device), self.embeddings.to(device)
-        self.null = self.null.to(device)
+        self.latents = self.latents.to(device)
+        self.embeddings, self.null = move(self.embeddings, device), move(self.null, device)
 
     def enable_gradient_checkpointing(self) -> None:
         unwrap(self.networks["student"]).unet.enable_gradient_checkpointing()
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
-        return {"x0": self.latents[list(records)], "cond": self.embeddings[list(records)]}
+        return {"x0": self.latents[list(records)], "cond": take_rows(self.embeddings, records)}
 
     def begin_step(self, step: int) -> None:
         if step:  # before the first step the average is the student
@@ -153,8 +154,10 @@ class Consistency(Method):
         rows = [i * len(self) // 32 for i in range(32)]
         z = SampleRandom(0, range(32), self.device).normal("preview", self.teacher.latent_shape)
         student = self._denoiser(unwrap(self.networks["student"]))
-        x0 = consistency_sample(student, z, [self.schedule.last], self.embeddings[rows], self.boundary)
-        return Validation(self.teacher.decode(x0))
+        cond = take_rows(self.embeddings, rows)
+        return Validation(
+            self.teacher.decode(consistency_sample(student, z, [self.schedule.last], cond, self.boundary))
+        )
 
     def export(self, folder: Path) -> None:
         from diffusers import LCMScheduler

@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffdistill.diffusion import Condition
 from diffdistill.distill import WEIGHTS, SampleRandom
 from diffdistill.distill.backward_simulation import backward_simulation, few_step_sample, few_step_times
 from diffdistill.distill.tables import look_up
@@ -122,7 +123,7 @@ class DMD2(WithFakeScore):
 
     # ---- several steps ----------------------------------------------------------------------------------------
 
-    def _sample(self, network: Any, random: SampleRandom, cond: Tensor, draw: str = "") -> Tensor:
+    def _sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
         """x0 after one of the steps, drawn for each sample, with a graph of that step alone."""
         if len(self.times) == 1:
             return super()._sample(network, random, cond, draw)
@@ -131,7 +132,7 @@ class DMD2(WithFakeScore):
         inputs, t = backward_simulation(self._denoiser(unwrap(network)), z, self.times, noises, cond, step)
         return self._denoiser(network)(inputs, t, cond).x0
 
-    def _draw(self, network: Any, random: SampleRandom, cond: Tensor) -> Tensor:
+    def _draw(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
         z, noises = self._noises(random, "preview", "preview renoise")
         return few_step_sample(self._denoiser(network), z, self.times, noises, cond)
 

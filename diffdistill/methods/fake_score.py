@@ -18,18 +18,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Denoiser, Prediction, guided
+from diffdistill.diffusion import Condition, Denoiser, Prediction, drop_condition, guided, take_rows
 from diffdistill.distill import (
     DENOISING_WEIGHTS,
     SampleRandom,
     denoising_loss,
     discriminator_loss,
-    drop_condition,
     generator_loss,
     surrogate_loss,
 )
 from diffdistill.distill.residual import rms
-from diffdistill.distill.rows import take_rows
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.critic import ScoreWithCritic
@@ -228,7 +226,7 @@ class WithFakeScore(OneStep):
         return x0.index_copy(0, rows, fresh.to(x0.dtype))
 
     def _denoising(
-        self, x0: Tensor, t: Tensor, eps: Tensor, cond: Tensor, batch: Batch, random: SampleRandom, k: int
+        self, x0: Tensor, t: Tensor, eps: Tensor, cond: Condition, batch: Batch, random: SampleRandom, k: int
     ) -> Loss:
         fake = self.fake
         assert fake is not None
@@ -238,7 +236,7 @@ class WithFakeScore(OneStep):
         real = self.schedule.add_noise(batch["real"], noise, t)
         logits: list[Tensor] = []
 
-        def network(x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        def network(x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
             times = len(x_t) // len(real)  # 2 where both passes of guidance are one batch, the prompt's the last
             value, *both = self.networks["fake"](x_t, time, cond, real.repeat(times, *[1] * (real.dim() - 1)))
             logits.extend(each[-len(real) :] for each in both)
@@ -258,8 +256,8 @@ class WithFakeScore(OneStep):
 class _Guided:
     """A denoiser with its guidance bound."""
 
-    def __init__(self, denoiser: Denoiser, null: Tensor, scale: float) -> None:
+    def __init__(self, denoiser: Denoiser, null: Condition, scale: float) -> None:
         self.denoiser, self.null, self.scale, self.schedule = denoiser, null, scale, denoiser.schedule
 
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Prediction:
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         return guided(self.denoiser, x_t, t, cond, self.null, self.scale)

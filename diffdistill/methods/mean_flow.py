@@ -134,7 +134,7 @@ class MeanFlow(AnyStep):
         embeddings = self.live_text(ids)  # the derivative is of the UNet alone: text is the same at every time
         velocity = None
         if self.guidance is not None:
-            null = self.live_text(self.null).expand_as(embeddings)
+            null = self.live_text(self.null)
             x_t = self.schedule.add_noise(x0, eps, t)
             v = eps - x0
             made = guided_velocity(live, x_t, t, v, embeddings, null, self.guidance, self.guidance_mix)

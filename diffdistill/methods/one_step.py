@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.data.prompts import read_prompts
-from diffdistill.diffusion import Denoiser
+from diffdistill.diffusion import Condition, Denoiser, move, take_rows
 from diffdistill.distill import RESIDUALS, SampleRandom, score_distillation_loss, time_range
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
@@ -108,9 +108,10 @@ class OneStep(Method):
             )
         self.half_export = half_export
         report_cut(self.teacher.pipeline.tokenizer, self.prompts)
-        self.null = self.teacher.embed([""])
-        small = len(self.prompts) * self.null.nbytes <= CACHED_BYTES
-        self.embeddings = self.teacher.embed(self.prompts) if small else None
+        null = self.teacher.embed([""])
+        small = len(self.prompts) * null.nbytes <= CACHED_BYTES
+        self.null: Condition = null
+        self.embeddings: Condition = self.teacher.embed(self.prompts) if small else None
         self.content = {"teacher": of_teacher(self.teacher), "prompts": digest(self.prompts)}
         self.networks = {"student": full_copy(self.teacher.network)}
         self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas, eps=adam_eps)}
@@ -122,8 +123,7 @@ class OneStep(Method):
 
     def prepare(self, device: torch.device | str) -> None:
         super().prepare(device)
-        self.null = self.null.to(device)
-        self.embeddings = None if self.embeddings is None else self.embeddings.to(device)
+        self.null, self.embeddings = move(self.null, device), move(self.embeddings, device)
 
     def enable_gradient_checkpointing(self) -> None:
         for network in self.networks.values():
@@ -132,10 +132,10 @@ class OneStep(Method):
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         return {"cond": self._embed(records)}
 
-    def _embed(self, records: Sequence[int]) -> Tensor:
-        """(B, L, D), from the cache or, where the list is too long for one, from the text encoder."""
+    def _embed(self, records: Sequence[int]) -> Condition:
+        """The condition of prompts, from the cache or, where the list is too long for one, from the text encoder."""
         if self.embeddings is not None:
-            return self.embeddings[list(records)]
+            return take_rows(self.embeddings, records)
         return self.teacher.embed([self.prompts[i] for i in records])
 
     # ---- for the losses ---------------------------------------------------------------------------------------
@@ -143,11 +143,11 @@ class OneStep(Method):
     def _denoiser(self, network: Any) -> Denoiser:
         return Denoiser(network, self.schedule, self.teacher.prediction_type)
 
-    def _generate(self, network: Any, z: Tensor, cond: Tensor) -> Tensor:
+    def _generate(self, network: Any, z: Tensor, cond: Condition) -> Tensor:
         t = torch.full((len(z),), self.t_star, device=z.device, dtype=torch.long)
         return self._denoiser(network)(z, t, cond).x0
 
-    def _sample(self, network: Any, random: SampleRandom, cond: Tensor, draw: str = "") -> Tensor:
+    def _sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
         """x0 as the student is trained to make it; another `draw` is from another noise."""
         return self._generate(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
 
@@ -165,7 +165,7 @@ class OneStep(Method):
         residual: str,
         weight: str,
         x0: Tensor,
-        cond: Tensor,
+        cond: Condition,
         random: SampleRandom,
         guidance_scale: float,
         *,
@@ -196,7 +196,7 @@ class OneStep(Method):
 
     # ---- product ----------------------------------------------------------------------------------------------
 
-    def _draw(self, network: Any, random: SampleRandom, cond: Tensor) -> Tensor:
+    def _draw(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
         """x0 as a user gets it, in all the student's steps."""
         return self._generate(network, random.normal("preview", self.teacher.latent_shape), cond)
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.diffusion import ddim
+from diffdistill.diffusion import Condition, ddim
 from diffdistill.distill import SampleRandom
 from diffdistill.distill.progressive import (
     PROGRESSIVE_WEIGHTS,
@@ -166,7 +166,7 @@ class Progressive(OneStep):
 
     # ---- product ----------------------------------------------------------------------------------------------
 
-    def _draw(self, network: Any, random: SampleRandom, cond: Tensor) -> Tensor:
+    def _draw(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
         """x0 in the steps of the present stage."""
         denoiser = self._denoiser(network)
         z = random.normal("preview", self.teacher.latent_shape)

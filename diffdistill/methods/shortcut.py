@@ -129,6 +129,5 @@ class Shortcut(AnyStep):
         """The averaged network; guided where a step is of the finest size, which is asked for at s = t."""
         if self.guidance == 1 or not bool((s == t).any()):
             return self.average(x_t, t, s, cond)
-        null = self.null.expand_as(cond)
         scale = (1 + (self.guidance - 1) * (s == t).double()).to(t.device)
-        return guided_any_step(self.average, x_t, t, s, cond, null, scale, energy_preserving=False)
+        return guided_any_step(self.average, x_t, t, s, cond, self.null, scale, energy_preserving=False)

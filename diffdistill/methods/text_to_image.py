@@ -209,7 +209,7 @@ class TextToImage(Method):
         cond, null = self.tokenize(prompts), self.tokenize([""])
         denoiser = Denoiser(unwrap(self.networks["model"]), self.schedule, "v")
         noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.latents.shape[2:])
-        x0 = ddim(lambda x, t: guided(denoiser, x, t, cond, null.expand_as(cond), 2.0), noise, self.schedule, 25)
+        x0 = ddim(lambda x, t: guided(denoiser, x, t, cond, null, 2.0), noise, self.schedule, 25)
         images = self.vae.decode(x0 / self.vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
         return Validation(images)
 

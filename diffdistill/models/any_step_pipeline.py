@@ -91,7 +91,7 @@ class AnyStepModel:
         denoiser = TwoTimeDenoiser(self.network, self.schedule)
         longer = max(1.0, steps / self.finest_steps) if self.finest_steps else 1.0  # told than the steps are
         return any_step(
-            lambda x, t, s: guided_any_step(denoiser, x, t, s, cond, null.expand_as(cond), guidance),
+            lambda x, t, s: guided_any_step(denoiser, x, t, s, cond, null, guidance),
             noise,
             self.schedule,
             steps,

@@ -109,9 +109,9 @@ def test_conditions_that_do_not_match() -> None:
     x_t, cond, null = batch()
     denoiser = Denoiser(Linear(), VP, "eps")
     for bad, match in [
-        (null[:, :2], r"\(3, 2, 6\), cond \(3, 5, 6\)"),
-        (None, "null is NoneType"),
-        ({"tokens": null}, "null is dict"),
+        (null[:, :2], r"null \(3, 2, 6\), cond \(3, 5, 6\)"),
+        (None, "null is None, cond is a tensor"),
+        ({"tokens": null}, "null is a mapping with the parts tokens"),
     ]:
         with pytest.raises(ValueError, match=match):
             cond_and_null(denoiser, x_t, T, cond, bad)

@@ -129,7 +129,7 @@ def test_errors() -> None:
     model, x_t, t = setting("v")
     with pytest.raises(ValueError, match="1 negative prompts and 2 weights"):
         PerpNeg([prompt(2)], [1.0, 1.0])
-    with pytest.raises(ValueError, match=r"negative 0 condition has shape \(5, 3\), cond \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"cond \(5, 4\), negative 0 \(5, 3\)"):
         perp_neg(model, x_t, t, prompt(0), prompt(1), PerpNeg([prompt(2)[:, :3]], [1.0]), SCALE)
     a, b = model(x_t, t, prompt(0)), model(x_t, t, prompt(1)).as_kind("eps")
     with pytest.raises(ValueError, match="as_kind"):

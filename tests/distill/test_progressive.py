@@ -108,7 +108,7 @@ def test_the_fixed_point_of_all_stages_is_the_teachers_own_ddim_answer(final: in
         gain = (alpha_s * alpha * std**2 + sigma_s * sigma) / (alpha**2 * std**2 + sigma**2)
         expected = alpha_s * mean + gain * (expected - alpha * mean)
     torch.testing.assert_close(found, expected, **DOUBLE)
-    one_step = teacher(z, torch.full((5,), 900), mean).x0
+    one_step = teacher(z, torch.full((5,), 900), torch.full((1, 1), mean, dtype=z.dtype)).x0
     assert (found - one_step).abs().max() > 0.1  # which it does not start as
 
 
