@@ -36,3 +36,8 @@ def rank_and_processes(environment: Mapping[str, str] = os.environ) -> tuple[int
             f"RANK is {rank} and WORLD_SIZE {processes} in the environment; it should be less, so unset both"
         )
     return rank, processes
+
+
+def is_first() -> bool:
+    """Whether this process is the first one, which alone prints and writes."""
+    return rank_and_processes()[0] == 0

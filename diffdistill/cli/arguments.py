@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from diffdistill.errors import UserError
@@ -35,3 +37,17 @@ class OneLineParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(odd[1], self._option_string_actions, 1, cutoff=0.0)
             message = f"unknown option {odd[1]}; the nearest is {near[0]}"
         raise UserError(f"{message} ({self.prog} --help says more)")
+
+
+@contextmanager
+def as_options(**options: str) -> Iterator[None]:
+    """Errors of a settings class, said of the command's options: "images is 0" becomes "--pictures is 0".
+
+    Args:
+        options: for each field, the option that it was given by.
+    """
+    try:
+        yield
+    except UserError as error:
+        first, space, rest = str(error).partition(" ")
+        raise UserError(f"{options.get(first, first)}{space}{rest}") from error

@@ -1,4 +1,4 @@
-"""A pipeline folder and prompts as a source of pictures that are made when they are read: no file in between."""
+"""A pipeline and prompts as a source of images, which are generated when they are read: no file in between."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from diffdistill.errors import UserError
 from diffdistill.models.generate import check_eta, generate, load_generator
 from diffdistill.models.text import report_cut
 
-CHUNK = 16  # the networks always run on so many, since kernels round differently at other sizes
+CHUNK = 16  # the networks always run on so many images, since kernels round differently at other sizes
 
 
 class Generated(Source):
-    """Picture i is of prompt i mod len(prompts), from noise of seed + i: neither batches nor processes matter.
+    """Images that a generator makes: image i is of prompt i mod len(prompts) and starts from noise of seed + i.
 
-    Pictures are floats in [0, 1]: how they become bytes is the protocol's to say.
+    Neither batches nor processes change an image. Images are floats in [0, 1]; the protocol says how they become bytes.
 
     Args:
-        model: pipeline folder or hub id, or a loaded one.
-        prompts: as many as there are.
-        n: pictures in all.
-        steps, guidance, seed: of the sampler.
-        eta: its noise while sampling; None for the model's own.
+        model: a pipeline folder or hub id, or a loaded generator.
+        prompts: at least one.
+        n: number of images.
+        steps: number of sampling steps.
+        guidance: guidance scale; 1 is unguided.
+        seed: of the first image's noise.
+        eta: noise while sampling, from 0 to 1; None for the model's own.
 
     Raises:
-        UserError: no such pipeline, or no prompt.
+        UserError: no such pipeline, no prompt, or an eta that the pipeline does not take.
     """
 
     together = True
@@ -64,6 +66,7 @@ class Generated(Source):
         return f"{index:05d}.png"
 
     def prompt(self, index: int) -> str:
+        """The prompt of image `index`."""
         return self.prompts[index % len(self.prompts)]
 
     def captions(self) -> list[str]:

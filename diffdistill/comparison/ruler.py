@@ -1,4 +1,4 @@
-"""One ruler for several generators: prompts, reference features and extractor, made once."""
+"""One ruler for several generators: the prompts, the reference features and the extractor, made once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,26 @@ from typing import Any
 
 from diffdistill.errors import UserError
 
-FEWEST = 3  # an unbiased kernel distance and its standard error need three
+FEWEST = 3  # an unbiased kernel distance and its standard error need three images on each side
 
 
 class Ruler:
-    """Prompts, reference features and extractor, made once and used for every generator."""
+    """Measures generators on the same prompts, against the same reference, by the same extractor.
+
+    Args:
+        n: number of prompts, captions of the set's training split, each of which gives one image.
+        seed: draws the prompts, and is the first seed of the noise.
+        data: folder of an emoji set. The reference is its other training images.
+
+    Attributes:
+        prompts: n captions.
+        extract: MobileNetV2 features.
+        real: features of all training images, Tensor of shape (N, 1280): the prompts' own images first.
+        protocol: what a number has to carry.
+
+    Raises:
+        UserError: n leaves fewer than `FEWEST` images as the reference.
+    """
 
     def __init__(self, n: int, seed: int, data: str = "assets/emoji") -> None:
         import torch
@@ -24,15 +39,15 @@ class Ruler:
         order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
         self.n, self.seed = n, seed
         if n > len(order) - FEWEST:
-            raise UserError(f"--n is {n}; the set has {len(order)} pictures, and {FEWEST} must stay as reference")
+            raise UserError(f"n is {n}; the set has {len(order)} images, and {FEWEST} must stay as the reference")
         self.prompts = [emoji.captions[i] for i in order[:n]]
         self.extract = MobileNetFeatures()
         self.real = self.extract(emoji.images[order], progress=True)
-        pictures = hashlib.sha256(emoji.images[order].numpy().tobytes()).hexdigest()[:16]
-        self.protocol = {**self.extract.protocol, "n": n, "seed": seed, "pictures": pictures}
+        images = hashlib.sha256(emoji.images[order].numpy().tobytes()).hexdigest()[:16]
+        self.protocol = {**self.extract.protocol, "n": n, "seed": seed, "pictures": images}
 
     def seconds(self, model: Any, steps: int, guidance: float, n: int = 32) -> float:
-        """Seconds a picture, from one batch, after one of a single step to warm up."""
+        """Seconds an image, from one batch of n, after a batch of a single step to warm up."""
         from diffdistill.models.generate import generate
 
         list(generate(model, self.prompts[:n], 1, guidance, self.seed, n))
@@ -41,7 +56,11 @@ class Ruler:
         return round((time.perf_counter() - started) / made, 4)
 
     def measure(self, model: Any, steps: int, guidance: float) -> dict[str, Any]:
-        """kd, kd_se, fd, n, steps, nfe, guidance, seconds_per_image of a pipeline folder or a loaded teacher."""
+        """The numbers of a generator, a pipeline folder or a loaded teacher, at one setting.
+
+        Returns:
+            kd, kd_se, fd, n, n_reference, steps, nfe (network evaluations an image), guidance, seconds_per_image.
+        """
         import torch
 
         from diffdistill.evaluation import quick_numbers
@@ -56,7 +75,7 @@ class Ruler:
         return {**numbers, "steps": steps, "nfe": nfe, "guidance": guidance, "seconds_per_image": seconds}
 
     def floor(self) -> dict[str, Any]:
-        """The same number of real pictures, those of the prompts, against the reference."""
+        """The numbers of as many real images, the prompts' own, against the reference."""
         from diffdistill.evaluation import quick_numbers
 
         numbers = quick_numbers(self.real[: self.n], self.real[self.n :])

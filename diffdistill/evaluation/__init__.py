@@ -1,10 +1,12 @@
-"""Measuring generators: features, distances between feature sets, and reports.
+"""Measuring generators: features, distances between feature sets, agreement with captions, and reports.
 
-The names below load on first use, so that importing this package pulls in neither torch nor torchvision.
+The names below are imported when they are first used, so that importing this package needs neither torch nor
+torchvision.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diffdistill.lazy import lazy_names
 
 if TYPE_CHECKING:
     from diffdistill.evaluation.distances.cmmd import cmmd
@@ -17,19 +19,15 @@ if TYPE_CHECKING:
         frechet_distance_of,
         frechet_terms,
     )
+    from diffdistill.evaluation.distances.inception_score import inception_score
     from diffdistill.evaluation.distances.kernel import kernel_distance, kernel_distance_subsets
     from diffdistill.evaluation.distances.neighbours import Neighbourhoods, nearest, prdc
-    from diffdistill.evaluation.distances.states import (
-        CMMD,
-        PRDC,
-        FeatureRows,
-        FrechetDistance,
-        InceptionScore,
-        KernelDistance,
-    )
+    from diffdistill.evaluation.distances.states import CMMD, PRDC, FrechetDistance, InceptionScore, KernelDistance
+    from diffdistill.evaluation.features.feature_rows import FeatureRows
     from diffdistill.evaluation.features.feature_set import FeatureSet, require_same_protocol
     from diffdistill.evaluation.features.mobilenet import MobileNetFeatures
     from diffdistill.evaluation.features.statistics import FeatureStatistics
+    from diffdistill.evaluation.measure import Reading, collect
     from diffdistill.evaluation.pairs.patches import (
         PatchDistance,
         PatchFeatures,
@@ -63,7 +61,9 @@ __all__ = [
     "PatchFeatures",
     "PatchScore",
     "PerceptualDistance",
+    "Reading",
     "cmmd",
+    "collect",
     "dists",
     "diversity",
     "extract_patches",
@@ -73,6 +73,7 @@ __all__ = [
     "frechet_distance_infinity",
     "frechet_distance_of",
     "frechet_terms",
+    "inception_score",
     "kernel_distance",
     "kernel_distance_subsets",
     "lpips",
@@ -86,56 +87,31 @@ __all__ = [
     "st_lpips",
 ]
 
-_MODULE_OF = {
-    "CMMD": "distances.states",
-    "Extrapolation": "distances.frechet",
-    "FeatureRows": "distances.states",
-    "FeatureSet": "features.feature_set",
-    "FeatureStatistics": "features.statistics",
-    "FrechetDistance": "distances.states",
-    "FrechetTerms": "distances.frechet",
-    "InceptionScore": "distances.states",
-    "KernelDistance": "distances.states",
-    "MSSSIM": "pairs.pixels",
-    "MobileNetFeatures": "features.mobilenet",
-    "Neighbourhoods": "distances.neighbours",
-    "PRDC": "distances.states",
-    "PSNR": "pairs.pixels",
-    "PairMean": "pairs.pixels",
-    "PairScore": "pairs.pixels",
-    "PatchDistance": "pairs.patches",
-    "PatchFeatures": "pairs.patches",
-    "PatchScore": "pairs.patches",
-    "PerceptualDistance": "pairs.perceptual",
-    "cmmd": "distances.cmmd",
-    "dists": "pairs.perceptual",
-    "diversity": "quick",
-    "extract_patches": "pairs.patches",
-    "format_table": "table",
-    "frechet_distance": "distances.frechet",
-    "frechet_distance_from_moments": "distances.frechet",
-    "frechet_distance_infinity": "distances.frechet",
-    "frechet_distance_of": "distances.frechet",
-    "frechet_terms": "distances.frechet",
-    "kernel_distance": "distances.kernel",
-    "kernel_distance_subsets": "distances.kernel",
-    "lpips": "pairs.perceptual",
-    "ms_ssim": "pairs.pixels",
-    "nearest": "distances.neighbours",
-    "patch_distance": "pairs.patches",
-    "prdc": "distances.neighbours",
-    "psnr": "pairs.pixels",
-    "quick_numbers": "quick",
-    "require_same_protocol": "features.feature_set",
-    "st_lpips": "pairs.perceptual",
+_MODULES = {
+    "distances.cmmd": ("cmmd",),
+    "distances.frechet": (
+        "Extrapolation",
+        "FrechetTerms",
+        "frechet_distance",
+        "frechet_distance_from_moments",
+        "frechet_distance_infinity",
+        "frechet_distance_of",
+        "frechet_terms",
+    ),
+    "distances.inception_score": ("inception_score",),
+    "distances.kernel": ("kernel_distance", "kernel_distance_subsets"),
+    "distances.neighbours": ("Neighbourhoods", "nearest", "prdc"),
+    "distances.states": ("CMMD", "FrechetDistance", "InceptionScore", "KernelDistance", "PRDC"),
+    "features.feature_rows": ("FeatureRows",),
+    "features.feature_set": ("FeatureSet", "require_same_protocol"),
+    "features.mobilenet": ("MobileNetFeatures",),
+    "features.statistics": ("FeatureStatistics",),
+    "measure": ("Reading", "collect"),
+    "pairs.patches": ("PatchDistance", "PatchFeatures", "PatchScore", "extract_patches", "patch_distance"),
+    "pairs.perceptual": ("PerceptualDistance", "dists", "lpips", "st_lpips"),
+    "pairs.pixels": ("MSSSIM", "PSNR", "PairMean", "PairScore", "ms_ssim", "psnr"),
+    "quick": ("diversity", "quick_numbers"),
+    "table": ("format_table",),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -1,45 +1,26 @@
-"""One pass over pictures under a protocol, and the numbers that come of it.
+"""One pass over images under a protocol: features of all of them, from all processes.
 
-    source -> crop, resize, 8 bits -> extractor -> rows or statistics, of all processes -> distances to a reference
+    source -> crop, resize, 8 bits -> extractor -> rows or statistics, of all processes
 
-Notable:
-- a reference is read or made before anything is generated: what is wrong with it shows first;
-- references made of pictures are cached by the hash of their contents and of the protocol, written in one rename;
-- a Frechet distance is called fid only on FID's own network and weights, a kernel distance kid likewise;
-- every number carries the protocol and its hash, n, and the reference's n and source.
+Every image is read or generated once, however many extractors look at it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from diffdistill.data.loading import batches, require_one_size, share
 from diffdistill.data.source import Source
-from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
-from diffdistill.evaluation.distances.cmmd import cmmd
-from diffdistill.evaluation.distances.frechet import frechet_terms
-from diffdistill.evaluation.distances.kernel import kernel_distance
-from diffdistill.evaluation.distances.neighbours import prdc
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features.base import Extractor
-from diffdistill.evaluation.features.feature_set import kind_of, require_same_protocol
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.features.statistics import FeatureStatistics
 from diffdistill.evaluation.protocols import Protocol
-from diffdistill.files import user_cache
-
-METRICS = ("fd", "kd", "prdc", "cmmd")
-ROWS = ("kd", "prdc", "cmmd")  # what needs every row of both sides
-FEWEST = {"fd": 2, "kd": 3, "prdc": 6, "cmmd": 2}
-SUFFIX = ".safetensors"
 
 Features = FeatureRows | FeatureStatistics
 
@@ -142,7 +123,7 @@ def collect_several(
                 raise UserError(f"{source.name}, {start} to {end}: {error}") from error
             if bar is not None:
                 bar.update(len(batch.indices))
-    require_one_size(set().union(*everyones(shapes)), source.name)
+    require_one_size(set().union(*from_all_processes(shapes)), source.name)
     total: list[Features] = [features.all_reduce() for features in kept]
     if total[0].n < 2:
         raise UserError(f"{source.name}: {total[0].n} of {wanted} pictures could be read; at least 2 are needed")
@@ -163,22 +144,7 @@ def how_many(source: Source, protocol: Protocol, n: int | None = None) -> int:
     return wanted
 
 
-def check_metrics(metrics: Sequence[str], n: int, extractor: str) -> None:
-    """What `distances` would refuse, before anything is measured.
-
-    Raises:
-        UserError: an unknown metric, one that is not defined on this extractor's features, or too few pictures.
-    """
-    for name in metrics:
-        if name not in METRICS:
-            raise UserError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
-        if n < FEWEST[name]:
-            raise UserError(f"{name} needs at least {FEWEST[name]} pictures; there are {n}")
-        if name == "cmmd" and not extractor.startswith("clip-"):
-            raise UserError(f"cmmd is defined on CLIP's embeddings; this protocol's extractor is {extractor}")
-
-
-def everyones(value: Any) -> list[Any]:
+def from_all_processes(value: Any) -> list[Any]:
     """The value of every process, on every process."""
     import torch.distributed as dist
 
@@ -189,105 +155,12 @@ def everyones(value: Any) -> list[Any]:
     return found
 
 
-def read_reference(
-    path: str | Path,
-    protocol: Protocol,
-    extractor: Extractor,
-    rows: bool = True,
-    reading: Reading | None = None,
-    cache: Path | None = None,
-) -> Features:
-    """Reference features: a file that `eval ref` wrote, or pictures, whose features are then cached.
-
-    Raises:
-        UserError: features of another protocol (the keys that differ are named), or statistics alone where a number
-            was asked for that needs every row.
-    """
-    path = Path(path)
-    if path.suffix == SUFFIX:
-        found = load_features(path)
-        require_same_protocol(found, FeatureStatistics(extractor.dim, protocol.record(extractor), str(protocol)))
-        if rows and isinstance(found, FeatureStatistics):
-            raise UserError(
-                f"{path} holds mean and scatter alone; {', '.join(ROWS)} need rows: make it again without --statistics"
-            )
-        return found
-    source = open_source(path)
-    kind: type[Features] = FeatureRows if rows else FeatureStatistics
-    key = json.dumps([source.digest(), protocol.record(extractor), len(source), kind.kind], sort_keys=True)
-    folder = user_cache() if cache is None else cache
-    file = folder / f"reference-{hashlib.sha256(key.encode()).hexdigest()[:24]}{SUFFIX}"
-    first = share(2).start == 0  # it alone looks, so that all processes go the same way
-    stored: Features | None = None
-    if first and file.is_file():
-        try:
-            stored = kind.load(file)
-        except UserError:  # damaged: made again
-            stored = None
-    if any(everyones(stored is not None)):
-        found = stored or kind(extractor.dim, protocol.record(extractor))
-        found.source = source.name
-        return found.all_reduce()
-    made = collect(source, protocol, extractor, len(source), rows, reading)
-    if first and made.n == len(source):  # not what lacks the corrupt ones
-        made.save(file)
-    return made
-
-
-def load_features(path: str | Path) -> Features:
-    """Rows or statistics, whichever the file holds.
-
-    Raises:
-        UserError: neither, or a damaged one.
-    """
-    kind: type[Features] = FeatureStatistics if kind_of(path) == FeatureStatistics.kind else FeatureRows
-    return kind.load(path)
-
-
-def distances(generated: Features, reference: Features, metrics: Sequence[str]) -> dict[str, Any]:
-    """The numbers asked for, with n and the protocol beside them.
+def left_out_of(source: Source, corrupt: int) -> dict[str, int]:
+    """How many files of a source were left out, by reason.
 
     Args:
-        generated, reference: of one protocol.
-        metrics: of `METRICS`.
-
-    Raises:
-        UserError: protocols that differ, an unknown metric, or one that these features are not made for.
+        source: the images that were read.
+        corrupt: number of images that could not be decoded; counted under "corrupt".
     """
-    require_same_protocol(generated, reference)
-    check_metrics(metrics, min(generated.n, reference.n), str(generated.protocol.get("extractor")))
-    found: dict[str, Any] = {}
-    if "fd" in metrics:
-        terms = frechet_terms(_statistics(generated), _statistics(reference))
-        found[named("fd", generated.protocol)] = terms.total
-        found["fd_mean_term"] = terms.mean_term
-    if needed := [name for name in metrics if name in ROWS]:
-        if not (isinstance(generated, FeatureRows) and isinstance(reference, FeatureRows)):
-            raise UserError(f"{needed[0]} needs every row of both sides, and one holds mean and scatter alone")
-        x, y = generated.features, reference.features
-        if "kd" in metrics:
-            name = named("kd", generated.protocol)
-            found[name], found[f"{name}_se"] = kernel_distance(x, y)
-        if "prdc" in metrics:
-            found.update(prdc(x, y)._asdict())
-        if "cmmd" in metrics:
-            found["cmmd"] = cmmd(x, y)
-    return {
-        **found,
-        "n": generated.n,
-        "n_reference": reference.n,
-        "reference": reference.source,
-        "protocol": generated.protocol,
-    }
-
-
-def _statistics(features: Features) -> FeatureStatistics:
-    return features.statistics() if isinstance(features, FeatureRows) else features
-
-
-def named(metric: str, protocol: dict[str, Any]) -> str:
-    """fid and kid are these distances on FID's own network with the published weights, and on nothing else."""
-    from diffdistill.evaluation.features.inception import INCEPTION_FILE
-
-    own = protocol.get("extractor") == "inception-tf" and protocol.get("weights_sha256") == INCEPTION_FILE.sha256
-    return {"fd": "fid", "kd": "kid"}[metric] if own else metric
+    found = {reason: n for reason, n in sorted(source.left_out.items()) if n}
+    return {**found, "corrupt": corrupt} if corrupt else found

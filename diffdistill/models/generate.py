@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 
@@ -38,6 +38,12 @@ def load_generator(source: str, steps: int | None = None) -> Generator:
         unet = files.read_json("unet/config.json")
         check_sampler(scheduler, problem, steps, unet.get("in_channels", 4), unet.get("out_channels", 4))
     return load_teacher(files)
+
+
+def network_of(model: Generator) -> nn.Module:
+    """The denoising network of a loaded generator: the module whose calls are network passes."""
+    network: nn.Module = model.pipeline.unet
+    return network
 
 
 def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calc, align = ("calc", "--images", "pictures"), ("--agreement", "align")
     for argv, says in (
         ((*calc, "--reference", "pictures", "--captions", "captions.txt"), "--captions needs --agreement"),
-        ((*calc, *align), "--agreement needs --captions"),
+        ((*calc, *align), "--captions are missing; agreement needs one for each image"),
         ((*calc, *align, "--captions", "nowhere.txt"), "there is no caption file nowhere.txt"),
         ((*calc, *align, "--captions", "few.txt"), "few.txt holds 2 captions, pictures 5 pictures"),
         ((*calc, *align, "--captions", "gap.txt"), "gap.txt, line 2 is empty"),

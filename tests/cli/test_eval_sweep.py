@@ -21,14 +21,14 @@ from torch import Tensor
 from diffdistill.cli.main import main
 from diffdistill.comparison import generated
 from diffdistill.data.emoji import STYLES, load_emoji
-from diffdistill.evaluation import measure
+from diffdistill.data.in_memory import InMemory
+from diffdistill.evaluation import reference
 from diffdistill.evaluation.agreement.scores import agreement
 from diffdistill.evaluation.features.mobilenet import MobileNetFeatures, _packaged_weights
 from diffdistill.evaluation.page.record import read_strip, read_sweep
 from diffdistill.evaluation.quick import quick_numbers
 from diffdistill.evaluation.sweep import cells
 from diffdistill.evaluation.sweep.cells import Watched, side_by_side
-from diffdistill.evaluation.sweep.ground import Stack
 from diffdistill.models.generate import generate
 
 ROOT = Path(__file__).parents[2]
@@ -180,7 +180,7 @@ def test_cells_are_what_calc_and_the_library_say(here: Path, capsys: pytest.Capt
 def test_network_passes_are_counted_and_seconds_are_a_median(monkeypatch: pytest.MonkeyPatch) -> None:
     network = torch.nn.Identity()
 
-    class Made(Stack):
+    class Made(InMemory):
         def read_many(self, indices: Any) -> list[Tensor]:  # a chunk filled up to 4, two passes each, both halves
             for _ in range(2):
                 network(torch.zeros(8, 1))
@@ -362,11 +362,11 @@ def test_prompts_and_a_reference_of_ones_own(
     sampler = ("--prompts", "prompts.txt", "--pictures", "7")
     options = (*sampler, "--students", "model", "--steps", "2", "--seeds", "0", "1")
     calc = said(capsys, "calc", "--model", "model", *sampler, "--steps", "2", "--reference", "real")
-    for reference, floor in (("real", "other"), ("ref.safetensors", None)):
+    for source, floor in (("real", "other"), ("ref.safetensors", None)):
         extra = ("--real", floor) if floor else ()
-        said(capsys, "sweep", *options, "--reference", reference, *extra, "--out", f"out-{reference}")
-        found = record(f"out-{reference}")
-        assert read_sweep(f"out-{reference}").complete and found["reference"] == {"source": reference, "n": 9}
+        said(capsys, "sweep", *options, "--reference", source, *extra, "--out", f"out-{source}")
+        found = record(f"out-{source}")
+        assert read_sweep(f"out-{source}").complete and found["reference"] == {"source": source, "n": 9}
         (row,) = found["rows"]
         assert row["seeds"]["0"]["kd"] == pytest.approx(calc["kd"], rel=1e-9)
         assert found["samples"]["prompts"][:4] == ["red apple", "blue car", "green pear", "red apple"]
@@ -386,8 +386,8 @@ def test_prompts_and_a_reference_of_ones_own(
     features = record("out-features")["floor"]
     for seed in "01":
         assert features["seeds"][seed]["kd"] == pytest.approx(pictures["seeds"][seed]["kd"], rel=1e-9)
-    loads, load = [], measure.load_features
-    monkeypatch.setattr(measure, "load_features", lambda path: loads.append(path) or load(path))
+    loads, load = [], reference.load_features
+    monkeypatch.setattr(reference, "load_features", lambda path: loads.append(path) or load(path))
     said(capsys, "sweep", *options, "--reference", "ref.safetensors", "--out", "out-once")
     assert len(loads) == 1
 
@@ -433,11 +433,11 @@ def test_the_same_pictures_are_no_floor_by_whatever_path(here: Path, capsys: pyt
     shutil.copy("ref.safetensors", "other.safetensors")
     Path("prompts.txt").write_text("red apple\n")
     options = ("sweep", "--students", "model", "--prompts", "prompts.txt", "--pictures", "7", "--agreement", "none")
-    for reference, real in (
+    for against, real in (
         ("real", "real"), ("real", "copy"), ("real", "renamed"), ("real", "ref.safetensors"),
         ("ref.safetensors", "other.safetensors"),
     ):  # fmt: skip
-        line = refused(capsys, *options, "--reference", reference, "--real", real, "--out", "out")
+        line = refused(capsys, *options, "--reference", against, "--real", real, "--out", "out")
         assert f"--real {real} is the reference itself" in line
 
 

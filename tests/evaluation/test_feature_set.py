@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffdistill import __version__
 from diffdistill.errors import UserError
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features import feature_set
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.features.feature_set import require_same_protocol
 from diffdistill.evaluation.features.statistics import FeatureStatistics
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffdistill.evaluation.distances.floor import set_aside
-from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 
 
 def test_rows_set_aside_and_the_others_are_all_rows_once() -> None:

@@ -12,12 +12,14 @@ from torch import Tensor
 from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
 from diffdistill.evaluation.distances.kernel import kernel_distance
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features import weight_files as weights
 from diffdistill.evaluation.features.base import Extractor
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.features.statistics import FeatureStatistics
-from diffdistill.evaluation.measure import Reading, collect, distances, read_reference
+from diffdistill.evaluation.measure import Reading, collect
+from diffdistill.evaluation.metrics import distances
 from diffdistill.evaluation.protocols import PROTOCOLS, Protocol
+from diffdistill.evaluation.reference import read_reference
 
 PROTOCOL = dataclasses.replace(PROTOCOLS["mobilenet-offline"], name="tiny")
 

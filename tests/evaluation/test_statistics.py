@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features import statistics as statistics_module
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 PROTOCOL = {"extractor": "tiny", "resize": {"kind": "bicubic", "side": 299}}
@@ -167,7 +167,7 @@ def test_without_processes_all_reduce_is_a_copy() -> None:
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from diffdistill.errors import UserError
-from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 rank, folder = int(sys.argv[1]), sys.argv[2]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from diffdistill.cli.arguments import as_options
 from diffdistill.cli.eval.options import device_of, in_options
 from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from diffdistill.data.source import Source
     from diffdistill.evaluation.agreement.scores import Towers
-    from diffdistill.evaluation.distances.states import FeatureRows
+    from diffdistill.evaluation.agreement.towers import PairedCaptions
     from diffdistill.evaluation.protocols import Protocol
 
 _CLIP = ("clip_model", "clip_prefix", "clip_weights", "clip_weights_sha256")
@@ -60,64 +58,33 @@ def check_agreement(o: argparse.Namespace) -> None:
         raise UserError("--agreement needs every picture, each beside its caption; leave out --on_corrupt skip")
 
 
-def captions_of(o: argparse.Namespace, source: Source, n: int) -> tuple[list[str], dict[str, Any]]:
-    """The captions of the first n pictures, and how they were paired: of --captions, or of a source that knows them."""
-    from diffdistill.data.captions import captions_for, captions_of_file
+def captions_of(o: argparse.Namespace, source: Source, n: int) -> PairedCaptions:
+    """The captions of the first n images: those of --captions, or those that the source comes with."""
+    from diffdistill.evaluation.agreement.towers import paired_captions
 
-    if o.captions is not None:
-        return captions_for(captions_of_file(find(o.captions)), source, n)
-    known = source.captions()
-    if known is None:
-        raise UserError(
-            "--agreement needs --captions, a file with a caption for each picture, or one beside each picture"
-        )
-    return known[:n], {"paired_by": source.captions_from}
+    with as_options(captions="--captions"):
+        return paired_captions(None if o.captions is None else find(o.captions), source, n)
 
 
 def towers_of(o: argparse.Namespace, protocol: Protocol) -> Towers:
     """The image and the text tower that --agreement names."""
-    device = device_of(o)
-    if o.agreement == "align":
-        from diffdistill.evaluation.agreement.align import AlignFeatures
+    from diffdistill.evaluation.agreement.towers import build_towers
 
-        with in_options():
-            return AlignFeatures(device=device)
+    device = device_of(o)
+    if o.agreement == "clip":
+        protocol = _with_clip(o, protocol)
+    weights = {"weights": "--clip_weights", "allow_other_weights": "--clip_weights_sha256"}
+    with in_options(**(weights if o.agreement == "clip" else {})):
+        return build_towers(o.agreement, protocol, o.clip_weights, device, o.clip_weights_sha256 or False)
+
+
+def _with_clip(o: argparse.Namespace, protocol: Protocol) -> Protocol:
+    """The protocol with the CLIP model that the options name, where it names none itself."""
     if protocol.clip_model is not None:
         for name, given in (("clip_model", o.clip_model), ("clip_prefix", o.clip_prefix)):
             if given not in (None, getattr(protocol, name)):
                 raise UserError(f"--{name} {given!r}: {protocol} has {getattr(protocol, name)!r}; leave the option out")
-    elif o.clip_model is None:
+        return protocol
+    if o.clip_model is None:
         raise UserError(f"{protocol} names no CLIP; add --clip_model MODEL/TAG, as ViT-B-32-quickgelu/openai")
-    else:
-        protocol = replace(protocol, clip_model=o.clip_model, clip_prefix=o.clip_prefix or "")
-    with in_options(weights="--clip_weights", allow_other_weights="--clip_weights_sha256"):
-        return protocol.build_clip(o.clip_weights, device, o.clip_weights_sha256 or False)
-
-
-def texts_of(towers: Towers, captions: Sequence[str]) -> Tensor:
-    """A row a caption; equal ones are embedded once."""
-    import torch
-
-    place = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
-    return towers.text(list(place))[torch.tensor([place[caption] for caption in captions])]
-
-
-def agreement_numbers(
-    towers: Towers, pictures: FeatureRows, captions: Sequence[str], texts: Tensor | None = None
-) -> dict[str, Any]:
-    """The numbers under the towers' names, with the protocol the pictures were embedded under.
-
-    Args:
-        towers: which embedded them.
-        pictures: rows of n pictures.
-        captions: of each.
-        texts: `texts_of` them, where it is known already.
-    """
-    from diffdistill.evaluation.agreement.scores import agreement, report
-
-    texts = texts_of(towers, captions) if texts is None else texts
-    try:
-        found = agreement(pictures.features, texts, captions)
-    except ValueError as error:
-        raise UserError(f"{pictures.source}: {error}") from error
-    return {**report(towers, found), f"{towers.kind}_protocol": pictures.protocol}
+    return replace(protocol, clip_model=o.clip_model, clip_prefix=o.clip_prefix or "")

@@ -1,4 +1,4 @@
-"""`diffdistill eval calc`: distances to a reference and agreement with captions, of stored or of generated pictures."""
+"""`diffdistill eval calc`: distances to a reference and agreement with captions, of stored or generated images."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from diffdistill.cli.eval.agreement import (
-    agreement_numbers,
-    agreement_options,
-    captions_of,
-    check_agreement,
-    towers_of,
-)
+from diffdistill.cli.eval.agreement import agreement_options, captions_of, check_agreement, towers_of
 from diffdistill.cli.eval.options import (
     check_free,
     generator_options,
     is_first,
-    left_out_of,
     parse,
     parser_of,
     protocol_of,
@@ -28,12 +20,6 @@ from diffdistill.cli.eval.options import (
 )
 from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
-
-if TYPE_CHECKING:
-    from diffdistill.evaluation.distances.states import FeatureRows
-    from diffdistill.evaluation.features.base import Extractor
-    from diffdistill.evaluation.measure import Features
-    from diffdistill.evaluation.protocols import Protocol
 
 METRICS = ("fd", "kd")  # by default
 
@@ -58,40 +44,33 @@ def main(argv: Sequence[str]) -> None:
     o = parse(parser, argv)
     _check(o)
 
-    from diffdistill.evaluation.distances.states import FeatureRows
-    from diffdistill.evaluation.measure import ROWS, Pass, check_metrics, collect_several, distances, how_many
+    from diffdistill.evaluation.measure import how_many
+    from diffdistill.evaluation.metrics import check_metrics
     from diffdistill.evaluation.protocols import protocol_named
+    from diffdistill.evaluation.report import evaluate
     from diffdistill.files import write_json_atomic
 
     protocol, metrics = protocol_named(o.protocol), o.metrics or METRICS
     source = source_of(o)
-    n, rows, passes = how_many(source, protocol, o.pictures), any(name in ROWS for name in metrics), []
-    captions, pairing = captions_of(o, source, n) if o.agreement else ([], {})
+    n = how_many(source, protocol, o.pictures)  # what is wrong here is said before any network is loaded
+    captions = captions_of(o, source, n) if o.agreement else None
     if o.reference:
-        passes.append(Pass(protocol_of(o)[1], rows))
-        check_metrics(metrics, n, passes[0].extractor.name)  # before a reference is measured
-    if o.agreement:
-        towers = towers_of(o, protocol)
-        passes.append(Pass(towers))
-    if o.reference:
-        reference, aside, left_out_of_real = _real_pictures(o, protocol, passes[0].extractor, metrics, n, rows)
-    found = collect_several(source, protocol, passes, o.pictures, reading_of(o))
+        check_metrics(metrics, n, protocol.extractor)
+    report = evaluate(
+        source,
+        find(o.reference) if o.reference else None,
+        metrics,
+        protocol,
+        n=o.pictures,
+        extractor=protocol_of(o)[1] if o.reference else None,
+        real=find(o.real) if o.real else None,
+        split_reference=o.split_reference,
+        towers=towers_of(o, protocol) if o.agreement else None,
+        captions=captions,
+        reading=reading_of(o),
+    )
     if not is_first():
         return
-    report: dict[str, Any] = {"pictures": source.name, **source.made_from()}
-    if left_out := left_out_of(source, n - found[0].n):
-        report["left_out"] = left_out
-    if o.reference:
-        report |= left_out_of_real
-    if o.reference:
-        report |= distances(found[0], reference, metrics)
-        if aside is not None:
-            floor = distances(aside, reference, metrics)  # its reference and protocol are those beside it
-            numbers = {key: value for key, value in floor.items() if key not in ("reference", "protocol")}
-            report["floor"] = {"pictures": aside.source, **numbers}
-    if o.agreement:
-        assert isinstance(found[-1], FeatureRows)
-        report |= {"n": found[-1].n, "captions": pairing, **agreement_numbers(towers, found[-1], captions)}
     print(json.dumps(report, indent=1), flush=True)
     if o.out is not None:
         write_json_atomic(o.out, report)
@@ -111,44 +90,3 @@ def _check(o: argparse.Namespace) -> None:
     check_agreement(o)
     if o.out is not None:
         check_free(o.out, o.overwrite)
-
-
-def _real_pictures(
-    o: argparse.Namespace, protocol: Protocol, extractor: Extractor, metrics: Sequence[str], n: int, rows: bool
-) -> tuple[Features, FeatureRows | None, dict[str, dict[str, int]]]:
-    """The reference, as many other real pictures as there are generated, where the floor is asked for, and for the
-    report what was left out of either.
-
-    The latter are drawn from --real, or from the reference (at most half of it), which is then without them.
-    """
-    from diffdistill.data.sources import open_source
-    from diffdistill.evaluation.distances.floor import set_aside
-    from diffdistill.evaluation.distances.states import FeatureRows
-    from diffdistill.evaluation.measure import SUFFIX, check_metrics, read_reference
-
-    left_out: dict[str, dict[str, int]] = {}
-
-    def read(option: str, rows: bool) -> Features:
-        path = find(getattr(o, option))
-        features = read_reference(path, protocol, extractor, rows, reading_of(o))
-        if Path(path).suffix != SUFFIX:  # of such a file it was said when it was made
-            source = open_source(path)
-            if found := left_out_of(source, len(source) - features.n):
-                left_out[f"left_out_of_{option}"] = found
-        return features
-
-    reference = read("reference", rows or o.split_reference)
-    if not (o.real or o.split_reference):
-        return reference, None, left_out
-    if o.split_reference:
-        assert isinstance(reference, FeatureRows)
-        aside, reference = set_aside(reference, min(n, reference.n // 2))
-    else:
-        real = read("real", True)
-        assert isinstance(real, FeatureRows)
-        aside = set_aside(real, min(n, real.n))[0]
-    try:
-        check_metrics(metrics, min(aside.n, reference.n), extractor.name)
-    except UserError as error:
-        raise UserError(f"the floor: {error}") from error
-    return reference, aside, left_out

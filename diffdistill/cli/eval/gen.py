@@ -33,28 +33,28 @@ def main(argv: Sequence[str]) -> None:
     from diffdistill.data.loading import batches, share
     from diffdistill.data.save import save_bytes
     from diffdistill.evaluation.features.base import to_uint8
-    from diffdistill.evaluation.measure import everyones
+    from diffdistill.evaluation.measure import from_all_processes
     from diffdistill.evaluation.protocols import protocol_named
 
     if (o.pictures or 0) > NAMES:
         raise UserError(
             f"--pictures is {o.pictures}; names of five digits, whose order is that of the pictures, allow {NAMES}"
         )
-    if everyones(taken)[0]:  # as the first process saw it, so that none writes where another refuses
+    if from_all_processes(taken)[0]:  # as the first process saw it, so that none writes where another refuses
         raise UserError(f"{o.out} is there already; name a new folder")
     truncate = o.protocol is not None and protocol_named(o.protocol).quantisation == "uint8-truncate"
     source = source_of(o, per_prompt=o.per_prompt)
     layout = LAYOUTS[o.layout]
     made = batches(source, share(len(source)), o.batch_size, prepare=lambda image: to_uint8(image, truncate))
     first = next(made, None)  # what fails at once leaves no folder
-    everyones(True)
+    from_all_processes(True)
     if is_first():
         records = [record for record in prompt_records(o) for _ in range(o.per_prompt)]
         layout.begin(o.out, [records[i % len(records)] for i in range(len(source))], o.per_prompt)
-    everyones(True)
+    from_all_processes(True)
     for batch in chain([] if first is None else [first], made):
         for index, image in zip(batch.indices, batch.images, strict=True):
             save_bytes(layout.path(o.out, index, o.per_prompt), image)
-    everyones(True)  # said only once all have written
+    from_all_processes(True)  # said only once all have written
     if is_first():
         print(json.dumps({"folder": str(o.out), "n": len(source)}))

@@ -9,15 +9,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser, add_eta
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
-from diffdistill.launched import rank_and_processes
-
-if TYPE_CHECKING:
-    from diffdistill.data.source import Source
+from diffdistill.launched import is_first, rank_and_processes
 
 
 def parser_of(name: str, description: str, measures: bool = True) -> OneLineParser:
@@ -93,12 +90,6 @@ def prompt_records(o: argparse.Namespace) -> list[dict[str, Any]]:
     return read_prompt_records(find(o.prompts))
 
 
-def left_out_of(source: Source, corrupt: int) -> dict[str, int]:
-    """How many files of a source were left out, by reason, and how many pictures that could not be read."""
-    found = {reason: n for reason, n in sorted(source.left_out.items()) if n}
-    return {**found, "corrupt": corrupt} if corrupt else found
-
-
 def protocol_of(o: argparse.Namespace) -> tuple[Any, Any]:
     from diffdistill.evaluation.protocols import protocol_named
 
@@ -163,7 +154,3 @@ def processes() -> Iterator[None]:
             yield
         finally:
             state.destroy_process_group()
-
-
-def is_first() -> bool:
-    return rank_and_processes()[0] == 0

@@ -14,7 +14,6 @@ from diffdistill.cli.eval.options import (
     device_of,
     in_options,
     is_first,
-    left_out_of,
     parse,
     parser_of,
     protocol_of,
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
     from diffdistill.data.loading import batches, share
     from diffdistill.data.sources import open_source
-    from diffdistill.evaluation.measure import everyones
+    from diffdistill.evaluation.measure import from_all_processes, left_out_of
     from diffdistill.evaluation.pairs.reading import Pairs
     from diffdistill.files import write_json_atomic
 
@@ -69,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{first}{f' to {last}' if last != first else ''}: {error}") from error
         done += batch.indices
     mine = list(zip(done, *(mean.values.tolist() for mean in means.values()), strict=True))
-    rows = sorted(row for rows in everyones(mine) for row in rows)  # each its index and its numbers
+    rows = sorted(row for rows in from_all_processes(mine) for row in rows)  # each its index and its numbers
     means = {name: mean.all_reduce() for name, mean in means.items()}
     patches = patches.all_reduce() if patches is not None else None
     if not is_first():
@@ -192,7 +191,7 @@ def _summary(mean: PairMean) -> dict[str, Any]:
 
 
 def _patch_numbers(patches: PatchDistance) -> dict[str, Any]:
-    from diffdistill.evaluation.measure import named
+    from diffdistill.evaluation.metrics import named
 
     score = patches.compute()
     fd, kd = (f"{named(metric, patches.protocol)}/{patches.features.side}" for metric in ("fd", "kd"))

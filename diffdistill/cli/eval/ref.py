@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffdistill.cli.eval.options import check_free, is_first, left_out_of, parse, parser_of, protocol_of, reading_of
+from diffdistill.cli.eval.options import check_free, is_first, parse, parser_of, protocol_of, reading_of
 from diffdistill.cli.paths import find
 from diffdistill.errors import UserError
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     check_free(o.out, o.overwrite)
 
     from diffdistill.data.sources import open_source
-    from diffdistill.evaluation.measure import collect
+    from diffdistill.evaluation.measure import collect, left_out_of
 
     source = open_source(find(o.images))
     protocol, extractor = protocol_of(o)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from diffdistill.cli.arguments import OneLineParser, add_eta
-from diffdistill.cli.eval.agreement import check_clip, clip_options
-from diffdistill.cli.eval.options import is_first, parse, parser_of
+from diffdistill.cli.arguments import OneLineParser, add_eta, as_options
+from diffdistill.cli.eval.agreement import check_clip, clip_options, towers_of
+from diffdistill.cli.eval.options import is_first, parse, parser_of, prompt_records, protocol_of, reading_of
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.data.text_files import check_text
 from diffdistill.errors import UserError
-from diffdistill.evaluation.page.record import MAX_COUNTS, MAX_GENERATOR
+from diffdistill.evaluation.page.record import MAX_GENERATOR
+
+if TYPE_CHECKING:
+    from diffdistill.comparison.sweep_plan import SweepPlan
+    from diffdistill.evaluation.sweep.ground import Ground
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,37 +49,39 @@ def main(argv: Sequence[str]) -> None:
     o = _checked(parse(parser, argv))
     named = _named(o)
 
-    from diffdistill.cli.eval.sweep_run import Sweep
+    from diffdistill.comparison.sweep import Sweep
+    from diffdistill.comparison.sweep_plan import IMAGES, SweepPlan, SweepProtocol, SweptGenerator
+    from diffdistill.evaluation.protocols import protocol_named
 
-    sweep = Sweep(o, named)
-    made = sweep.run()
+    names = {"steps": "--steps", "guidance": "--guidance", "seeds": "--seeds", "images": "--pictures", "real": "--real"}
+    with as_options(**names, agreement_images="--agreement_pictures"):
+        plan = SweepPlan(
+            [SweptGenerator(name, find(path), kind, path) for name, (path, kind) in named.items()],
+            o.step_counts,
+            o.scales,
+            o.seeds,
+            o.pictures or protocol_named(o.protocol).n_generated or IMAGES,
+            o.agreement_pictures,
+            o.metrics,
+            o.eta,
+        )
+        protocol, extractor = protocol_of(o)
+        ground = _ground(o, plan, extractor.name)
+        towers = None if o.agreement == "none" else towers_of(o, protocol)
+        protocol_and_towers = SweepProtocol(protocol, extractor, towers, reading_of(o))
+        sweep = Sweep(plan, protocol_and_towers, ground, o.out)
+        made = sweep.run()
     if is_first():
         print(json.dumps({"sweep": str(sweep.out / "sweep.json"), "cells": len(sweep.order), "made": made}))
 
 
 def _checked(o: argparse.Namespace) -> argparse.Namespace:
-    """Raise UserError for what is wrong with the options alone; values given twice are taken once."""
-    for option, values, least, most in (
-        ("--steps", o.step_counts, 1, math.inf),
-        ("--guidance", o.scales, 1, 1e6),
-        ("--seeds", o.seeds, 0, 2**40),
-    ):
-        for value in values:
-            if not least <= value <= most or value == math.inf:
-                bounds = f"at least {least}" if most == math.inf else f"from {least} to {most:g}"
-                raise UserError(f"{option} has {value:g}; each must be {bounds}")
-    o.step_counts, o.scales, o.seeds = (list(dict.fromkeys(v)) for v in (o.step_counts, o.scales, o.seeds))
+    """Raise UserError for what is wrong with the options alone."""
     if not o.models and not o.students:
         raise UserError("there is nothing to measure; name --models, --students or both")
-    if o.agreement_pictures < 2:
-        raise UserError(f"--agreement_pictures is {o.agreement_pictures}; it must be at least 2")
     check_clip(o)
-    settings = (len(o.models) * len(o.scales) + len(o.students)) * len(o.step_counts)
-    for what, n in (("generators", len(o.models) + len(o.students)), ("seeds", len(o.seeds)), ("rows", settings)):
-        if n > MAX_COUNTS[what]:
-            raise UserError(f"these are {n} {what}; a report shows at most {MAX_COUNTS[what]}")
     if o.real is not None and o.prompts is None:
-        raise UserError("--real goes with --prompts; without them, the emoji set gives the real pictures itself")
+        raise UserError("--real goes with --prompts; without them, the emoji set gives the real images itself")
     if o.prompts is None and not Path(find(o.reference), "concepts.tsv").is_file():
         raise UserError(f"--reference {o.reference} is no emoji set to draw prompts from; name --prompts FILE")
     if o.out.exists() and not o.out.is_dir():
@@ -86,14 +92,27 @@ def _checked(o: argparse.Namespace) -> argparse.Namespace:
     return o
 
 
-def _named(o: argparse.Namespace) -> dict[str, tuple[str, str]]:
+def _ground(o: argparse.Namespace, plan: SweepPlan, extractor: str) -> Ground:
+    """Prompts and reference, by the options."""
+    from diffdistill.evaluation.sweep.ground import EmojiGround, GivenGround
+
+    reference = find(o.reference)
+    if o.prompts is None:
+        return EmojiGround(reference, plan.images, plan.metrics, extractor, o.reference)
+    prompts = [record["prompt"] for record in prompt_records(o)]
+    real = None if o.real is None else find(o.real)
+    return GivenGround(prompts, plan.images, reference, real, plan.metrics, extractor, o.on_corrupt, o.reference)
+
+
+def _named(o: argparse.Namespace) -> dict[str, tuple[str, Literal["model", "student"]]]:
     """By name, the path as it was given, and "model" or "student".
 
     Raises:
         UserError: a name that is given twice, or cannot be part of a file's.
     """
-    found = []
-    for kind, values in (("model", o.models), ("student", o.students)):
+    found: list[tuple[str, str, Literal["model", "student"]]] = []
+    kinds: tuple[tuple[Literal["model", "student"], list[str]], ...] = (("model", o.models), ("student", o.students))
+    for kind, values in kinds:
         for value in values:
             name, equals, path = value.partition("=")
             if not equals or Path(find(value)).exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffdistill.evaluation.distances.states import FeatureRows
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 
 SEED = 0
 

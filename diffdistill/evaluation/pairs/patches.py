@@ -21,8 +21,8 @@ from torch import Tensor
 
 from diffdistill.evaluation.distances.frechet import FrechetTerms, frechet_terms
 from diffdistill.evaluation.distances.kernel import kernel_distance
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features.base import Extractor, to_uint8
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 
 SECOND_PASSES = ("hific", "all")
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features.base import to_uint8
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, section 3.2
 CONVENTIONS = ("per-channel", "torchmetrics")

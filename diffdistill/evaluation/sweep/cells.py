@@ -30,10 +30,11 @@ from torch.nn import functional as F
 
 from diffdistill.data.source import Source
 from diffdistill.evaluation.distances.neighbours import nearest
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features.base import to_uint8
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.features.resize import resize
-from diffdistill.evaluation.measure import Features, distances, everyones
+from diffdistill.evaluation.measure import Features, from_all_processes
+from diffdistill.evaluation.metrics import distances
 from diffdistill.evaluation.page.record import PICTURE_SIDE
 from diffdistill.evaluation.sweep.ground import Training
 from diffdistill.files import write_atomic, write_json_atomic
@@ -111,18 +112,18 @@ class Watched(Source):
 
     def seconds_per_image(self) -> float:
         """Of generation alone: wall time of a process, the median over the chunks of all processes."""
-        chunks = [seconds for part in everyones(self._seconds) for seconds in part]
+        chunks = [seconds for part in from_all_processes(self._seconds) for seconds in part]
         return statistics.median(chunks) / self._chunk
 
     def nfe(self) -> int:
         """Network passes a picture, guidance's second one counted."""
-        everyone = everyones((self._passes, len(self._seconds)))
+        everyone = from_all_processes((self._passes, len(self._seconds)))
         return round(sum(n for n, _ in everyone) / (self._chunk * sum(chunks for _, chunks in everyone)))
 
     def kept(self, truncate: bool) -> list[Tensor]:
         """On every process, the pictures kept by any, in order, as bytes."""
         mine = {i: to_uint8(image, truncate) for i, image in self._kept.items()}
-        found = {i: image for part in everyones(mine) for i, image in part.items()}
+        found = {i: image for part in from_all_processes(mine) for i, image in part.items()}
         return [found[i] for i in sorted(found)]
 
 

@@ -22,18 +22,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from diffdistill.data.emoji import load_emoji
+from diffdistill.data.in_memory import InMemory
 from diffdistill.data.source import Source
 from diffdistill.data.sources import open_source
 from diffdistill.errors import UserError
 from diffdistill.evaluation.distances.floor import chosen_rows
-from diffdistill.evaluation.distances.states import FeatureRows
 from diffdistill.evaluation.features.base import Extractor
+from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.features.weight_files import sha256_of
-from diffdistill.evaluation.measure import FEWEST, SUFFIX, Features, Reading, check_metrics, collect, read_reference
+from diffdistill.evaluation.measure import Features, Reading, collect
+from diffdistill.evaluation.metrics import FEWEST, check_metrics
 from diffdistill.evaluation.protocols import Protocol
+from diffdistill.evaluation.reference import SUFFIX, read_reference
 
 
 class Training(NamedTuple):
@@ -67,32 +69,11 @@ class Real(NamedTuple):
     unseen: Unseen | None
 
 
-class Stack(Source):
-    """Pictures in hand: uint8 Tensor of shape (N, 3, H, W), and a caption each, which is its label too."""
-
-    def __init__(self, images: Tensor, captions: Sequence[str], name: str) -> None:
-        self.images, self._captions, self.name = images, list(captions), name
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def label(self, index: int) -> str:
-        return self._captions[index]
-
-    def captions(self) -> list[str]:
-        return self._captions
-
-    def read_bytes(self, index: int) -> bytes:
-        return f"{tuple(self.images.shape)}".encode() + self.images[index].numpy().tobytes()
-
-    def read(self, index: int) -> Tensor:
-        return self.images[index]
-
-
 class Ground(ABC):
     """Prompts and reference of every seed of a sweep.
 
     Attributes:
+        name: how the record names the reference.
         identity: of the reference, the training pictures and whatever else a generator's numbers depend on.
         real_identity: of the real pictures of the floor, beside that; None without a floor.
         prompts_of: "training", captions of an emoji set, or "file".
@@ -101,6 +82,7 @@ class Ground(ABC):
         training: after `measure`, where nearest pictures are sought; None where there are none.
     """
 
+    name: str
     identity: dict[str, Any]
     real_identity: dict[str, Any] | None
     prompts_of: str
@@ -110,7 +92,12 @@ class Ground(ABC):
 
     @abstractmethod
     def prompts(self, seed: int) -> list[str]:
-        """Picture i is of prompt i modulo their number."""
+        """The prompts of a seed; image i is of prompt i modulo their number."""
+
+    def captions(self, seed: int, n: int) -> list[str]:
+        """The prompts of the first n images of a seed."""
+        prompts = self.prompts(seed)
+        return [prompts[i % len(prompts)] for i in range(n)]
 
     @abstractmethod
     def measure(self, protocol: Protocol, extractor: Extractor, rows: bool, reading: Reading) -> None:
@@ -137,6 +124,7 @@ class EmojiGround(Ground):
         pictures: drawn per seed.
         metrics: that the split has to leave enough pictures for.
         extractor: its name.
+        name: how the record names the set; the path by default.
 
     Raises:
         UserError: no emoji set, or more pictures than leave a reference.
@@ -144,15 +132,17 @@ class EmojiGround(Ground):
 
     prompts_of = nearest_of = "training"
 
-    def __init__(self, path: str | Path, pictures: int, metrics: Sequence[str], extractor: str) -> None:
-        self.path, self.pictures = Path(path), pictures
+    def __init__(
+        self, path: str | Path, pictures: int, metrics: Sequence[str], extractor: str, name: str | None = None
+    ) -> None:
+        self.path, self.pictures, self.name = Path(path), pictures, name or str(path)
         self._set, unseen = load_emoji(path), load_emoji(path, "heldout")
-        self._unseen = Stack(unseen.images, unseen.captions, f"{path}, held-out concepts")
+        self._unseen = InMemory(unseen.images, unseen.captions, f"{path}, held-out concepts")
         left = len(self._set) - pictures
         least = max(2, *(FEWEST.get(name, 2) for name in metrics))
         if left < least:
             raise UserError(
-                f"--pictures is {pictures}; the set has {len(self._set)}, of which {least} must stay as reference"
+                f"images is {pictures}; the set has {len(self._set)}, of which {least} must stay as reference"
             )
         check_metrics(metrics, min(pictures, left), extractor)
         digest = open_source(path).digest()
@@ -187,7 +177,7 @@ class EmojiGround(Ground):
     def real(self, seed: int) -> Real:
         chosen = _order(len(self._set), seed)[: self.pictures]
         drawn = self._set.subset(chosen)
-        captioned = Stack(drawn.images, drawn.captions, f"{self.path}, the prompts' own pictures")
+        captioned = InMemory(drawn.images, drawn.captions, f"{self.path}, the prompts' own pictures")
         held_out = self._unseen
         unseen = None if self._unseen_rows is None else Unseen(self._unseen_rows, held_out, held_out.captions())
         return Real(self._some(chosen, captioned.name), captioned, unseen)
@@ -204,6 +194,7 @@ class GivenGround(Ground):
         metrics: that are going to be asked for.
         extractor: its name.
         on_corrupt: what a corrupt real picture does; where some are left out, no nearest picture is sought.
+        name: how the record names the reference; its path by default.
 
     Raises:
         UserError: nothing there, too few pictures, or real ones that are the reference itself.
@@ -220,9 +211,10 @@ class GivenGround(Ground):
         metrics: Sequence[str],
         extractor: str,
         on_corrupt: str,
+        name: str | None = None,
     ) -> None:
         self._prompts, self.pictures, self._path = list(prompts)[:pictures], pictures, Path(reference)
-        self._metrics = list(metrics)
+        self._metrics, self.name = list(metrics), name or str(reference)
         self._source, self.identity = _opened(self._path, on_corrupt)
         self.reference_source = self._source
         check_metrics(metrics, pictures if self._source is None else min(pictures, len(self._source)), extractor)
@@ -230,7 +222,7 @@ class GivenGround(Ground):
         if real is not None:
             self._real_source, self.real_identity = _opened(Path(real), on_corrupt)
             if self.real_identity == self.identity:
-                raise UserError(f"--real {real} is the reference itself; name other real pictures")
+                raise UserError(f"real {real} is the reference itself; name other real pictures")
             if self._real_source is not None:
                 self._enough(len(self._real_source), len(self._real_source))
         self._features: Features | None = None
@@ -251,13 +243,13 @@ class GivenGround(Ground):
             assert isinstance(real, FeatureRows)
             self._enough(real.n, real.n if self._real_source is None else len(self._real_source))
             if isinstance(found, FeatureRows) and torch.equal(real.features, found.features):
-                raise UserError(f"--real {self._real_path} is the reference itself; name other real pictures")
+                raise UserError(f"real {self._real_path} is the reference itself; name other real pictures")
             self._real_rows = real
 
     def _enough(self, n: int, of: int) -> None:
         if n < self.pictures:
             holds = f"holds {of} pictures" if n == of else f"holds {of} pictures, of which {n} could be read"
-            raise UserError(f"--real {self._real_path} {holds}; a cell has {self.pictures}")
+            raise UserError(f"real {self._real_path} {holds}; a cell has {self.pictures}")
 
     def reference(self, seed: int) -> Features:
         assert self._features is not None, "measure comes first"
