@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from eval_calls import noise, refused, said
+from eval_calls import noise, one_thread, refused, said
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -44,21 +44,18 @@ def test_a_generator_measured_as_it_is_made_equals_its_files(here: Path, capsys:
     assert Path("pictures/prompts.txt").read_text().splitlines()[3] == "red apple"
 
 
-def test_two_processes_give_the_numbers_of_one(here: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    options = ["--model", "model", "--prompts", "prompts.txt", "--pictures", "7", "--reference", "real", "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = []
-    for processes, size in ((1, 64), (2, 1), (2, 3)):
-        out = f"{processes}-{size}.json"
-        command = [*launch, str(processes), str(ROOT / "eval" / "calc.py"), *options, out, "--batch_size", str(size)]
-        done = subprocess.run(command, env=environment, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()[-4000:]
-        found.append(json.loads(Path(out).read_text()))
-    for other in found[1:]:
-        assert other["n"] == 7
-        for key in ("fd", "kd", "kd_se"):
-            assert other[key] == pytest.approx(found[0][key], rel=1e-9)
+def test_two_processes_give_the_numbers_of_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--model", "model", "--prompts", "prompts.txt", "--pictures", "7", "--reference", "real"]
+    with one_thread():
+        one = said(capsys, "calc", *options)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, str(ROOT / "eval" / "calc.py"), *options, "--out", "two.json", "--batch_size", "3"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    two = json.loads(Path("two.json").read_text())
+    assert one["n"] == two["n"] == 7
+    for key in ("fd", "kd", "kd_se"):
+        assert two[key] == pytest.approx(one[key], rel=1e-9)
 
 
 def test_pictures_that_are_none_are_one_line_and_leave_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

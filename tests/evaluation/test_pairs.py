@@ -156,7 +156,7 @@ def test_a_twin_is_the_mean_of_the_function(make, function) -> None:
     assert single.compute() == pytest.approx(score, rel=1e-12)
     first.update(x[:2], y[:2])
     second.update(x[2:], y[2:])
-    first.merge(second)
+    first.merge_state(second)
     assert first.compute() == pytest.approx(score, rel=1e-12)
     assert second.compute().n == 3 and whole.all_reduce().compute() == score
     second.reset()
@@ -166,6 +166,10 @@ def test_a_twin_is_the_mean_of_the_function(make, function) -> None:
         second.update(x, y[:2])
     second.update(x[:1], y[:1])
     assert second.compute().standard_error is None and second.compute().n == 1
+    called = make()
+    assert called(x[:2], y[:2]).mean == pytest.approx(float(expected[:2].mean()), rel=1e-14)  # of these alone
+    called(x[2:], y[2:])
+    assert called.compute() == pytest.approx(score, rel=1e-12)
 
 
 def test_sizes_may_differ_from_update_to_update() -> None:
@@ -199,9 +203,9 @@ def test_rounding_to_bytes_is_a_choice_and_part_of_the_protocol() -> None:
         "quantisation": "none",
     }
     with pytest.raises(UserError, match='quantisation is "none" and "uint8-round"'):
-        exact.merge(rounded)
+        exact.merge_state(rounded)
     with pytest.raises(UserError, match='convention is "per-channel" and "torchmetrics"'):
-        MSSSIM().merge(MSSSIM("torchmetrics"))
+        MSSSIM().merge_state(MSSSIM("torchmetrics"))
 
 
 def test_a_measure_that_fails_takes_nothing_in() -> None:

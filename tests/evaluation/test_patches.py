@@ -107,11 +107,15 @@ def test_the_twin_adds_up() -> None:
     assert one.compute() == expected and one.all_reduce().compute() == expected
     first.update(y[:2], x)
     second.update(y[2:], x[:0])
-    first.merge(second)
+    first.merge_state(second)
     assert first.compute() == expected
     first.reset()
     with pytest.raises(ValueError, match="at least 3 rows"):
         first.compute()
+    called = PatchDistance(features)
+    assert called(y[:3], x[:3]) == patch_distance(y[:3], x[:3], features)  # of these alone
+    called(y[3:], x[3:])
+    assert called.compute() == expected
 
 
 def test_growing_damage_grows_both_and_none_is_none() -> None:
@@ -129,9 +133,9 @@ def test_protocols_tell_patches_from_images_and_sizes_from_sizes() -> None:
     assert features.name == "tiny/patch-16"
     assert features.protocol == {**extractor.protocol, "patches": {"side": 16, "second_pass": "hific"}}
     with pytest.raises(UserError, match="patches.side is 16 and 32"):
-        PatchDistance(features).merge(PatchDistance(PatchFeatures(extractor, side=32)))
+        PatchDistance(features).merge_state(PatchDistance(PatchFeatures(extractor, side=32)))
     with pytest.raises(UserError, match='second_pass is "hific" and "all"'):
-        PatchDistance(features).merge(PatchDistance(PatchFeatures(extractor, 16, "all")))
+        PatchDistance(features).merge_state(PatchDistance(PatchFeatures(extractor, 16, "all")))
 
 
 def test_bad_images_are_named_by_number() -> None:

@@ -1,13 +1,13 @@
 """Distances between distributions of patches, for codecs: few large images give many patches.
 
-    image -> patches of side f from the corner, then the same from f / 2 down and right -> extractor -> FD and KD
+    image -> patches of side f from the corner, then from f / 2 down and right -> extractor -> FD and KD
 
 Notable:
-- a distance over patches does not compare with one over whole images, and its protocol says which it is;
-- patches overlap and share images, so the standard error of the kernel distance, which takes them as independent, is
-  too small;
-- the number is FID/256 or KID/256 as codec papers print it only with FID's Inception network and side 256, and at the
-  number of patches that their data set gives: the Frechet distance is biased upwards at few.
+- a distance over patches does not compare with one over whole images, and its protocol says which of the two it is;
+- patches overlap and share images, so the standard error of the kernel distance, which takes patches as independent,
+  is too small;
+- the number is the FID/256 or KID/256 of codec papers only with FID's Inception network and side 256, and at the number
+  of patches that their data set gives: with few patches the Frechet distance is biased upwards.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def extract_patches(image: Tensor, side: int = 256, second_pass: str = "hific") 
         second_pass: one of `SECOND_PASSES`.
 
     Returns:
-        Tensor of shape (P, C, f, f): the first pass by rows, then the second.
+        Tensor of shape (P, C, f, f): the first pass row by row, then the second.
 
     Raises:
-        ValueError: wrong shape, an image smaller than a patch, an odd side, or an unknown choice.
+        ValueError: a wrong shape, an image smaller than a patch, an odd side, or an unknown choice.
 
     >>> image = torch.arange(24).view(1, 4, 6)
     >>> extract_patches(image, side=2)[:, 0, 0, 0].tolist()  # upper left corners
@@ -66,12 +66,12 @@ class PatchFeatures:
     """Features of all patches of images, by any extractor.
 
     Args:
-        extractor: of whole images; it resizes patches as it does images.
+        extractor: an extractor of whole images, which resizes patches as it resizes images.
         side: of a patch in pixels; even.
         second_pass: one of `SECOND_PASSES`.
 
     Attributes:
-        name: the extractor's, with the side.
+        name: the extractor's name, with the side.
         dim: number of features d.
     """
 
@@ -91,7 +91,7 @@ class PatchFeatures:
         Args:
             images: Tensor of shape (N, 3, H, W), or a sequence of tensors of shape (3, H, W) that may differ in size;
                 uint8 in [0, 255] or floating point in [0, 1].
-            batch_size: patches taken at a time. It bounds memory; features don't depend on it.
+            batch_size: number of patches measured at a time. It bounds memory; features do not depend on it.
 
         Returns:
             Tensor of shape (P, dim), float32, on the CPU.
@@ -129,9 +129,9 @@ class PatchScore(NamedTuple):
     Attributes:
         frechet: mean term and trace term.
         kernel: the unbiased kernel distance over all patches.
-        kernel_standard_error: of patches as if they were independent: a lower bound.
-        n: patches of the reconstructions.
-        n_reference: patches of the originals.
+        kernel_standard_error: with patches taken as independent, so that it is a lower bound.
+        n: number of patches of the reconstructions.
+        n_reference: number of patches of the originals.
     """
 
     frechet: FrechetTerms
@@ -162,7 +162,9 @@ def patch_distance(
 
 
 class PatchDistance:
-    """Twin of `patch_distance`, fed with batches of both sides. It keeps every feature, on the CPU.
+    """The distances between patches that come batch by batch, of both sides; twin of `patch_distance`.
+
+    It keeps every feature, on the CPU.
 
     Args:
         features: which patches and which extractor.
@@ -175,29 +177,37 @@ class PatchDistance:
         self._reference = FeatureRows(features.dim, self.protocol, "originals")
 
     def update(self, reconstructions: Tensor | Sequence[Tensor], originals: Tensor | Sequence[Tensor]) -> None:
-        """Takes in images of both sides; arguments and errors as of `patch_distance`. Either side may be empty."""
+        """Take in images of both sides; arguments and errors as in `patch_distance`. Either side may be empty."""
         rows, reference = self.features(reconstructions), self.features(originals)
         self._rows.update(rows)
         self._reference.update(reference)
 
     def compute(self) -> PatchScore:
-        """The distances over all patches so far. Raises ValueError with fewer than 3 on a side."""
+        """The distances over all patches so far. Raises ValueError with fewer than 3 patches on a side."""
         x, y = self._rows.features, self._reference.features
         kernel, standard_error = kernel_distance(x, y)
         frechet = frechet_terms(self._rows.statistics(), self._reference.statistics())
         return PatchScore(frechet, kernel, standard_error, len(x), len(y))
 
-    def merge(self, other: PatchDistance) -> None:
-        """Takes in the patches of another. Raises UserError where it was measured under another protocol."""
+    def __call__(self, reconstructions: Tensor | Sequence[Tensor], originals: Tensor | Sequence[Tensor]) -> PatchScore:
+        """Take in images of both sides, and return the distances over their patches alone; as `update`."""
+        alone = copy.copy(self)
+        alone.reset()
+        alone.update(reconstructions, originals)
+        self.merge_state(alone)
+        return alone.compute()
+
+    def merge_state(self, other: PatchDistance) -> None:
+        """Take in the patches of another. Raises UserError where it was measured under another protocol."""
         self._rows.merge(other._rows)
         self._reference.merge(other._reference)
 
     def reset(self) -> None:
-        """Forgets all patches, of both sides."""
+        """Forget all patches, of both sides."""
         self._rows, self._reference = self._rows.empty(), self._reference.empty()
 
     def all_reduce(self) -> Self:
-        """One with the patches of all processes; this one stays as it is.
+        """The distances over the patches of all processes; this one stays as it is.
 
         Raises:
             UserError: the processes measure under different protocols; on all of them.

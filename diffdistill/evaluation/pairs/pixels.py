@@ -3,10 +3,10 @@
 Notable:
 - every measure gives one value an image; the number reported is the mean of those over images. The PSNR of the mean
   squared error over all images, which torchmetrics reports, is a different and lower number;
-- arithmetic is float64: MS-SSIM subtracts squares that nearly cancel in flat parts;
-- floats are measured as they are, bytes as they are. `quantise` rounds floats to 8 bits first, which is what a PNG
-  file would hold and what most codec tables mean; the protocol says which it was;
-- values, not sums, are kept, so processes and batches change nothing but the last digit.
+- arithmetic is float64: MS-SSIM subtracts squares that nearly cancel in flat parts of an image;
+- floats and bytes are measured as they are. `quantise` rounds floats to 8 bits first, which is what a PNG file would
+  hold and what most codec tables mean; the protocol says which of the two was done;
+- values are kept, not sums, so processes and batches change the last digit at most.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ def ms_ssim(x: Tensor, y: Tensor, convention: str = "per-channel") -> Tensor:
 
         l = (2 mx my + C1) / (mx^2 + my^2 + C1),   cs = (2 sxy + C2) / (sx^2 + sy^2 + C2)
 
-    from moments under an 11 x 11 Gaussian window of deviation 1.5. From scale to scale images are halved by means of
-    2 x 2 pixels; an odd row or column is left out. A negative mean counts as 0. For channels and
-    borders two conventions are in use (white noise of 177 pixels with more added: .718 and .721):
+    from moments under an 11 x 11 Gaussian window of standard deviation 1.5. From each scale to the next, images are
+    halved by taking means of 2 x 2 pixels, and an odd row or column is left out. A negative mean counts as 0. Two
+    conventions are in use for channels and borders (for white noise of 177 pixels, more noise added: .718 and .721):
 
-        per-channel     windows inside the image alone, each channel by itself, then the mean over channels:
+        per-channel     windows lie inside the image, each channel by itself, then the mean over channels:
                         pytorch-msssim (CompressAI) and TensorFlow, where halving meets no odd side
-        torchmetrics    means over all channels at once, and at the last scale windows that reach over the border,
-                        beyond which the image is reflected
+        torchmetrics    means over all channels at once, and at the last scale windows reach over the border, beyond
+                        which the image is reflected
 
     Args:
         x: Tensor of shape (N, C, H, W), uint8 or floating point in [0, 1]; sides at least 176.
@@ -128,7 +128,7 @@ class PairScore(NamedTuple):
 
     Attributes:
         mean: of one value an image.
-        standard_error: of the mean, taking images as independent; None for one image, or where the mean is infinite.
+        standard_error: of the mean, for independent images; None for one image, or where the mean is infinite.
         n: number of images.
     """
 
@@ -138,12 +138,12 @@ class PairScore(NamedTuple):
 
 
 class PairMean:
-    """Twin of any measure of pairs: fed batch by batch, it gives the mean over images.
+    """The mean over images of any measure of pairs, which come batch by batch.
 
     Args:
-        measure: takes two Tensors of shape (N, C, H, W) to one of shape (N,); as `ms_ssim`, or a
-            `perceptual.PerceptualDistance`.
-        protocol: what the number has to carry; whether images were rounded to 8 bits is added to it.
+        measure: maps two Tensors of shape (N, C, H, W) to one of shape (N,), such as `ms_ssim` or what `lpips` builds.
+        protocol: what the number has to carry; by default the measure's own. Whether images were rounded to 8 bits is
+            added to it.
         quantise: round floating-point images to 8 bits before they are measured.
 
     >>> mean = PairMean(mean_squared_error, {"metric": "mse"})
@@ -154,8 +154,13 @@ class PairMean:
     """
 
     def __init__(
-        self, measure: Callable[[Tensor, Tensor], Tensor], protocol: Mapping[str, Any], quantise: bool = False
+        self,
+        measure: Callable[[Tensor, Tensor], Tensor],
+        protocol: Mapping[str, Any] | None = None,
+        quantise: bool = False,
     ) -> None:
+        if protocol is None:
+            protocol = getattr(measure, "protocol", {})
         self.measure = measure
         self.quantise = quantise
         self.protocol: dict[str, Any] = {**protocol, "quantisation": "uint8-round" if quantise else "none"}
@@ -163,11 +168,11 @@ class PairMean:
 
     @property
     def values(self) -> Tensor:
-        """Tensor of shape (n,), float64: one value an image, in the order of the updates."""
+        """Tensor of shape (n,), float64: one value for each image, in the order of the updates."""
         return self._kept.features[:, 0].double()
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        """Measures pairs: two Tensors of shape (N, C, H, W), uint8 or floating point in [0, 1].
+        """Take in pairs: two Tensors of shape (N, C, H, W), uint8 or floating point in [0, 1].
 
         Raises:
             ValueError: what the measure raises, or a value that is not finite. Nothing is taken in then.
@@ -175,6 +180,14 @@ class PairMean:
         if self.quantise:
             x, y = to_uint8(x), to_uint8(y)
         self._kept.update(self.measure(x, y)[:, None])
+
+    def __call__(self, x: Tensor, y: Tensor) -> PairScore:
+        """Take in pairs, and return the mean over these alone; as `update`."""
+        alone = copy.copy(self)
+        alone.reset()
+        alone.update(x, y)
+        self.merge_state(alone)
+        return alone.compute()
 
     def compute(self) -> PairScore:
         """The mean over images so far. Raises ValueError without images."""
@@ -186,16 +199,18 @@ class PairMean:
         known = n > 1 and math.isfinite(mean)
         return PairScore(mean, float(values.std() / n**0.5) if known else None, n)
 
-    def merge(self, other: PairMean) -> None:
-        """Takes in the images of another. Raises UserError where it was measured under another protocol."""
+    def merge_state(self, other: PairMean) -> None:
+        """Take in the images of another mean. Raises UserError where it was measured under another protocol."""
         self._kept.merge(other._kept)
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Forget all images."""
         self._kept = self._kept.empty()
 
     def all_reduce(self) -> Self:
-        """One with the images of all processes, in their order if process r of w took images r, r + w, r + 2w ...
+        """The mean over the images of all processes; this one stays as it is.
+
+        Images are in their own order if process r of w took images r, r + w, r + 2w, ...
 
         Raises:
             UserError: the processes measure under different protocols; on all of them.
@@ -206,7 +221,8 @@ class PairMean:
 
 
 class PSNR(PairMean):
-    """Twin of `psnr`: the mean of PSNRs, in dB. It is infinite where one pair is equal; `values` shows which.
+    """The mean of PSNRs, in dB; twin of `psnr`. It is infinite where one pair is equal, and `values` shows which.
+
 
     Args:
         quantise: round floating-point images to 8 bits before they are measured.
@@ -222,7 +238,7 @@ class PSNR(PairMean):
 
 
 class MSSSIM(PairMean):
-    """Twin of `ms_ssim`.
+    """The mean of MS-SSIMs; twin of `ms_ssim`.
 
     Args:
         convention: one of `CONVENTIONS`.
