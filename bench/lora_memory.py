@@ -45,14 +45,14 @@ def measure(teacher: str, prompts: str, batch: int, kind: str) -> dict[str, floa
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(method, settings, Path(folder))
         for _ in range(3):
-            trainer._step()
+            trainer.train_step()
     assert isinstance(method, OneStep)
     unet = sum(p.nbytes for p in method.networks["student"].parameters())
     networks = (method.teacher.network, *method.networks.values())
     weights = {p.data_ptr(): p.nbytes for network in networks for p in network.parameters()}
     gc.collect()
     alive = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]
-    alive += [state for o in trainer.optimizers.values() for s in o.state.values() for state in s.values()]
+    alive += [state for o in trainer.state.optimizers.values() for s in o.state.values() for state in s.values()]
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
     return {
         "unet_MiB": unet / 2**20,

@@ -151,8 +151,8 @@ def training(config: str, batch: int | None, rounds: int) -> dict[str, Any]:
         trainer = Trainer(method, TrainingSettings(**options), Path(folder))
 
     def step() -> None:
-        trainer.samples, trainer.step = 900 * batch, 900
-        trainer._step()
+        trainer.clock.samples, trainer.clock.step = 900 * batch, 900
+        trainer.train_step()
 
     step()
     with watched(networks_of(method)) as calls:

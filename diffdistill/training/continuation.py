@@ -87,6 +87,17 @@ class Identity:
         )
 
 
+def about_the_run(identity: Identity, settings: TrainingSettings, precision: str, processes: int) -> dict[str, Any]:
+    """What a checkpoint says of its run, beside its state: plain JSON values, which a continuation is compared with."""
+    return {
+        "identity": dataclasses.asdict(identity),
+        "length": settings.samples,
+        "max_minutes": settings.max_minutes,
+        "precision": precision,
+        "processes": processes,
+    }
+
+
 def refuse_another_run(folder: Path, stored: Mapping[str, Any], identity: Identity, settings: TrainingSettings) -> None:
     """Raise UserError where the checkpoint `folder` with the state `stored` is not one of this run.
 
@@ -232,8 +243,7 @@ def _clock(stored: Mapping[str, Any], settings: TrainingSettings) -> list[str]:
 
 
 def _other_clock(stored: Mapping[str, Any], settings: TrainingSettings) -> str:
-    now = settings.max_minutes
-    then = stored.get("max_minutes", now)  # the first checkpoints of this format do not say
+    then, now = stored["max_minutes"], settings.max_minutes
     return "" if then == now else f"training.max_minutes was {then:g}, is {now:g}"
 
 

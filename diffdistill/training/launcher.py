@@ -21,8 +21,10 @@ alone.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,8 +36,10 @@ from accelerate.utils import (
     TorchDynamoPlugin,
     str_to_bool,
 )
+from torch import nn
 
 from diffdistill.errors import UserError
+from diffdistill.launched import rank_and_processes
 
 from .precision import on_cpu
 from .settings import TrainingSettings
@@ -118,10 +122,11 @@ def make_accelerator(precision: str, cpu: bool) -> Accelerator:
         cpu: train on the CPU even where there is a GPU.
 
     Raises:
-        UserError: accelerate refuses, since this process already has an accelerator of another precision, say.
+        UserError: accelerate refuses, since this process already has an accelerator of another precision, say; or it
+            has not joined the processes that were launched.
     """
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=precision,
             cpu=on_cpu(cpu),
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -136,6 +141,31 @@ def make_accelerator(precision: str, cpu: bool) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"training.mixed_precision {precision}: {error}") from error
+    if (launched := rank_and_processes()[1]) != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched, but this one trains as one of {accelerator.num_processes}; "
+            "launch with torchrun --standalone --nproc_per_node N"
+        )
+    return accelerator
+
+
+def data_parallel(accelerator: Accelerator, network: nn.Module) -> nn.Module:
+    """The network as several processes train it: a wrapper that averages gradients, or on one process itself."""
+    with warnings.catch_warnings():
+        # accelerate has no setting yet for the name that torch gives broadcast_buffers from 2.14 on
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        return accelerator.prepare_model(network)
+
+
+def leave_processes(accelerator: Accelerator) -> None:
+    """End the process group in order: left to the interpreter's exit, its threads now and then abort a process.
+
+    No data-parallel wrapper may be referred to any more: wrappers hold the group.
+    """
+    if accelerator.num_processes > 1:
+        accelerator.free_memory()
+        gc.collect()
+        accelerator.end_training()
 
 
 def _precision(settings: TrainingSettings, environment: Mapping[str, str], stored: str | None) -> tuple[str, str]:

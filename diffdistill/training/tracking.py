@@ -1,4 +1,4 @@
-"""Progress: a bar on stderr, one JSON line per log step, trackers on request, picture grids."""
+"""Progress: a bar on stderr, one JSON line per log step, trackers on request, grids of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffdistill.errors import UserError
 
 
 class Tracker:
-    """What the main process shows and writes; on other processes every call does nothing.
+    """Shows and writes progress on the main process; on other processes every call does nothing.
 
     Args:
         run: the run's folder; `log.jsonl`, `grids/` and `tensorboard/` are in it.
@@ -49,6 +49,7 @@ class Tracker:
             self._wandb = None
 
     def log(self, samples: int, step: int, values: dict[str, float]) -> None:
+        """One line of scalars, in the file, the bar and the trackers."""
         if not self.main:
             return
         plain = {key: value if math.isfinite(value) else None for key, value in values.items()}  # JSON has no NaN
@@ -64,10 +65,12 @@ class Tracker:
             self._wandb.log(values, step=samples)
 
     def advance(self, samples: int) -> None:
+        """Move the bar by so many samples."""
         if self.main:
             self._bar.update(samples)
 
-    def pictures(self, samples: int, images: Tensor) -> None:
+    def images(self, samples: int, images: Tensor) -> None:
+        """A grid of images, (N, 3, H, W) in [0, 1], in a file and the trackers."""
         if not self.main:
             return
         grid = self.run / "grids" / f"{samples:010d}.png"
@@ -80,10 +83,12 @@ class Tracker:
             self._wandb.log({"validation": wandb.Image(str(grid))}, step=samples)
 
     def say(self, text: str) -> None:
+        """One line for the user, above the bar."""
         if self.main:
             tqdm.write(text, file=self._bar.fp)
 
     def close(self) -> None:
+        """End the bar, the file and the trackers."""
         if self.main:
             self._bar.close()
             self._log.close()

@@ -65,8 +65,8 @@ def test_the_fake_score_really_is_updated_so_often_and_the_log_says_so(
     method = build(teacher, fake_updates=5, fake_warmup=1)
     settings = TrainingSettings(12, 4, accumulation, cpu=True, log_every=1)
     trainer = Trainer(method, settings, tmp_path)
-    counts = dict.fromkeys(trainer.optimizers, 0)
-    for name, optimizer in trainer.optimizers.items():
+    counts = dict.fromkeys(trainer.state.optimizers, 0)
+    for name, optimizer in trainer.state.optimizers.items():
 
         def count(*_: object, name=name) -> None:
             counts[name] += 1

@@ -39,7 +39,7 @@ def test_the_default_is_what_was_published_with_the_method(pictures: str, name: 
 def test_weight_decay_reaches_the_optimizer(pictures: str, tmp_path: Path, decay: float) -> None:
     method = any_step_builds.build(pictures, "shortcut", weight_decay=decay)
     trainer = Trainer(method, TrainingSettings(8, batch_size=4, cpu=True), tmp_path)
-    assert {group["weight_decay"] for group in trainer.optimizers["model"].param_groups} == {decay}
+    assert {group["weight_decay"] for group in trainer.state.optimizers["model"].param_groups} == {decay}
 
 
 @pytest.mark.parametrize("recipe", ["emoji_self_e", "emoji_flow", "emoji_mean_flow", "emoji_shortcut"])

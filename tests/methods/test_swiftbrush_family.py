@@ -110,7 +110,7 @@ def test_a_continuation_ends_with_the_same_bits(folder: Path, tmp_path: Path, na
             shutil.copytree(tmp_path / "whole" / "checkpoint-0000000008", run / "checkpoint-0000000008")
         trainer = Trainer(build(folder, name, **more), settings, run, resume)
         trainer.fit()
-        states.append(trainer.state()[0])
+        states.append(trainer.state.capture()[0])
     whole, rest = states
     assert whole.keys() == rest.keys() and ("fake.optimizer" in whole) == (name != "ASD")
     for group in whole.keys() - {"rng-0"}:

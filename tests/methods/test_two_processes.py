@@ -1,22 +1,19 @@
 """SwiftBrush on two processes is SwiftBrush on one, and recomputed activations change nothing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import in_two_processes
 from tiny_pipeline import save_tiny_pipeline
 
+from diffdistill.cli.train import main
 from diffdistill.methods import SwiftBrush
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
-ROOT = Path(__file__).parents[2]
 WORDS = ("red", "blue", "apple", "car")
-LAUNCH = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +47,16 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, fake_scor
                 "fake_learning_rate": 3e-3,
             },
         },
-        "training": {"samples": 160, "batch_size": 8, "gradient_accumulation_steps": 2, "log_every": 1},
+        "training": {"samples": 80, "batch_size": 8, "gradient_accumulation_steps": 2, "log_every": 1},
     }
     config = tmp_path / "recipe.yaml"
     config.write_text(json.dumps(recipe))  # JSON is YAML
-    for processes, launch in LAUNCH.items():
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
-        done = subprocess.run(
-            [*launch, *script, "--output_dir", str(tmp_path / str(processes))],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    states = [tmp_path / str(processes) / "checkpoint-0000000160" / "state.json" for processes in LAUNCH]
+    main([str(config), "--output_dir", str(tmp_path / "1")])
+    in_two_processes(main, [str(config), "--output_dir", str(tmp_path / "2")])
+    states = [tmp_path / processes / "checkpoint-0000000080" / "state.json" for processes in "12"]
     assert [json.loads(state.read_text())["processes"] for state in states] == [1, 2]
-    one, two = (log_of(tmp_path / str(processes)) for processes in LAUNCH)
-    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 21))
+    one, two = (log_of(tmp_path / processes) for processes in "12")
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 11))
     assert one[-1]["student/loss"] > 1e-4
     for a, b in zip(one, two, strict=True):
         for key in ("student/loss", "fake/loss"):
@@ -98,7 +90,7 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_loss(
                 counted[name] += 1
 
             # in the last block: the first one has no gradient to recompute for where adapters sit on attention alone
-            trainer.bare[name].unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(count)
+            trainer.state.networks[name].unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(count)
         trainer.fit()
         logs[checkpointing] = log_of(run)
     # 8 micro-batches: each is one pass with a gradient, which is then run again; the judging passes are not

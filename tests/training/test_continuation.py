@@ -86,7 +86,7 @@ def test_what_is_free_goes_on_to_the_whole_run(tmp_path: Path, more: dict[str, o
     train(part, checkpoint_every=16, checkpoints_limit=9)
     shutil.rmtree(part / "checkpoint-0000000032")
     trainer = train(part, resume="latest", **more)
-    assert trainer.samples == 32
+    assert trainer.clock.samples == 32
     if "gradient_accumulation_steps" not in more:
         assert same_bits(whole, part)
         return
@@ -142,7 +142,7 @@ def test_another_limit_of_minutes_is_said_where_something_follows_it(
     train(tmp_path, kind, lr_schedule=rate, max_minutes=before, checkpoint_every=24, checkpoints_limit=9)
     shutil.rmtree(tmp_path / "checkpoint-0000000032")
     capsys.readouterr()
-    assert train(tmp_path, kind, "latest", lr_schedule=rate, max_minutes=after).samples == 32
+    assert train(tmp_path, kind, "latest", lr_schedule=rate, max_minutes=after).clock.samples == 32
     said = [line for line in capsys.readouterr().err.splitlines() if "max_minutes was" in line]
     assert said == [
         f"training.max_minutes was {before:g}, is {after:g}, and {why}: that follows the new limit from here on"
@@ -177,7 +177,7 @@ def test_fewer_samples_are_the_shorter_run_down_to_those_done(tmp_path: Path) ->
         train(part, Steady, "latest", samples=8)
     train(part, Steady, "latest", samples=24)
     assert same_bits(tmp_path / "whole", part)
-    assert train(tmp_path / "same", Steady, "latest", samples=16).step == 2  # none left to do: it exports
+    assert train(tmp_path / "same", Steady, "latest", samples=16).clock.step == 2  # none left to do: it exports
     assert (tmp_path / "same" / "export").is_dir()
 
 
@@ -279,7 +279,7 @@ def test_a_checkpoint_of_the_version_before_is_refused_in_a_line_that_says_so(tm
     old = {key: value for key, value in state.items() if key not in ("identity", "length", "follows_progress")}
     (folder / "state.json").write_text(json.dumps({**old, "format": 2, "fingerprint": "0" * 64}))
     with pytest.raises(
-        UserError, match="was written by an earlier version of diffdistill .format 2, this one reads 3."
+        UserError, match="was written by an earlier version of diffdistill: it has format 2, this one reads 4"
     ):
         train(tmp_path, resume=str(folder) if named else "latest")
 

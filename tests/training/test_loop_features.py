@@ -67,14 +67,14 @@ def log_of(run: Path) -> list[dict]:
 )  # fmt: skip
 def test_the_rate_at_given_samples(tmp_path: Path, settings: dict, factors: dict[int, float]) -> None:
     trainer = build(tmp_path, 800, **settings)
-    for trainer.samples, factor in factors.items():
-        assert trainer._lr_factor() == pytest.approx(factor, abs=1e-12)
+    for trainer.clock.samples, factor in factors.items():
+        assert trainer.clock.learning_rate_factor() == pytest.approx(factor, abs=1e-12)
 
 
 def test_the_optimisers_get_that_rate(tmp_path: Path) -> None:
     trainer = build(tmp_path, 32, lr_schedule="cosine", lr_final=0.2, warmup_samples=16)
     seen: dict[str, list[float]] = {"student": [], "fake": []}
-    for name, optimizer in trainer.optimizers.items():
+    for name, optimizer in trainer.state.optimizers.items():
         optimizer.register_step_pre_hook(
             lambda optimizer, *_, rates=seen[name]: rates.append(optimizer.param_groups[0]["lr"])
         )
@@ -98,15 +98,15 @@ def test_progress_is_that_of_samples_or_clock(
     tmp_path: Path, max_minutes: float, samples: int, clock: float, progress: float
 ) -> None:
     trainer = build(tmp_path, 800, max_minutes=max_minutes, lr_schedule="cosine", lr_final=0.0)
-    trainer.samples, trainer.clock = samples, clock
-    assert trainer._progress() == progress
-    assert trainer._lr_factor() == pytest.approx(math.cos(math.pi * progress / 2) ** 2)
+    trainer.clock.samples, trainer.clock.limited_seconds = samples, clock
+    assert trainer.clock.progress() == progress
+    assert trainer.clock.learning_rate_factor() == pytest.approx(math.cos(math.pi * progress / 2) ** 2)
 
 
 def test_a_run_out_of_minutes_stops_with_a_checkpoint_and_stays_so(tmp_path: Path, monkeypatch) -> None:
     method = Pictured()
     trainer = build(tmp_path, 80, method, max_minutes=1.0)
-    monkeypatch.setattr(trainer, "elapsed", lambda: 12.0 * trainer.step)  # five steps a minute; samples allow ten
+    monkeypatch.setattr(trainer.clock, "seconds", lambda: 12.0 * trainer.clock.step)  # 5 steps a minute of 10
     trainer.fit()
     assert method.told == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0000000040"]
@@ -125,12 +125,12 @@ def test_a_run_out_of_minutes_stops_with_a_checkpoint_and_stays_so(tmp_path: Pat
 
 def gradients(trainer: Trainer) -> dict[str, list[torch.Tensor]]:
     """Filled during the run: the flat gradient that each optimiser gets at each step."""
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in trainer.optimizers}
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in trainer.state.optimizers}
 
     def note(name: str, optimizer: torch.optim.Optimizer) -> None:
         seen[name].append(torch.cat([p.grad.flatten().clone() for p in optimizer.param_groups[0]["params"]]))
 
-    for name, optimizer in trainer.optimizers.items():
+    for name, optimizer in trainer.state.optimizers.items():
         optimizer.register_step_pre_hook(lambda optimizer, *_, name=name: note(name, optimizer))
     return seen
 
@@ -170,9 +170,9 @@ def test_bf16_computes_in_it_and_keeps_float32_weights(tmp_path: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         trainer = build(tmp_path / precision, 64, mixed_precision=precision)
         trainer.fit()
-        tensors, values = trainer.state()
+        tensors, _ = trainer.state.capture()
         kept = [t for group, members in tensors.items() if "rng" not in group for t in members.values()]
-        assert {t.dtype for t in kept} == {torch.float32} and values["precision"] == precision
+        assert {t.dtype for t in kept} == {torch.float32} and trainer.precision == precision
     whole, half = (log_of(tmp_path / precision) for precision in ("no", "bf16"))
     for key in ("student/loss", "fake/loss"):
         # bf16 has 8 bits: the first losses agree to about 2^-8, and not to float32's 2^-24
@@ -194,17 +194,17 @@ def test_grids_show_the_average_at_their_samples_and_leave_the_run_alone(tmp_pat
     for run, every in ((seen, 20), (shadow, 0)):
         run.mkdir()
         trainer = build(run, 80, Pictured(), validate_every=every, ema_decay=0.9)
-        step, ema = trainer._step, trainer.ema
+        step, ema = trainer.train_step, trainer.state.ema
 
         def noting(step=step, trainer=trainer, ema=ema):
             values = step()
-            latest[trainer.samples + 8] = trainer.bare["student"].weight[0, 0].item()
-            averages[trainer.samples + 8] = ema.shadow["weight"][0, 0].item()
+            latest[trainer.clock.samples] = trainer.state.networks["student"].weight[0, 0].item()
+            averages[trainer.clock.samples] = ema.shadow["weight"][0, 0].item()
             return values
 
-        trainer._step = noting  # type: ignore[method-assign]
+        trainer.train_step = noting  # type: ignore[method-assign]
         trainer.fit()
-        weights[run] = {name: p.detach() for name, p in trainer.bare["student"].named_parameters()}
+        weights[run] = {name: p.detach() for name, p in trainer.state.networks["student"].named_parameters()}
     # multiples of 20 are first reached at 24, 40, 64 and 80
     grids = {int(path.stem): grey(path) for path in (seen / "grids").glob("*.png")}
     assert sorted(grids) == [0, 24, 40, 64, 80] and not (shadow / "grids").exists()
@@ -244,10 +244,9 @@ def test_products_on_the_way_are_what_a_run_cut_there_exports(tmp_path: Path) ->
     build(every, 64, ema_decay=0.9, export_every=24).fit()
     build(plain, 64, ema_decay=0.9).fit()
     trainer = build(cut, 64, ema_decay=0.9)
-    while trainer.samples < 24:
-        trainer._step()
-        trainer.samples, trainer.step = trainer.samples + 8, trainer.step + 1
-    cut_short = trainer._export()
+    while trainer.clock.samples < 24:
+        trainer.train_step()
+    cut_short = trainer.folder.export()
     assert sorted(p.name for p in every.glob("*export*")) == ["export", "export-0000000024", "export-0000000048"]
     file = "student.safetensors"
     assert (every / "export-0000000024" / file).read_bytes() == (cut_short / file).read_bytes()
@@ -256,6 +255,6 @@ def test_products_on_the_way_are_what_a_run_cut_there_exports(tmp_path: Path) ->
 
 def test_cpu_seconds_go_on_where_a_run_was_cut(tmp_path: Path) -> None:
     build(tmp_path, 64, checkpoint_every=32).fit()
-    stored = build(tmp_path, 64, resume="latest").cpu_seconds
+    stored = build(tmp_path, 64, resume="latest").clock.cpu_seconds()
     logged = [line["cpu_seconds"] for line in log_of(tmp_path)]
     assert logged == sorted(logged) and stored >= logged[-1] - 0.006 and stored > 0  # logged to hundredths

@@ -3,13 +3,16 @@
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffdistill.errors import UserError
 from diffdistill.methods import OptimizerSettings, ParameterGroup, Phase
+from diffdistill.training.clock import RecordOrder
 from diffdistill.training.loop import Trainer
 from diffdistill.training.optimizers import clip_gradients, make_optimizer, set_learning_rates, step_where
 from diffdistill.training.settings import TrainingSettings
@@ -171,14 +174,14 @@ def test_a_phase_of_two_networks_is_two_phases_of_one(tmp_path: Path) -> None:
         for kind in (Joint, Apart)
     )
     for name in ("student", "fake"):
-        assert torch.equal(weights(joint.bare[name]), weights(apart.bare[name]))
+        assert torch.equal(weights(joint.state.networks[name]), weights(apart.state.networks[name]))
     assert '"both/student/grad_norm"' in (tmp_path / "Joint" / "log.jsonl").read_text()
 
 
 def test_no_network_of_a_phase_is_updated_where_its_loss_is_not_finite(tmp_path: Path) -> None:
     trainer = run(Joint(poison_at=5), tmp_path / "run", on_nonfinite="skip")
-    steps = {o.state[p]["step"].item() for o in trainer.optimizers.values() for p in o.state}
-    assert steps == {7.0} and trainer.skipped == 1
+    steps = {o.state[p]["step"].item() for o in trainer.state.optimizers.values() for p in o.state}
+    assert steps == {7.0} and trainer.state.skipped == 1
 
 
 def test_a_phase_of_whole_batches_refuses_accumulation(tmp_path: Path) -> None:
@@ -189,3 +192,43 @@ def test_a_phase_of_whole_batches_refuses_accumulation(tmp_path: Path) -> None:
     settings = TrainingSettings(16, batch_size=8, gradient_accumulation_steps=2, cpu=True)
     with pytest.raises(UserError, match="gradient_accumulation_steps is 2, and the phase student looks at a whole"):
         Trainer(Whole(), settings, tmp_path)
+
+
+# ---- waiting for the device -----------------------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Notes each time the host reads a value of a tensor, for which it waits where that is on a device."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        for name in ("tolist", "numpy", "cpu"):
+            patch.setattr(torch.Tensor, name, self._noting(getattr(torch.Tensor, name)))
+
+    def _noting(self, method: Any) -> Any:
+        def noting(tensor: torch.Tensor, *args: Any) -> Any:
+            self.seen.append(method.__name__)
+            return method(tensor, *args)
+
+        return noting
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"):
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", [Small, Joint])
+@pytest.mark.parametrize("more", [{}, {"max_grad_norm": 1e-3}, {"on_nonfinite": "skip", "max_minutes": 1e6}])
+def test_a_step_waits_for_the_device_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Small], more: dict[str, object]
+) -> None:
+    trainer = Trainer(kind(), TrainingSettings(80, batch_size=8, cpu=True, **more), tmp_path)  # type: ignore[arg-type]
+    trainer.order = RecordOrder(1000, seed=0)
+    trainer.order.record(0)  # the order of an epoch, which is made on the host
+    for _ in range(3):
+        with monkeypatch.context() as patch, Reads(patch) as reads:
+            assert not trainer.clock.out_of_time(trainer.accelerator)
+            trainer.train_step()
+        assert reads.seen == ["tolist"]

@@ -1,18 +1,19 @@
-"""Resume is exact, a torn checkpoint is never loaded, two processes equal one, NaN stops the run."""
+"""Resume is exact, a torn checkpoint is never loaded, NaN stops the run."""
 
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
+from processes import start
 
 from diffdistill.errors import UserError
 from diffdistill.training.checkpoint import latest_checkpoint, load_checkpoint, remove_old_checkpoints
@@ -22,9 +23,7 @@ from diffdistill.training.settings import TrainingSettings
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from small_method import Small  # noqa: E402
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+from small_method import Small, train, train_and_say  # noqa: E402
 
 
 def settings(samples: int, **more: object) -> TrainingSettings:
@@ -62,10 +61,10 @@ def logged_anew(log: Path, old: int | None) -> int:
     return json.loads(lines[-1])["samples"] if lines else 0
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], process: BaseProcess, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended by itself with {process.returncode}"
+        assert process.is_alive(), f"ended by itself with {process.exitcode}"
         assert time.monotonic() < deadline, f"nothing after {seconds} s"
         time.sleep(0.002)
 
@@ -74,26 +73,25 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
 def test_a_run_killed_ten_times_ends_with_the_same_bits(tmp_path: Path) -> None:
     whole, broken, starts = tmp_path / "whole", tmp_path / "broken", tmp_path / "starts.txt"
     log = broken / "log.jsonl"
-    command = [sys.executable, str(HERE / "run_small.py")]
-    subprocess.run([*command, str(whole), "1600", "0"], check=True, env=ENVIRONMENT, capture_output=True)
+    starts.touch()
+    train(whole, samples=1600, checkpoint_every=16)
     chance = random.Random(0)
-    with starts.open("wb") as stdout:
-        for kill in range(10):
-            old = log.stat().st_ino if log.exists() else None
-            process = subprocess.Popen(
-                [*command, str(broken), "1600", "0.02"], env=ENVIRONMENT, stdout=stdout, stderr=subprocess.DEVNULL
-            )
-            try:
-                wait_until(lambda kill=kill: len(started_at(starts)) > kill, process)
-                # every second kill waits for a step beyond the next checkpoint: a slow machine too gets on
-                goal = started_at(starts)[-1] + 8 * (1 if kill % 2 else 3)
-                wait_until(lambda old=old, goal=goal: logged_anew(log, old) >= goal, process)
-                time.sleep(chance.uniform(0.0, 0.1))  # the random moment itself, not a wait for something
-            finally:
-                process.send_signal(signal.SIGKILL)
-                code = process.wait()
-            assert code == -signal.SIGKILL, "the run ended before it was killed"
-        subprocess.run([*command, str(broken), "1600", "0"], check=True, env=ENVIRONMENT, stdout=stdout)
+    for kill in range(10):
+        old = log.stat().st_ino if log.exists() else None
+        process = start(train_and_say, broken, starts, "Slow")
+        try:
+            wait_until(lambda kill=kill: len(started_at(starts)) > kill, process)
+            # every second kill waits for a step beyond the next checkpoint: a slow machine too gets on
+            goal = started_at(starts)[-1] + 8 * (1 if kill % 2 else 3)
+            wait_until(lambda old=old, goal=goal: logged_anew(log, old) >= goal, process)
+            time.sleep(chance.uniform(0.0, 0.1))  # the random moment itself, not a wait for something
+        finally:
+            process.kill()
+            process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed"
+    last = start(train_and_say, broken, starts, "Small")
+    last.join(60)
+    assert last.exitcode == 0
     began = started_at(starts)
     assert began == sorted(began) and began[0] == 0 and len(began) == 11
     assert sum(samples > 0 for samples in began[1:]) >= 5
@@ -110,7 +108,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:-7])
     assert latest_checkpoint(tmp_path) == good[-1]
     resumed = Trainer(Small(), settings(64, checkpoint_every=16, checkpoints_limit=3), tmp_path, resume="latest")
-    assert resumed.remarks == (f"checkpoint-0000000999: torn, so that the run goes on from {good[-1].name}",)
+    assert resumed.remarks == (f"checkpoint-0000000999: torn, so the run continues from {good[-1].name}",)
     shutil.copytree(good[-1], tmp_path / "checkpoint-0000000999", dirs_exist_ok=True)
     torn.write_bytes(torn.read_bytes()[:-7])
     with pytest.raises(UserError, match="not a whole checkpoint"):
@@ -140,25 +138,6 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, four["student"][name], rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    script = [str(HERE / "run_small.py")]
-    subprocess.run(
-        [sys.executable, *script, str(tmp_path / "one"), "160", "0"], check=True, env=ENVIRONMENT, capture_output=True
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*launch, *script, str(tmp_path / "two"), "160", "0"], check=True, env=ENVIRONMENT, capture_output=True
-    )
-    one, two = (
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    )
-    assert len(one) == len(two) == 20
-    for a, b in zip(one, two, strict=True):
-        for key in ("student/loss", "fake/loss"):
-            assert a[key] == pytest.approx(b[key], rel=1e-5)
-
-
 def test_an_interrupted_run_finishes_its_step_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     class Interrupted(Small):
         def begin_step(self, step):
@@ -185,7 +164,7 @@ def test_nan_stops_and_names_step_phase_and_checkpoint(tmp_path: Path) -> None:
 def test_nan_is_skipped_and_counted_when_so_set(tmp_path: Path) -> None:
     trainer = Trainer(Small(poison_at=5), settings(80, on_nonfinite="skip"), tmp_path)
     trainer.fit()
-    assert trainer.skipped == 1
+    assert trainer.state.skipped == 1
     assert all(torch.isfinite(t).all() for t in final(tmp_path)["student"].values())
 
 
