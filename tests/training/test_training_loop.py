@@ -161,6 +161,26 @@ def test_nan_stops_and_names_step_phase_and_checkpoint(tmp_path: Path) -> None:
         Trainer(Small(poison_at=5), settings(160, checkpoint_every=16), tmp_path).fit()
 
 
+def test_nan_is_named_where_a_later_phase_fails_on_it(tmp_path: Path) -> None:
+    """The student's weights, which its update would have made NaN, have stayed as they were."""
+
+    class Careful(Small):
+        def _student(self, batch, random, carry):
+            loss, logs = super()._student(batch, random, carry)
+            carry["x0"] = carry["x0"] * loss.detach()
+            return loss, logs
+
+        def _fake(self, batch, random, carry):
+            if not carry["x0"].isfinite().all():
+                raise ValueError("samples are no numbers")
+            return super()._fake(batch, random, carry)
+
+    method = Careful(poison_at=5)
+    with pytest.raises(NonFiniteError, match=r"step 5, phase student"):
+        Trainer(method, settings(160), tmp_path).fit()
+    assert all(torch.isfinite(p).all() for network in method.networks.values() for p in network.parameters())
+
+
 def test_nan_is_skipped_and_counted_when_so_set(tmp_path: Path) -> None:
     trainer = Trainer(Small(poison_at=5), settings(80, on_nonfinite="skip"), tmp_path)
     trainer.fit()
