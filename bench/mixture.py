@@ -32,9 +32,19 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.diffusion import Denoiser, MixtureTeacher, VPSchedule
-from diffdistill.distill import RESIDUALS, SampleRandom, denoising_loss, earlier, score_distillation_loss, time_range
-from diffdistill.distill.backward_simulation import backward_simulation, few_step_sample, few_step_times
-from diffdistill.distill.score_identity import score_identity_loss
+from diffdistill.distill import (
+    RESIDUALS,
+    JudgingOptions,
+    SampleRandom,
+    backward_simulation,
+    denoising_loss,
+    earlier,
+    few_step_sample,
+    few_step_times,
+    score_distillation_loss,
+    score_identity_loss,
+    time_range,
+)
 
 N, STD, RADIUS = 512, 0.2, 2.0
 WANTED = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
@@ -109,9 +119,11 @@ def loss_of(name: str, weight: str, scale: float, x0: Tensor, r: Any, progress: 
         x0,
         *args,
         fake=fake,
-        later_t=SCHEDULE.later(t, r.uniform("later"), 0.1, FIRST[0]) if "later" in needs else None,
-        earlier_t=earlier(SCHEDULE, t, 0.08) if "earlier" in needs else None,
-        negative=prompts["negative"] if "negative" in needs else None,
+        options=JudgingOptions(
+            later_t=SCHEDULE.later(t, r.uniform("later"), 0.1, FIRST[0]) if "later" in needs else None,
+            earlier_t=earlier(SCHEDULE, t, 0.08) if "earlier" in needs else None,
+            negative=prompts["negative"] if "negative" in needs else None,
+        ),
         reduction="batch",
     )
     return loss
@@ -196,7 +208,7 @@ def generated(
     tops = {"student": rate, "fake": 2 * rate}
     optimisers = {k: torch.optim.Adam(n.parameters(), lr=tops[k], betas=(0.0, 0.99)) for k, n in networks.items()}
     generator, fake = (Denoiser(network, SCHEDULE, "v") for network in networks.values())
-    times = few_step_times(1000, generator_steps)
+    times = few_step_times(SCHEDULE, 999, generator_steps)
 
     def after_any_step() -> Tensor:
         z, *noises = (r.normal("z", (2,)) for _ in times)

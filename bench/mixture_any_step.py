@@ -94,7 +94,7 @@ class Run:
             optimiser.step()
 
     def made(self, steps: int, z: Tensor, cond: Tensor, reach: float = 1.0) -> Tensor:
-        return any_step(lambda x, t, s: self.model(x, t, s, cond), z, FLOW, steps, reach=reach)
+        return any_step(lambda x, t, s: self.model(x, t, s, cond), z, FLOW, steps, target_fraction=reach)
 
 
 Sampler = Callable[[int, Tensor, Tensor], Tensor]

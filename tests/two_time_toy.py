@@ -120,6 +120,10 @@ def floor() -> float:
                     + SPREAD * torch.randn(len(z), 2, generator=g))  # fmt: skip
 
 
-def any_step_distance(network: Any, steps: int, reach: float = 1.0) -> float:
+def any_step_distance(network: Any, steps: int, target_fraction: float = 1.0) -> float:
     denoiser = two_times(network)
-    return distance(lambda z, cond: any_step(lambda x, t, s: denoiser(x, t, s, cond), z, SCHEDULE, steps, reach=reach))
+    return distance(
+        lambda z, cond: any_step(
+            lambda x, t, s: denoiser(x, t, s, cond), z, SCHEDULE, steps, target_fraction=target_fraction
+        )
+    )

@@ -1,19 +1,20 @@
-"""Guidance: the passes under several conditions, in one batch or one by one, and how they are combined.
+"""Guidance: passes of a score model under several conditions, and how their predictions are combined.
 
     classifier-free    e_0 + s d,                          d = e_c - e_0
-    negative prompt    the same, with the negative prompt's prediction in the place of e_0
+    negative prompt    the same, with the negative prompt's prediction in place of e_0
     perp-neg           e_0 + s (d - sum_i w_i perp(e_i - e_0, d)),  perp(a, d) = a - (<a, d> / <d, d>) d
 
-s = 1 is unguided, s = 0 unconditional (arXiv 2207.12598 calls s - 1 its w). Predictions of any kind may be
-combined, all being linear in each other at one x_t; perp keeps to that too, being linear in its first argument
-and blind to the length and sign of its second.
+s = 1 is unguided and s = 0 unconditional (arXiv 2207.12598 calls s - 1 its w). Losses, samplers and methods guide with
+`guided`, or pass a `GuidedDenoiser` where a score model is expected.
 
 Notable:
-- any `null` may be a negative prompt: guidance then leads away from it, and what both prompts share cancels,
-  the wanted part of it too;
-- perp-neg (Perp-Neg, arXiv 2304.04968) takes from a negative prompt what is perpendicular to the prompt's own
-  direction alone, so that it cannot weaken it. Weights here are positive, as in the paper; code that adds the
-  terms (ScaleDreamer's, LucidDreamer's) has theirs negative.
+- predictions of any kind may be combined, because they are linear in each other at one x_t. So is perp: it is linear in
+  its first argument, and the length and sign of its second do not matter;
+- any `null` may be a negative prompt: guidance then leads away from it. What the two prompts share cancels, the wanted
+  part of it too;
+- perp-neg (Perp-Neg, arXiv 2304.04968) takes only that part of a negative prompt's direction that is perpendicular to
+  the prompt's own direction, so the prompt is not weakened. Weights here are positive, as in the paper; code that adds
+  the terms (ScaleDreamer's, LucidDreamer's) has negative weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor
 
 from .condition import Condition, check_condition, concatenate, expand
-from .denoiser import ScoreModel
+from .denoiser import ScoreModel, expand_time
 from .prediction import Prediction, combine
-from .schedule import broadcast
+from .schedule import Schedule, broadcast
 
 
 def guided(
@@ -38,19 +39,19 @@ def guided(
     *,
     batched: bool = True,
 ) -> Prediction:
-    """The guided prediction. Scale 1 runs the conditional pass only, scale 0 the unconditional only.
+    """The guided prediction. Scale 1 runs only the conditional pass, scale 0 only the unconditional one.
 
     Args:
-        denoiser: a `Denoiser`, or what is called like one.
+        denoiser: a score model.
         x_t: noisy samples of shape (B, ...).
-        t: times of shape (B,).
-        cond: the condition of the batch.
-        null: the same for the empty (or negative) prompt. Not read at scale 1.
-        scale: guidance scale; a tensor of shape (B,) is one for each sample, and takes both passes.
-        batched: one pass of 2 B rather than two of B.
+        t: times of shape (B,), or as `expand_time` says.
+        cond: condition of the batch.
+        null: the empty (or negative) prompt's condition. It is not read at scale 1.
+        scale: guidance scale; a tensor of shape (B,) has one for each sample, and takes both passes.
+        batched: run one pass of 2 B samples rather than two of B.
 
     Raises:
-        ValueError: conditions that do not match.
+        ValueError: conditions with another number of rows than x_t, or that do not match each other.
     """
     check_condition(cond, len(x_t))
     if not isinstance(scale, Tensor):
@@ -65,7 +66,7 @@ def guided(
 def cond_and_null(
     denoiser: ScoreModel, x_t: Tensor, t: Tensor, cond: Condition, null: Condition, batched: bool = True
 ) -> tuple[Prediction, Prediction]:
-    """The conditional and the unconditional prediction. Arguments and errors as of `guided`."""
+    """The conditional and the unconditional prediction. Arguments and errors are those of `guided`."""
     made = predictions(denoiser, x_t, t, {"null": null, "cond": cond}, batched)
     return made["cond"], made["null"]
 
@@ -76,21 +77,24 @@ def predictions(
     """One prediction for each condition, at the same (x_t, t).
 
     Args:
-        denoiser: a `Denoiser`, or what is called like one.
+        denoiser: a score model.
         x_t: noisy samples of shape (B, ...).
-        t: times of shape (B,).
-        conditions: by name, K of them. Tensors with a first dimension of 1 are expanded.
-        batched: one pass of K B rather than K of B.
+        t: times of shape (B,), or as `expand_time` says.
+        conditions: conditions of the batch by name, K of them.
+        batched: run one pass of K B samples rather than K passes of B.
+
+    Returns:
+        The predictions by the names of their conditions.
 
     Raises:
-        ValueError: conditions with another number of rows, or, batched, that do not match each other.
+        ValueError: conditions with another number of rows than x_t, or, where batched, that do not match each other.
     """
     size = len(x_t)
     conds = {name: expand(cond, size, name) for name, cond in conditions.items()}
     if not batched:
         return {name: denoiser(x_t, t, cond) for name, cond in conds.items()}
     count = len(conds)
-    every = denoiser(torch.cat([x_t] * count), torch.cat([t.expand(size)] * count), concatenate(conds, size))
+    every = denoiser(torch.cat([x_t] * count), torch.cat([expand_time(t, x_t)] * count), concatenate(conds, size))
 
     def part(k: int) -> Prediction:
         rows = slice(k * size, (k + 1) * size)
@@ -104,14 +108,14 @@ def predictions(
 
 @dataclass(frozen=True, eq=False)
 class PerpNeg:
-    """Negative prompts and how strongly each is led away from.
+    """Negative prompts, and how strongly guidance leads away from each.
 
     Attributes:
-        negatives: conditions, each like `cond` or with a batch of 1.
-        weights: one a negative, not below 0 as a rule: numbers, or tensors of shape (B,) (by camera angle, say).
+        negatives: conditions of the batch, each with the parts of `cond`.
+        weights: one per negative, as a rule not below 0: numbers, or tensors of shape (B,) (by camera angle, say).
 
     Raises:
-        ValueError: not as many weights as negatives.
+        ValueError: the numbers of weights and of negatives differ.
     """
 
     negatives: Sequence[Condition]
@@ -130,6 +134,35 @@ class PerpNeg:
         return combine_perp_neg(made["null"], made["cond"], [made[k] for k in self.conditions()], self.weights, scale)
 
 
+class GuidedDenoiser:
+    """A score model whose predictions are guided: the empty prompt and the scale are bound, the condition is not.
+
+        cond --+--> denoiser under cond, null --> combined at the scale --> Prediction
+
+    Args:
+        denoiser: the score model that is guided.
+        null: the empty (or negative) prompt's condition, with one row or one per sample.
+        scale: guidance scale, as in `guided`.
+        perp_neg: negative prompts of perp-neg; None for none.
+    """
+
+    def __init__(
+        self, denoiser: ScoreModel, null: Condition, scale: float | Tensor, perp_neg: PerpNeg | None = None
+    ) -> None:
+        self.denoiser, self.null, self.scale, self.perp_neg = denoiser, null, scale, perp_neg
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the score model that is guided."""
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        """The guided prediction at x_t of shape (B, ...) and t of shape (B,). Errors are those of `guided`."""
+        if self.perp_neg is None:
+            return guided(self.denoiser, x_t, t, cond, self.null, self.scale)
+        return perp_neg(self.denoiser, x_t, t, cond, self.null, self.perp_neg, self.scale)
+
+
 def perp_neg(
     denoiser: ScoreModel,
     x_t: Tensor,
@@ -141,10 +174,10 @@ def perp_neg(
     *,
     batched: bool = True,
 ) -> Prediction:
-    """The prediction guided towards cond and away from the negatives, in 2 + K passes or one of (2 + K) B.
+    """The prediction guided towards cond and away from K negatives, in 2 + K passes or one of (2 + K) B samples.
 
-    Unlike `guided`, it reads null at scale 1 too: every direction starts there. Other arguments and errors as
-    of `guided`.
+    Unlike `guided`, it reads null at scale 1 too, because every direction starts there. Other arguments and errors are
+    those of `guided`.
     """
     conditions = {"null": null, "cond": cond, **negatives.conditions()}
     return negatives.combine(predictions(denoiser, x_t, t, conditions, batched), scale)
@@ -181,7 +214,7 @@ def combine_perp_neg(
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
     """The part of x that is perpendicular to y, for each sample over all its dimensions.
 
-    x itself where y is 0. Computed in float32 at the least.
+    It is x itself where y is 0. It is computed in float32 at least.
 
     Args:
         x, y: tensors of shape (B, ...).

@@ -1,13 +1,13 @@
-"""Noise schedules: x_t = alpha_t x0 + sigma_t eps, with all time maths in float64.
+"""Noise schedules, x_t = alpha_t x0 + sigma_t eps, which denoisers, samplers and losses read alpha and sigma from.
 
     VPSchedule     t = 0 ... T-1, integers    alpha^2 + sigma^2 = 1, alpha_t^2 = prod_{s<=t} (1 - beta_s)
     FlowSchedule   t in [0, 1]                alpha = 1 - t, sigma = t
 
 Notable:
-- a float32 table, as schedulers keep it, has an alpha off by 4e-7 of itself for Stable Diffusion's betas and by
-  7e-6 for the cosine ones, at the noisy end, where 1 / alpha magnifies it;
+- all arithmetic on times is float64. A float32 table, as schedulers keep it, has a relative error of alpha of 4e-7 for
+  Stable Diffusion's betas and of 7e-6 for the cosine ones, at the noisy end, where 1 / alpha magnifies it;
 - zero terminal SNR (alpha = 0 at the last step) is allowed. Nothing here divides by alpha;
-- times are checked on the CPU alone: a check on an accelerator would wait for it.
+- times are checked on the CPU only, because a check on an accelerator would have to wait for it.
 """
 
 import math
@@ -22,7 +22,9 @@ from .betas import beta_schedule, zero_terminal_snr
 
 
 def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
-    """View a coefficient of shape (B,) as (B, 1, ...), to multiply x of shape (B, ...).
+    """View a coefficient of shape (B,) as (B, 1, ...), so that it multiplies x of shape (B, ...).
+
+    A coefficient with more dimensions keeps them, and gets those that it lacks at the end.
 
     >>> broadcast(torch.zeros(2), torch.zeros(2, 3, 4)).shape
     torch.Size([2, 1, 1])
@@ -31,7 +33,7 @@ def broadcast(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def linear_combination(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """a x + b y in x's dtype, computed in float32 at the least.
+    """a x + b y in the dtype of x, computed in float32 at least.
 
     Args:
         a, b: float64 coefficients that broadcast against x.
@@ -42,20 +44,20 @@ def linear_combination(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
 
 
 class Schedule(ABC):
-    """How much signal and how much noise is left at time t. Tensors t are of any shape, mostly (B,)."""
+    """How much signal and how much noise x_t holds at time t. Tensors t have any shape, mostly (B,)."""
 
     @property
     @abstractmethod
     def last(self) -> int | float:
-        """The largest valid time: pure noise, or nearly."""
+        """The largest valid time, where x_t is noise alone, or nearly."""
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal level, float64, of t's shape and on its device. ValueError on a t out of range (CPU)."""
+        """Signal level, float64, with the shape and device of t. ValueError where t is out of range (on the CPU)."""
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level, float64, of t's shape and on its device. ValueError on a t out of range (CPU)."""
+        """Noise level, float64, with the shape and device of t. ValueError where t is out of range (on the CPU)."""
 
     @abstractmethod
     def half_log_snr(self, t: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def network_time(self, t: Tensor) -> Tensor:
-        """The time as a network trained on this schedule is told it."""
+        """The time in the units of a network that was trained on this schedule."""
 
     @abstractmethod
     def timestep(self, u: Tensor, low: float, high: float) -> Tensor:
@@ -74,10 +76,18 @@ class Schedule(ABC):
         """
 
     @abstractmethod
-    def later(self, t: Tensor, u: Tensor, eta: float, low: float) -> Tensor:
-        """t + dt with dt = u min(eta (t - t_low), last - t), never before t nor past `last`.
+    def time_at(self, sigma_over_alpha: float) -> Tensor:
+        """The time with this noise-to-signal ratio sigma / alpha: a tensor of shape (), in the schedule's own dtype.
 
-        The later time of asynchronous score distillation (ScaleDreamer, arXiv 2407.02040).
+        Raises:
+            ValueError: the ratio is not positive and finite.
+        """
+
+    @abstractmethod
+    def later(self, t: Tensor, u: Tensor, eta: float, low: float) -> Tensor:
+        """t + dt with dt = u min(eta (t - t_low), last - t), never earlier than t nor later than `last`.
+
+        It is the later time of asynchronous score distillation (ScaleDreamer, arXiv 2407.02040).
 
         Args:
             t: times of shape (B,).
@@ -87,11 +97,11 @@ class Schedule(ABC):
         """
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x0 + sigma_t eps, in x0's dtype.
+        """x_t = alpha_t x0 + sigma_t eps, in the dtype of x0.
 
         Args:
             x0, eps: tensors of shape (B, ...).
-            t: times of shape (B,).
+            t: times of shape (B,), or with more dimensions that broadcast against x0 from the first one on.
         """
         return linear_combination(broadcast(self.alpha(t), x0), x0, broadcast(self.sigma(t), x0), eps)
 
@@ -100,10 +110,10 @@ class VPSchedule(Schedule):
     """Discrete variance-preserving schedule (DDPM, arXiv 2006.11239; Stable Diffusion).
 
     Args:
-        alphas_cumprod: alpha_t^2 of shape (T,), falling, in [0, 1]; kept as float64.
+        alphas_cumprod: alpha_t^2 of shape (T,), not rising with t, in [0, 1]; kept as float64.
 
     Raises:
-        ValueError: not a vector, or not falling within [0, 1].
+        ValueError: not a vector, or rising, or outside [0, 1].
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
@@ -118,12 +128,12 @@ class VPSchedule(Schedule):
 
     @classmethod
     def from_betas(cls, betas: Tensor) -> "VPSchedule":
-        """From the variances beta_t of shape (T,) that each step adds."""
+        """Make a schedule from the variances beta_t of shape (T,) that each step adds."""
         return cls(torch.cumprod(1 - betas.to(torch.float64), dim=0))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "VPSchedule":
-        """From the configuration of a diffusers scheduler, recomputed in float64. Other keys are ignored.
+        """Make a schedule from the configuration of a diffusers scheduler, in float64. Other keys are ignored.
 
         Args:
             config: `beta_schedule`, `beta_start`, `beta_end`, `num_train_timesteps`, `trained_betas` and
@@ -167,16 +177,11 @@ class VPSchedule(Schedule):
             raise ValueError(f"t_star = {t_star} is outside 0 ... {self.last}")
         return VPSchedule(self.alphas_cumprod[: t_star + 1].clone())
 
-    def index_at(self, sigma_over_alpha: float) -> int:
-        """The time whose sigma / alpha is nearest, in the logarithm.
-
-        Raises:
-            ValueError: the ratio is not positive.
-        """
-        if not sigma_over_alpha > 0:
-            raise ValueError(f"sigma / alpha = {sigma_over_alpha}; it must be positive")
+    def time_at(self, sigma_over_alpha: float) -> Tensor:
+        """The time whose log(sigma / alpha) is nearest, int64."""
+        _check_ratio(sigma_over_alpha)
         half_log_snr = self.half_log_snr(torch.arange(self.num_train_timesteps))
-        return int((half_log_snr + math.log(sigma_over_alpha)).abs().argmin())
+        return (half_log_snr + math.log(sigma_over_alpha)).abs().argmin()
 
     def alpha(self, t: Tensor) -> Tensor:
         """sqrt(alphas_cumprod[t])."""
@@ -196,7 +201,7 @@ class VPSchedule(Schedule):
         return t
 
     def timestep(self, u: Tensor, low: float, high: float) -> Tensor:
-        """Integers from round(low T) to round(high T) - 1, int64, all as likely."""
+        """Integers from round(low T) to round(high T) - 1, int64, all with one probability."""
         _check_fractions(low, high)
         first, end = round(low * self.num_train_timesteps), round(high * self.num_train_timesteps)
         if first >= end:
@@ -204,7 +209,7 @@ class VPSchedule(Schedule):
         return (first + (u.double() * (end - first)).floor().long()).clamp(first, end - 1)
 
     def later(self, t: Tensor, u: Tensor, eta: float, low: float) -> Tensor:
-        """As the base class says, with dt rounded down."""
+        """As in the base class, with dt rounded down."""
         t_low = round(low * self.num_train_timesteps)
         room = torch.minimum(eta * (t - t_low).double(), (self.last - t).double()).clamp_min(0)
         return (t + (u.double() * room).floor().long()).clamp_max(self.last)
@@ -227,9 +232,9 @@ class FlowSchedule(Schedule):
     """The straight path of flow matching and rectified flow (arXiv 2209.03003, 2210.02747).
 
     Args:
-        num_train_timesteps: the network is told num_train_timesteps * t.
-        shift: s in t' = s t / (1 + (s - 1) t), more time at high noise for s > 1 (Stable Diffusion 3,
-            arXiv 2403.03206, eq. 23). It moves the times drawn and the sampling grid, never alpha(t).
+        num_train_timesteps: the network gets the time num_train_timesteps * t.
+        shift: s in t' = s t / (1 + (s - 1) t), which puts more times at high noise for s > 1 (Stable Diffusion 3,
+            arXiv 2403.03206, eq. 23). It moves the times that are drawn and the sampling grid, never alpha(t).
 
     Raises:
         ValueError: an argument is not positive.
@@ -272,8 +277,13 @@ class FlowSchedule(Schedule):
         _check_fractions(low, high)
         return self.shifted(low + u.double() * (high - low)).clamp_max(1.0)
 
+    def time_at(self, sigma_over_alpha: float) -> Tensor:
+        """r / (1 + r) for the ratio r, float64."""
+        _check_ratio(sigma_over_alpha)
+        return torch.tensor(sigma_over_alpha / (1 + sigma_over_alpha), dtype=torch.float64)
+
     def later(self, t: Tensor, u: Tensor, eta: float, low: float) -> Tensor:
-        """As the base class says, with t_low the shifted `low`."""
+        """As in the base class, where t_low is the shifted `low`."""
         t = t.double()
         t_low = self.shifted(torch.tensor(low, dtype=torch.float64)).item()
         room = torch.minimum(eta * (t - t_low), 1 - t).clamp_min(0)
@@ -284,6 +294,11 @@ class FlowSchedule(Schedule):
         if t.device.type == "cpu" and t.numel() and not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"t from {t.min().item()} to {t.max().item()} is outside [0, 1]")
         return t
+
+
+def _check_ratio(sigma_over_alpha: float) -> None:
+    if not 0 < sigma_over_alpha < math.inf:
+        raise ValueError(f"sigma / alpha = {sigma_over_alpha}; it must be a positive number")
 
 
 def _check_fractions(low: float, high: float) -> None:

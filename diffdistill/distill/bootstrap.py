@@ -1,7 +1,7 @@
-"""BOOT: a student of the whole trajectory learns each point of it from its own earlier one (arXiv 2306.05544).
+"""The losses of BOOT (arXiv 2306.05544): a student of the whole trajectory learns each point from its own one before.
 
-A trajectory of the teacher's ODE is named by the noise z it starts from, and what is followed is not x_t but its
-signal, as the noise is known:
+A trajectory of the teacher's ODE is identified by the noise z that it starts from. The student follows not x_t but its
+signal, because the noise is known:
 
     y_t = (x_t - sigma_t z) / alpha_t        x_t = alpha_t y_t + sigma_t z        y -> x0 as sigma -> 0
 
@@ -10,29 +10,27 @@ With f held over a step from t to an earlier s it is solved exactly, and that is
 
     y_s = y_t + D (f - y_t),    D = 1 - k,    k = alpha_t sigma_s / (sigma_t alpha_s) = exp(lambda_t - lambda_s)
 
-The student g(z, t) predicts y_t for every t. One step of the teacher from the student's own y_t is its target at s:
+The student g(z, t) predicts y_t for every t. Its target at s is one step of the teacher from the student's own y_t:
 
     L_BS = w(D) (g(z, s) - sg[y_t + D (f~ - y_t)])^2,  y_t = sg[g(z, t)]        L_BC = (g(z, t_max) - f~(z, t_max))^2
 
-where f~ is the guided teacher. At t_max nothing but noise is known, and the signal is the teacher's own one-step
-answer.
+where f~ is the guided teacher. At t_max only noise is known, and the signal is the teacher's own one-step prediction.
 
 Notable:
 - lambda here is log(alpha / sigma), as everywhere in this package; the paper's is the negative of it;
-- D is formed in float64: where the step is short 1 - k cancels. It is 1 where alpha_t = 0 (y_t then has no say) and
-  where sigma_s = 0;
-- the difference y_s - y_t is of the order of D. It is formed in float32 at the least, and with it the loss;
+- D is computed in float64, because 1 - k cancels where the step is short. D is 1 where alpha_t = 0 (y_t then has no
+  effect) and where sigma_s = 0;
+- the difference y_s - y_t is of the order of D. It is computed in float32 at least, and so is the loss;
 - with w = 1 / D^2 the loss is the mean squared error between f~ and the x0 that the student's finite difference
-  implies, y_t + (y_s - y_t) / D. A short step weighs much then; `clipped` bounds it, `uniform` is none.
+  implies, y_t + (y_s - y_t) / D. A short step then has a large weight; `clipped` bounds it, `uniform` has none.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Schedule, broadcast, guided
+from diffdistill.diffusion import Condition, Schedule, ScoreModel, broadcast, guided
 
 from .tables import look_up
 
@@ -62,17 +60,17 @@ def signal_step(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
         t, s: times of shape (B,), s earlier than t.
 
     Raises:
-        ValueError: shapes differ, or an s that is not earlier (looked at on the CPU only).
+        ValueError: shapes differ, or an s that is not earlier (checked on the CPU only).
     """
     if t.shape != s.shape:
         raise ValueError(f"t has shape {tuple(t.shape)}, s {tuple(s.shape)}; they must be equal")
     if t.device.type == "cpu" and not bool((s < t).all()):
-        raise ValueError(f"a step goes to an earlier time: from {t.tolist()} to {s.tolist()} is none")
+        raise ValueError(f"a step goes to an earlier time, not from {t.tolist()} to {s.tolist()}")
     return -torch.expm1(schedule.half_log_snr(t) - schedule.half_log_snr(s))
 
 
 def signal_update(y: Tensor, f: Tensor, d: Tensor) -> Tensor:
-    """y + D (f - y), in float32 at the least.
+    """y + D (f - y), in float32 at least.
 
     Args:
         y, f: tensors of shape (B, ...).
@@ -84,17 +82,17 @@ def signal_update(y: Tensor, f: Tensor, d: Tensor) -> Tensor:
 
 @torch.no_grad()
 def teacher_signal(
-    teacher: Any,
+    teacher: ScoreModel,
     y: Tensor,
     z: Tensor,
     t: Tensor,
     s: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     guidance_scale: float | Tensor,
     solver: str = "euler",
 ) -> Tensor:
-    """f~ for the step from t to s: what the guided teacher says of x0, held over the step. Nothing here has a graph.
+    """f~ for the step from t to s: the guided teacher's prediction of x0, held over the step. Nothing has a graph.
 
     euler     f~ = f(x_t, t)                                  DDIM; first order
     midpoint  f~ = f_t + (f_m - f_t) / (2 r), m = (t + s) / 2   second order, one more pass
@@ -102,15 +100,15 @@ def teacher_signal(
 
     with x_m from an Euler step to m, and r = (lambda_m - lambda_t) / (lambda_s - lambda_t): the single-step solver of
     second order in the exponential form (DPM-Solver++(2S), arXiv 2211.01095, algorithm 1). On a discrete schedule m is
-    rounded down and r is that of the time taken, so the order stays. Where lambda is infinite at t or s the second pass
-    has no say, and the step is Euler's.
+    rounded down and r is that of the rounded time, so the order stays. Where lambda is infinite at t or s, the second
+    pass has no effect, and the step is Euler's.
 
     Args:
-        teacher: a `Denoiser`, or what is called like one.
+        teacher: a score model.
         y: signals y_t of shape (B, ...).
-        z: the noise their trajectories start from, of the same shape.
+        z: the noise that their trajectories start from, of the same shape.
         t, s: times of shape (B,), s earlier than t.
-        cond, null, guidance_scale: as of `guided`; scale 1 takes no unconditional pass.
+        cond, null, guidance_scale: as for `guided`; scale 1 takes no unconditional pass.
         solver: a name in `BOOTSTRAP_SOLVERS`.
 
     Returns:
@@ -122,7 +120,7 @@ def teacher_signal(
     second = look_up(BOOTSTRAP_SOLVERS, solver, "solver")
     if y.shape != z.shape:
         raise ValueError(f"the signal has shape {tuple(y.shape)}, the noise {tuple(z.shape)}; they must be equal")
-    schedule: Schedule = teacher.schedule
+    schedule = teacher.schedule
     f = guided(teacher, schedule.add_noise(y, z, t), t, cond, null, guidance_scale).x0
     if second is None:
         return f
@@ -139,14 +137,14 @@ def bootstrap_loss(y_s: Tensor, y_t: Tensor, f: Tensor, d: Tensor, weight: str |
     """L_BS: the student at s against one step of the teacher from the student at t; the mean over all elements.
 
     Args:
-        y_s: g(z, s) of shape (B, ...), with a graph: the gradient goes here, nowhere else.
+        y_s: g(z, s) of shape (B, ...), with a graph: the gradient goes here and nowhere else.
         y_t: g(z, t) of the same shape, used as a constant.
         f: f~ of `teacher_signal`, of the same shape, used as a constant.
         d: D of `signal_step`, float64, of shape (B,).
         weight: a name in `BOOTSTRAP_WEIGHTS`, or a function of D.
 
     Returns:
-        A scalar, float32 at the least.
+        A scalar, float32 at least.
 
     Raises:
         ValueError: an unknown weight, or shapes that differ.
@@ -166,7 +164,7 @@ def bootstrap_loss(y_s: Tensor, y_t: Tensor, f: Tensor, d: Tensor, weight: str |
 
 
 def boundary_loss(y: Tensor, f: Tensor) -> Tensor:
-    """L_BC: the student at t_max against the teacher's own one-step answer; mean squared error, float32 at the least.
+    """L_BC: mean squared error of the student at t_max from the teacher's own one-step prediction, float32 at least.
 
     Args:
         y: g(z, t_max) of shape (B, ...), with a graph.

@@ -1,37 +1,36 @@
-"""Consistency distillation of a guided teacher, by latent consistency models' recipe (arXiv 2303.01469, 2310.04378).
+"""Consistency distillation of a guided teacher: loss, times and sampler of the method `Consistency`.
+
+The recipe is that of latent consistency models (arXiv 2303.01469, 2310.04378).
 
     f(x_t, t) = c_skip(t) x_t + c_out(t) x0_theta(x_t, t),     f(x_0, 0) = x_0
 
-f names the end of the path that x_t is on, so it is the same all along the path:
+f predicts the end of the path that x_t is on, so it is the same all along the path:
 
     x0, eps --> x_t --student f--------------------------> f(x_t, t)
                 x_t --guided teacher, one DDIM step--> x_r --target f (averaged weights)--> f(x_r, r),   r = t - skip
 
-and the distance of the two is the loss. On a discrete schedule the path ends at its first time, t = 0, not at
-noise 0: boundary and teacher agree there.
+and the distance of the two is the loss. On a discrete schedule the path ends at its first time, t = 0, not at zero
+noise: boundary and teacher agree there.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import ScoreModel, broadcast, guided
-from diffdistill.diffusion.samplers import ddim_step
-from diffdistill.diffusion.schedule import Schedule, linear_combination
+from diffdistill.diffusion import Condition, Schedule, ScoreModel, broadcast, ddim_step, guided, linear_combination
 
 
 class Boundary:
-    """c_skip and c_out, which make f the identity at time 0 whatever the network says.
+    """c_skip and c_out, which make f the identity at time 0 whatever the network predicts.
 
     c_skip = d^2 / (tau^2 + d^2),  c_out = tau / sqrt(tau^2 + d^2)
 
-    with d = sigma_data and tau = scale times the network's time. (LCM's tau is t / 0.1: scale 10.)
+    with d = sigma_data and tau = scale times the network's time. (LCM has tau = t / 0.1, scale 10.)
 
     Args:
         sigma_data: d.
-        scale: at 10 the network alone speaks from the first steps on.
+        scale: at 10, c_skip is almost 0 from the first steps on.
     """
 
     def __init__(self, sigma_data: float = 0.5, scale: float = 10.0) -> None:
@@ -43,21 +42,21 @@ class Boundary:
         total = tau.square() + self.sigma_data**2
         return self.sigma_data**2 / total, tau / total.sqrt()
 
-    def __call__(self, denoiser: ScoreModel, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
+    def __call__(self, denoiser: ScoreModel, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """f(x_t, t) for x_t of shape (B, ...) and t of shape (B,)."""
         skip, out = (broadcast(c, x_t) for c in self.coefficients(denoiser.schedule, t))
         return linear_combination(skip, x_t, out, denoiser(x_t, t, cond).x0)
 
 
 def skipped_times(schedule: Schedule, u: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """t on a grid of `steps` times and r, the time before it on that grid (0 before the first).
+    """t on a grid of `steps` times, and r, the time before t on that grid (0 before the first).
 
-    On T discrete times the grid is T/steps - 1, 2 T/steps - 1, ..., T - 1 (LCM: 50 of 1000, skipping 20).
+    On T discrete times the grid is T/steps - 1, 2 T/steps - 1, ..., T - 1 (LCM: 50 times of 1000, 20 apart).
 
     Args:
         schedule: the process, discrete or the straight path.
         u: uniform in [0, 1), of shape (B,).
-        steps: how many times the grid has.
+        steps: the number of times of the grid.
 
     Raises:
         ValueError: steps that do not divide a discrete schedule.
@@ -74,7 +73,7 @@ def skipped_times(schedule: Schedule, u: Tensor, steps: int) -> tuple[Tensor, Te
 
 
 def pseudo_huber(x: Tensor, y: Tensor, c: float = 1e-3) -> Tensor:
-    """Mean over elements of sqrt((x - y)^2 + c^2) - c (LCM's; near absolute error above c).
+    """Mean over elements of sqrt((x - y)^2 + c^2) - c, as LCM has it: near the absolute error above c.
 
     >>> pseudo_huber(torch.zeros(3), torch.full((3,), 3.0), 4.0).item()
     1.0
@@ -84,16 +83,16 @@ def pseudo_huber(x: Tensor, y: Tensor, c: float = 1e-3) -> Tensor:
 
 @torch.no_grad()
 def guided_ddim_step(
-    teacher: ScoreModel, x_t: Tensor, t: Tensor, r: Tensor, cond: Any, null: Any, scale: float | Tensor
+    teacher: ScoreModel, x_t: Tensor, t: Tensor, r: Tensor, cond: Condition, null: Condition, scale: float | Tensor
 ) -> Tensor:
-    """x_r = alpha_r x0 + sigma_r eps of the guided prediction at (x_t, t). Without a graph.
+    """x_r = alpha_r x0 + sigma_r eps of the guided prediction at (x_t, t), without a graph.
 
     Args:
-        teacher: any score model.
+        teacher: a score model.
         x_t: samples of shape (B, ...).
         t, r: times of shape (B,), r before t.
-        cond, null: conditions; null is not read at scale 1.
-        scale: guidance, s = 1 is unguided (LCM's w is s - 1); a tensor (B,) is one a sample.
+        cond, null: conditions of the batch; null is not read at scale 1.
+        scale: guidance scale s, where 1 is unguided (LCM's w is s - 1); a tensor of shape (B,) has one per sample.
     """
     return ddim_step(guided(teacher, x_t, t, cond, null, scale), teacher.schedule, r)
 
@@ -106,26 +105,26 @@ def consistency_loss(
     t: Tensor,
     r: Tensor,
     eps: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     guidance_scale: float | Tensor,
     *,
-    student_cond: Any = None,
+    student_cond: Condition = None,
     boundary: Boundary | None = None,
     huber: float = 1e-3,
 ) -> Tensor:
-    """Pseudo-Huber distance of the student's f at x_t from the target's at the teacher's x_r.
+    """Pseudo-Huber distance of the student's f at x_t from the target's f at the teacher's x_r.
 
     Args:
-        student: in training.
-        target: its averaged weights; without a graph.
-        teacher: frozen; its schedule is shared.
-        x0: data of shape (B, ...); without data, samples of the teacher.
+        student: the score model in training.
+        target: the same with averaged weights; it is run without a graph.
+        teacher: the frozen score model; student and target share its schedule.
+        x0: data of shape (B, ...), or samples of the teacher.
         t, r: times of shape (B,), r before t (`skipped_times`).
         eps: standard normal noise of x0's shape.
-        cond, null, guidance_scale: as of `guided_ddim_step`.
-        student_cond: what student and target are told in place of cond: with the guidance scale in it, say.
-        boundary: c_skip and c_out; LCM's where None.
+        cond, null, guidance_scale: as for `guided_ddim_step`.
+        student_cond: what student and target are conditioned on in place of cond, with the guidance scale, say.
+        boundary: c_skip and c_out; those of LCM where None.
         huber: c of the pseudo-Huber distance.
 
     Returns:
@@ -137,11 +136,11 @@ def consistency_loss(
     if eps.shape != x0.shape:
         raise ValueError(f"noise has shape {tuple(eps.shape)}, x0 {tuple(x0.shape)}; they must be equal")
     f = boundary or Boundary()
-    told = cond if student_cond is None else student_cond
+    own = cond if student_cond is None else student_cond
     x_t = teacher.schedule.add_noise(x0.detach(), eps, t)
-    value = f(student, x_t, t, told)  # first: a pass without a graph would leave autocast weights without one
+    value = f(student, x_t, t, own)  # first: a pass without a graph would leave autocast weights without one
     with torch.no_grad():
-        wanted = f(target, guided_ddim_step(teacher, x_t, t, r, cond, null, guidance_scale), r, told)
+        wanted = f(target, guided_ddim_step(teacher, x_t, t, r, cond, null, guidance_scale), r, own)
     return pseudo_huber(value, wanted, huber)
 
 
@@ -150,19 +149,19 @@ def consistency_sample(
     student: ScoreModel,
     x: Tensor,
     times: Sequence[float] | Tensor,
-    cond: Any,
+    cond: Condition,
     boundary: Boundary | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """f at the first time, then noise to the next time and f again (arXiv 2303.01469, algorithm 1).
+    """A sample: f at the first time, then noise to the next time and f again (arXiv 2303.01469, algorithm 1).
 
     Args:
         student: a consistency model.
         x: noise of shape (B, ...), at the first time.
-        times: descending, in the schedule's units; one a step.
+        times: descending times, one per step, in the schedule's own units.
         cond: condition of the batch.
         boundary: as in training.
-        generator: of the fresh noise; its device is where it is drawn.
+        generator: generator of the fresh noise, which is drawn on its device.
     """
     f, schedule = boundary or Boundary(), student.schedule
     kind = torch.int64 if isinstance(schedule.last, int) else torch.float64

@@ -1,7 +1,7 @@
-"""Denoising score matching: training a fake score on generated samples, or a teacher on data.
+"""Denoising score matching: the loss of a fake score on generated samples, and of a teacher on data.
 
-The network sees x_t = alpha x0 + sigma eps. Whatever it predicts is converted, and squared error is taken in
-one space with one weight. With e = x0_hat - x0 at fixed x_t, all of them are weights on e^2:
+The network gets x_t = alpha x0 + sigma eps. Its prediction is converted, and the squared error is taken in one space
+with one weight. All of them are weights on the squared error of x0 at one x_t:
 
     name           loss                        weight on (x0_hat - x0)^2          used by
     eps            (eps_hat - eps)^2           (alpha / sigma)^2                  DDPM, eps-trained networks
@@ -12,15 +12,14 @@ one space with one weight. With e = x0_hat - x0 at fixed x_t, all of them are we
     snr_plus_one   (SNR + 1) (x0_hat - x0)^2   (alpha^2 + sigma^2) / sigma^2      DMD2's fake, sigma_data = 1
 
 with v = alpha eps - sigma x0, flow = eps - x0, SNR = alpha^2 / sigma^2.
-Where alpha^2 + sigma^2 = 1 the last equals v.
+Where alpha^2 + sigma^2 = 1, the last equals v.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 
-from diffdistill.diffusion import Prediction, broadcast
+from diffdistill.diffusion import Condition, Prediction, ScoreModel, broadcast
 
 from .tables import look_up
 
@@ -33,7 +32,7 @@ def _v_error(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor, sig
 
 
 def _snr_plus_one(prediction: Prediction, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    # from v, whose error is (alpha^2 + sigma^2) / sigma times that of x0: no division by sigma
+    # from v, the error of which is (alpha^2 + sigma^2) / sigma times that of x0: no division by sigma
     return _v_error(prediction, x0, eps, alpha, sigma) / (alpha.square() + sigma.square())
 
 
@@ -48,16 +47,21 @@ DENOISING_WEIGHTS: dict[str, DenoisingError] = {
 
 
 def denoising_loss(
-    denoiser: Any, x0: Tensor, t: Tensor, eps: Tensor, cond: Any, weight: str | DenoisingError = "eps"
+    denoiser: ScoreModel,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    cond: Condition,
+    weight: str | DenoisingError = "eps",
 ) -> Tensor:
     """Denoising score matching loss, the mean over all elements.
 
     Args:
-        denoiser: a `Denoiser`; the gradient goes into its network.
-        x0: clean samples of shape (B, ...), used as constants: a generator's graph is cut here.
+        denoiser: the score model that learns; the gradient goes into its network.
+        x0: clean samples of shape (B, ...), used as constants: the graph of a generator ends here.
         t: times of shape (B,), in the schedule's own units.
         eps: standard normal noise of the shape of x0.
-        cond: condition of the batch; see `drop_condition` for training the unconditional score as well.
+        cond: condition of the batch; see `diffusion.drop_condition` for the unconditional score.
         weight: a name in the table of this module, or a function like those in it.
 
     Returns:

@@ -1,11 +1,11 @@
-"""DDIM inversion: the noisy sample, and so the noise, that the teacher itself finds behind a clean one.
+"""DDIM inversion: the noisy sample, and so the noise, from which the teacher itself would make a clean sample.
 
     x_{k+1} = alpha_{k+1} x0_hat(x_k, t_k) + sigma_{k+1} e(x_k, t_k),    t_k = k t / K
 
 DDIM (arXiv 2010.02502, eq. 12) run towards more noise. x0 stands for x at time 0. It is Euler's method on the
 probability flow ODE in sigma / alpha: the error falls as 1 / K.
 
-Two rows of the residual family read it in the place of random noise:
+Two rows of the residual family use it in place of random noise:
 
     sdi    x_t by inversion under the prompt with a negative guidance scale (arXiv 2405.15891)
     ism    x_s by inversion without a prompt, then one step to x_t (LucidDreamer, arXiv 2311.11284)
@@ -17,9 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Prediction, Schedule, broadcast
-from diffdistill.diffusion.samplers import ddim_step
-from diffdistill.diffusion.schedule import linear_combination
+from diffdistill.diffusion import Prediction, Schedule, broadcast, ddim_step, linear_combination
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,12 @@ class Inversion:
     """How x0 is inverted.
 
     Attributes:
-        steps: K, each one pass, or two where guided.
-        guidance_scale: s of the passes; 0 is without a prompt.
-        eta: noise added after each step, as a share of the deviation that DDPM would add on the way back.
+        steps: K, each of one pass, or of two where guided.
+        guidance_scale: s of the passes; 0 is unconditional.
+        eta: noise added after each step, as a share of the standard deviation that DDPM would add on the way back.
 
     Raises:
-        ValueError: no step, or a negative eta.
+        ValueError: fewer than one step, or a negative eta.
     """
 
     steps: int
@@ -41,7 +39,7 @@ class Inversion:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.eta < 0:
-            raise ValueError(f"inversion: steps = {self.steps}, eta = {self.eta}; at least 1 and 0")
+            raise ValueError(f"inversion: steps = {self.steps}, eta = {self.eta}; they must be at least 1 and 0")
 
 
 def ddim_invert(
@@ -56,18 +54,18 @@ def ddim_invert(
     """x_t from x0, each sample to its own time, in steps of equal length.
 
     Args:
-        predict: (x, t of shape (B,)) to a prediction. At time 0 it must be readable as noise: where sigma is 0
-            there, as in a flow, a network that predicts x0 gives what is not finite.
+        predict: a function of x and t of shape (B,) to a prediction. At time 0 noise must be readable from it: where
+            sigma is 0 there, as in a flow, the noise that is read from an x0-prediction is not finite.
         x0: clean samples of shape (B, ...).
         schedule: the process.
         t: times of shape (B,), in the schedule's own units.
         steps: K.
         eta: see `Inversion`; x_{k+1} gets eta sigma_k / sigma_{k+1} sqrt(1 - alpha_{k+1}^2 / alpha_k^2) z_k.
-            The noise is put on top, as SDI has it, so x_t holds a little more than sigma_t^2 of it.
+            The noise is added on top, as in SDI, so x_t holds a little more noise than sigma_t^2.
         noise: z of shape (K, B, ...), read only where eta > 0.
 
     Raises:
-        ValueError: no noise, or of another shape, where eta > 0.
+        ValueError: noise is missing or of another shape, where eta > 0.
     """
     if eta > 0 and (noise is None or noise.shape != (steps, *x0.shape)):
         found = None if noise is None else tuple(noise.shape)
@@ -79,7 +77,7 @@ def ddim_invert(
         x = ddim_step(predict(x, now), schedule, after)
         if eta > 0 and noise is not None:
             (alpha, sigma), (alpha_after, sigma_after) = (_levels(schedule, time, x) for time in (now, after))
-            still = sigma_after == 0  # a step of no length from sigma = 0
+            still = sigma_after == 0  # a step of length zero from sigma = 0
             ratio = sigma / torch.where(still, 1.0, sigma_after)
             std = ratio * (1 - (alpha_after / alpha).square()).clamp_min(0).sqrt()
             x = linear_combination(torch.ones_like(std), x, eta * std, noise[k])

@@ -1,41 +1,48 @@
-"""Progressive distillation: one DDIM step of the student is two of its predecessor's (arXiv 2202.00512, algorithm 2).
+"""Progressive distillation (arXiv 2202.00512, algorithm 2): one DDIM step of the student is two of its predecessor.
 
     x_t --predecessor, DDIM--> x_t' --predecessor, DDIM--> x_t''          t > t' > t''
-    x_t ------------ one DDIM step, with x0 = x-tilde ---> x_t''          which x-tilde is to be predicted
+    x_t ------------ one DDIM step, with x0 = x-tilde ---> x_t''          the student learns to predict x-tilde
 
-Once that is learnt the student becomes the predecessor, the number of steps halves, and so on:
+Then the student becomes the predecessor, the number of steps halves, and so on:
 
     stage      0              1              2
     steps      N -> N/2       N/2 -> N/4     N/4 -> N/8
 
 Notable:
-- a DDIM step is linear in alpha / sigma, so x-tilde is a weighted mean of the predecessor's two answers,
+- a DDIM step is linear in alpha / sigma, so x-tilde is a weighted mean of the predecessor's two predictions,
 
       x-tilde = (1 - w) x0(x_t', t') + w x0(x_t, t),      w = (r_t' - r_t) / (r_t'' - r_t),      r = alpha / sigma
 
   which is algorithm 2's (x_t'' - (sigma''/sigma) x_t) / (alpha'' - (sigma''/sigma) alpha) without its difference of
-  near-equal numbers. In a step that ends in data r'' is infinite, w = 0, and x-tilde is the second answer;
-- the time -1 is the end of a discrete schedule, alpha = 1 and sigma = 0, as DDIM's samplers have it;
-- x-tilde depends on x_t alone, so any x_t will do that the student is going to meet. `ddim_path` takes them from the
-  student's own path from noise, and needs no data; the paper's are noised data.
+  near-equal numbers. In a step that ends in data, r'' is infinite, w = 0, and x-tilde is the second prediction;
+- the time -1 is the end of a discrete schedule, alpha = 1 and sigma = 0, as in DDIM samplers;
+- x-tilde depends on x_t alone, so x_t may come from anywhere that the student meets when it samples. `ddim_path` takes
+  x_t from the student's own path from noise, and needs no data; the paper takes noised data.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Schedule, broadcast, check_condition, guided, take_rows
-from diffdistill.diffusion.samplers import ddim_step, levels_or_end
-from diffdistill.diffusion.schedule import linear_combination
+from diffdistill.diffusion import (
+    Condition,
+    ScoreModel,
+    broadcast,
+    check_condition,
+    ddim_step,
+    guided,
+    levels_or_end,
+    linear_combination,
+    take_rows,
+)
 
 from .tables import look_up
 
 ProgressiveWeight = Callable[[Tensor, Tensor], Tensor]
 
-# name -> factor on (x0 - x-tilde)^2 of alpha and sigma; the paper's section 4
+# name -> factor on (x0 - x-tilde)^2 as a function of alpha and sigma; section 4 of the paper
 PROGRESSIVE_WEIGHTS: dict[str, ProgressiveWeight] = {
     "x0": lambda alpha, sigma: torch.ones_like(alpha),
     "truncated_snr": lambda alpha, sigma: (alpha / sigma).square().clamp_min(1),  # max of the errors in x0 and in noise
@@ -44,7 +51,7 @@ PROGRESSIVE_WEIGHTS: dict[str, ProgressiveWeight] = {
 
 
 def halvings(first: int, last: int) -> list[int]:
-    """The student's steps at each stage, from first / 2 down to last.
+    """The number of the student's steps at each stage, from first / 2 down to last.
 
     Raises:
         ValueError: `first` is not `last` times 2, 4, 8, ...
@@ -62,11 +69,11 @@ def halvings(first: int, last: int) -> list[int]:
 
 
 def stage_at(progress: float, shares: Sequence[float]) -> tuple[int, float]:
-    """The stage at this point of a run, and the share of that stage that is done, in [0, 1).
+    """The stage at this point of a run, and the share of that stage that is done, in [0, 1].
 
     Args:
         progress: share of the run that is done, from 0 to 1.
-        shares: how long the stages are, relative to each other; above 0.
+        shares: the lengths of the stages, relative to each other; above 0.
 
     >>> stage_at(0.5, [1, 2, 1])
     (1, 0.5)
@@ -78,9 +85,9 @@ def stage_at(progress: float, shares: Sequence[float]) -> tuple[int, float]:
 
 
 def halving_grid(t_star: int, steps: int) -> list[int]:
-    """The steps + 1 times that the finest sampler visits, from t_star to -1; every second one is the next sampler's.
+    """The steps + 1 times of the finest sampler, from t_star to -1; every second one is a time of the next sampler.
 
-    Where steps divides t_star + 1, or a coarser sampler's does, these are diffusers' trailing times.
+    Where the steps of a sampler divide t_star + 1, its times are the trailing times of diffusers.
 
     Raises:
         ValueError: not 1 <= steps <= t_star + 1.
@@ -94,17 +101,17 @@ def halving_grid(t_star: int, steps: int) -> list[int]:
 
 
 @torch.no_grad()
-def ddim_path(student: Any, z: Tensor, times: Sequence[int], cond: Any, place: Tensor) -> Tensor:
+def ddim_path(student: ScoreModel, z: Tensor, times: Sequence[int], cond: Condition, place: Tensor) -> Tensor:
     """x at times[place] on the student's own DDIM path from noise, without a graph.
 
-    A step runs on those samples alone that have further to go.
+    A step runs only on those samples that have further steps to take.
 
     Args:
-        student: a `Denoiser`.
+        student: the score model in training.
         z: noise of shape (B, ...), at times[0].
-        times: descending, at least as many as are visited.
+        times: descending times, at least as many as are visited.
         cond: condition of the batch.
-        place: where each sample stops, int64 of shape (B,).
+        place: the position in `times` at which each sample stops, int64 of shape (B,).
     """
     check_condition(cond, len(z))
     x = z.clone()
@@ -113,39 +120,39 @@ def ddim_path(student: Any, z: Tensor, times: Sequence[int], cond: Any, place: T
         t, s = (torch.full((len(rows),), times[k], device=z.device) for k in (i, i + 1))
         prediction = student(x[rows], t, take_rows(cond, rows))
         x[rows] = ddim_step(prediction, student.schedule, s).to(x.dtype)
-    # in some versions of torch autocast keeps weights that it cast without a graph, for the step that is to have one
+    # in some versions of torch, autocast keeps the weights that it has cast without a graph, for the step with a graph
     torch.clear_autocast_cache()
     return x
 
 
 @torch.no_grad()
 def two_step_target(
-    predecessor: Any,
+    predecessor: ScoreModel,
     x_t: Tensor,
     t: Tensor,
     middle: Tensor,
     end: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     guidance_scale: float | Tensor,
 ) -> Tensor:
     """x-tilde of two DDIM steps of the predecessor, without a graph.
 
     Args:
-        predecessor: a `Denoiser`, or what is called like one.
+        predecessor: a score model.
         x_t: tensors of shape (B, ...).
         t, middle, end: descending times of shape (B,); `end` may be -1.
-        cond, null, guidance_scale: of both steps, as of `guided`; 1 once guidance is in the predecessor.
+        cond, null, guidance_scale: of both steps, as for `guided`; the scale is 1 once the predecessor has learnt it.
 
     Returns:
         Tensor of shape (B, ...).
 
     Raises:
-        ValueError: times that do not descend (looked at on the CPU only).
+        ValueError: times that do not descend (checked on the CPU only).
     """
     if t.device.type == "cpu" and not bool(((end < middle) & (middle < t)).all()):
         raise ValueError(f"times must descend: {t.tolist()}, {middle.tolist()}, {end.tolist()}")
-    schedule: Schedule = predecessor.schedule
+    schedule = predecessor.schedule
     first = guided(predecessor, x_t, t, cond, null, guidance_scale)
     x_middle = ddim_step(first, schedule, middle)
     second = guided(predecessor, x_middle, middle, cond, null, guidance_scale)
@@ -156,12 +163,17 @@ def two_step_target(
 
 
 def progressive_loss(
-    student: Any, x_t: Tensor, t: Tensor, target: Tensor, cond: Any, weight: str | ProgressiveWeight = "truncated_snr"
+    student: ScoreModel,
+    x_t: Tensor,
+    t: Tensor,
+    target: Tensor,
+    cond: Condition,
+    weight: str | ProgressiveWeight = "truncated_snr",
 ) -> Tensor:
     """w (x0(x_t, t) - target)^2, the mean over all elements.
 
     Args:
-        student: a `Denoiser`; the gradient goes into its network.
+        student: the score model in training; the gradient goes into its network.
         x_t: tensors of shape (B, ...), used as constants.
         t: times of shape (B,).
         target: x-tilde of `two_step_target`, of x_t's shape, used as a constant.
@@ -169,7 +181,7 @@ def progressive_loss(
         weight: a name in `PROGRESSIVE_WEIGHTS`, or a function of alpha and sigma.
 
     Returns:
-        A scalar, float32 at the least.
+        A scalar, float32 at least.
 
     Raises:
         ValueError: an unknown weight, or shapes that differ.

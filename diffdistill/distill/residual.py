@@ -1,27 +1,27 @@
-"""The residual family: which difference of two predictions is the gradient on a generated sample.
+"""The residual family: the table of differences of two predictions that serve as gradient on a generated sample.
 
-A generator makes x0. It is noised to x_t = alpha_t x0 + sigma_t eps, a frozen teacher judges x_t, and the
-difference of two noise predictions, times a weight (`weights.py`), is used as dL/dx0:
+A generator makes x0. It is noised to x_t = alpha_t x0 + sigma_t eps, a frozen teacher judges x_t, and the difference
+of two noise predictions, times a weight (`weights.py`), is used as dL/dx0:
 
-    sds   e_cfg(x_t, t) - eps                       VSD with a fake score that knows one sample only
+    sds   e_cfg(x_t, t) - eps                       VSD with the exact score of a single sample as fake score
     sjc   e_cfg(x_t, t)                             the score itself; its variance-reduced form is SDS
     csd   e_c(x_t, t) - e_0(x_t, t)                 the guidance direction alone
-    nfsd  e_cfg(x_t, t) - e_n(x_t, t)               a negative prompt's noise in place of eps; at small t nothing
+    nfsd  e_cfg(x_t, t) - e_n(x_t, t)               a negative prompt's noise in place of eps; none at small t
     vsd   e_cfg(x_t, t) - e_fake(x_t, t)            the fake score learns the generator's samples (DMD too)
     asd   e_cfg(x_t, t) - e_c(x_{t+dt}, t+dt)       the teacher at a later time in place of a fake score
     ism   e_cfg(x_t, t) - e_0(x_s, s)               x_s by DDIM inversion, x_t by one more step of it
-    sdi   e_cfg(x_t, t) - eps                       x_t by DDIM inversion; eps is the noise that this found
+    sdi   e_cfg(x_t, t) - eps                       x_t by DDIM inversion; eps is the noise that it finds
 
 with e_cfg = e_0 + s (e_c - e_0). Identities that hold for any network: ASD at dt = 0 is (s - 1) CSD; VSD with the
-exact score of the one sample x0 is SDS; NFSD whose negative prompt is the empty one is s CSD, and at small t SJC;
-ISM over no interval is s CSD at x_s; ISM is, in x0 space, x0_hat(x_s) - x0_cfg(x_t), exactly.
+exact score of the single sample x0 is SDS; NFSD with the empty prompt as negative prompt is s CSD, and SJC at small t;
+ISM over an interval of length zero is s CSD at x_s; ISM in x0 space is exactly x0_hat(x_s) - x0_cfg(x_t).
 
 Notable:
-- a row also says its difference in x0 space, pointing the same way (second minus first). At one shared time
-  it is sigma / alpha times the difference of noises, and it is finite at alpha = 0 where the network does not
-  predict noise (but for SJC, and NFSD at small t, whose noise has no counterpart);
+- a row also has its difference in x0 space, which points in the same direction (second minus first). At one shared
+  time it is sigma / alpha times the difference of noises. It is finite at alpha = 0 where the network does not predict
+  noise (except for SJC, and NFSD at small t, where no second prediction balances the noise);
 - `judge` runs only the passes that a row reads, all without a graph: no gradient enters a teacher;
-- the noise is shared by both terms. With independent noise at t + dt the variance of ASD multiplies;
+- both terms share the noise. With independent noise at t + dt the variance of ASD would be many times larger;
 - ISM and SDI read no random noise: their variance over it is zero.
 """
 
@@ -38,20 +38,20 @@ from .inversion import Inversion
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the score models said of one batch; a row of `RESIDUALS` reads what it needs.
+    """The predictions of the score models for one batch; a row of `RESIDUALS` reads those that it needs.
 
     Attributes:
-        x0: the sample judged, detached. Tensor of shape (B, ...).
-        x_t: the sample noised, of the same shape.
+        x0: the samples that are judged, detached, of shape (B, ...).
+        x_t: the noised samples, of the same shape.
         t: times, of shape (B,).
-        eps: the noise in x_t, of the shape of x0: the one given, or the one that inversion found.
+        eps: the noise in x_t, of the shape of x0: the given noise, or that which inversion found.
         alpha, sigma: the schedule at t, of a shape that broadcasts against x0.
         cond, null, guided: the teacher's predictions at (x_t, t).
-        fake: the fake score's prediction at (x_t, t), guided by its own scale.
+        fake: the fake score's prediction at (x_t, t), guided with its own scale.
         later: the teacher's conditional prediction at (x_{t+dt}, t+dt).
         negative: the teacher's prediction for the negative prompt at (x_t, t).
-        earlier: the teacher's prediction at (x_s, s), guided as the inversion is: by default without a prompt.
-        small_t: where t is small in NFSD's sense, bool, of a shape that broadcasts against x0.
+        earlier: the teacher's prediction at (x_s, s), guided as the inversion is: by default unconditional.
+        small_t: where t is small in the sense of NFSD, bool, of a shape that broadcasts against x0.
     """
 
     x0: Tensor
@@ -73,7 +73,7 @@ class Judgement:
         """The prediction of that name.
 
         Raises:
-            ValueError: it was not made, because the residual did not declare it in `needs`.
+            ValueError: it was not made, because the residual does not name it in `needs`.
         """
         prediction: Prediction | None = getattr(self, name)
         if prediction is None:
@@ -87,12 +87,12 @@ class Residual:
 
     Attributes:
         name: its key in `RESIDUALS`.
-        needs: the predictions it reads, of "cond", "null", "guided", "fake", "later", "negative", "earlier".
-        assemble: the difference of noises. Adding it to dL/dx0 and descending moves x0 towards the teacher.
+        needs: the predictions that it reads: "cond", "null", "guided", "fake", "later", "negative", "earlier".
+        assemble: the difference of noises. Gradient descent with it as dL/dx0 moves x0 towards the teacher.
         assemble_x0: the same direction as a difference of clean samples.
-        summary: one line for people.
-        source: paper, and equation where it has one.
-        inversion: how x_t is reached by DDIM inversion where the caller does not say; None for random noise.
+        summary: one line that describes it.
+        source: the paper, and the equation where there is one.
+        inversion: the DDIM inversion that makes x_t by default; None for random noise.
     """
 
     name: str
@@ -133,7 +133,7 @@ _ROWS = (
         frozenset({"guided"}),
         lambda j: j.read("guided").eps,
         _sjc_x0,
-        "guided noise alone: the mean is SDS's, the variance is not",
+        "guided noise alone: its mean is that of SDS, its variance is not",
         "Score Jacobian Chaining, arXiv 2212.00774",
     ),
     Residual(
@@ -141,7 +141,7 @@ _ROWS = (
         frozenset({"cond", "null"}),
         lambda j: j.read("cond").eps - j.read("null").eps,
         lambda j: j.read("null").x0 - j.read("cond").x0,
-        "conditional noise minus unconditional noise; no restoring force where both have one variance",
+        "conditional noise minus unconditional noise; no restoring force where both have the same variance",
         "Classifier Score Distillation, arXiv 2310.19415",
     ),
     Residual(
@@ -149,7 +149,7 @@ _ROWS = (
         frozenset({"guided", "null", "negative"}),
         _nfsd,
         _nfsd_x0,
-        "guided noise minus a negative prompt's; at small t, where little noise is in it, the guided noise alone",
+        "guided noise minus that of a negative prompt; at small t, where x_t has little noise, the guided noise alone",
         "Noise-Free Score Distillation, arXiv 2310.17590",
     ),
     Residual(
@@ -194,16 +194,15 @@ RESIDUALS: dict[str, Residual] = {row.name: row for row in _ROWS}
 def surrogate_loss(x0: Tensor, grad: Tensor, reduction: str = "mean") -> Tensor:
     """A loss whose gradient at x0 is `grad`, scaled: 0.5 (x0 - sg[x0 - grad])^2, reduced.
 
-    Its value is half the squared gradient, a measure of the residual, and nothing that descends to zero.
-    Computed as 0.5 (x0 - sg[x0] + grad)^2: the same number, without the rounding of x0 - grad, which
-    swallows a small gradient in low precision.
+    Its value is half the squared gradient. It measures the residual; it need not fall as training proceeds. It is
+    computed as 0.5 (x0 - sg[x0] + grad)^2, which is the same number without the rounding of x0 - grad, in which a small
+    gradient would be lost in low precision.
 
     Args:
         x0: samples of shape (B, ...), with a graph.
         grad: of the same shape; used as a constant.
-        reduction: "mean" over all elements, so that dL/dx0 = grad / x0.numel() (SwiftBrush); or "batch", the
-            sum divided by B, so that dL/dx0 = grad / B, which grows with the resolution (usual in
-            text-to-3D).
+        reduction: "mean" over all elements, so that dL/dx0 = grad / x0.numel() (SwiftBrush); or "batch", the sum
+            divided by B, so that dL/dx0 = grad / B, which grows with the resolution (usual in text-to-3D).
 
     Returns:
         A scalar.
@@ -229,7 +228,7 @@ def surrogate_loss(x0: Tensor, grad: Tensor, reduction: str = "mean") -> Tensor:
 def rms(x: Tensor) -> Tensor:
     """Root mean square of each sample of x, of shape (B, ...), averaged: a scalar in float32, without a graph.
 
-    For the log. The root of a whole batch's mean square would depend on how the batch is cut: its average over
-    micro-batches and processes, which is what a log holds, is not that of the batch.
+    It is meant for the log, which holds an average over micro-batches and processes. The root mean square of a whole
+    batch, averaged over parts, would depend on how the batch is cut.
     """
     return x.detach().float().flatten(1).square().mean(1).sqrt().mean()

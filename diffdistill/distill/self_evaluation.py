@@ -1,42 +1,41 @@
-"""Self-E: a generator from data that judges its own samples (arXiv 2512.22374).
+"""The losses of Self-E (arXiv 2512.22374): a generator that learns from data and judges its own samples.
 
     x0, eps --> x_t --G(x_t, t, s, c)--> x0_hat --noise to s--> x_s --G_live(x_s, s, s, null)--\\
                                            |                    x_s --G_ema (x_s, s, s, c)------+--> Delta
                                            |                    (x_s --G_live(x_s, s, s, fake)--/)
                                            +---- towards (1 - k) x0 + k (x0_hat - Delta), scaled to x0's norm
 
-with G(x_t, t, s, c) = x_t - t V(x_t, t, s, c). Where s = t this is flow matching; where s < t the sample, noised to s,
-is judged by the network itself, as a teacher would judge it (the classifier score), and by what it has learnt of its
-own samples (the fake branch, optional).
+with G(x_t, t, s, c) = x_t - t V(x_t, t, s, c). Where s = t this is flow matching. Where s < t the sample is noised to s
+and judged by the network itself, as a teacher would judge it (the classifier score), and, optionally, by what the
+network has learnt about its own samples (the fake branch).
 
 Notable:
 - with lambda(s, t) = sigma_t / alpha_t - sigma_s / alpha_s, the paper's (x0 + lambda x_self) / (1 + lambda) is a
-  mixture of share k = lambda / (1 + lambda) = (t - s) / (1 - 2 s + s t): finite at t = 1, where lambda is not;
-- scaled to the norm of x0 (energy-preserving), 1 / (1 + lambda) no longer matters, so k says all there is;
+  mixture of share k = lambda / (1 + lambda) = (t - s) / (1 - 2 s + s t), which is finite at t = 1, where lambda is not;
+- the mixture is scaled to the norm of x0 (energy-preserving), so only k matters, and not the factor 1 / (1 + lambda);
 - the weight 1 / t^2 on (x0_hat - target)^2 makes it a loss on velocities,
-  (V - (eps - x0) - (x0 - target) / t)^2: at s = t it is flow matching's to the bit, and nothing large is subtracted;
+  (V - (eps - x0) - (x0 - target) / t)^2: at s = t it is that of flow matching to the bit, and no large numbers are
+  subtracted;
 - only the samples with s < t are judged: the others cost no more than flow matching.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import broadcast, check_condition, take_rows
-from diffdistill.diffusion.any_step import TwoTimeDenoiser
+from diffdistill.diffusion import Condition, TwoTimeDenoiser, broadcast, check_condition, take_rows
 
 from .flow_matching import check_two_times, flow_matching_loss
 
 
 def earlier_times(t: Tensor, u: Tensor, span: float, same: Tensor) -> Tensor:
-    """s = t where `same`, else uniform in ((1 - span) t, t); section 3.5's tau is `span`. Float64.
+    """s = t where `same` is true, else uniform in ((1 - span) t, t), float64. `span` is the tau of section 3.5.
 
     Args:
         t: times of shape (B,).
         u: uniform in [0, 1), of the same shape.
-        span: from 0 (s = t) to 1 (down to 0).
+        span: from 0 (s = t) to 1 (s down to 0).
         same: bool, of the same shape.
     """
     t = t.double()
@@ -57,22 +56,22 @@ def self_share(t: Tensor, s: Tensor) -> Tensor:
 
 
 def scaled_to(x: Tensor, like: Tensor) -> Tensor:
-    """Each sample of x, (B, ...), with the Euclidean norm of that of `like`; a sample of norm 0 stays."""
+    """x of shape (B, ...), each sample scaled to the norm of that of `like`; a sample of norm 0 stays."""
     found, wanted = (torch.linalg.vector_norm(a.flatten(1), dim=1) for a in (x, like))
     return broadcast(torch.where(found > 0, wanted / torch.where(found > 0, found, 1), 1.0), x) * x
 
 
 @dataclass(frozen=True)
 class SelfEvaluation:
-    """What a network said of its own samples, those with s < t. Nothing here has a graph.
+    """The judgement of a network on its own samples, those with s < t. Nothing here has a graph.
 
     Attributes:
-        rows: their places in the batch, (R,), int64.
-        x0_hat: the samples, (R, ...).
-        s: the times they were judged at, (R,).
-        noise: the fresh noise they were judged with.
-        delta: what the pseudo-target x0_hat - delta moves away from.
-        size: B, samples in the batch.
+        rows: positions of the samples in the batch, int64 of shape (R,).
+        x0_hat: the samples, of shape (R, ...).
+        s: the times at which they were judged, of shape (R,).
+        noise: the fresh noise with which they were judged, of shape (R, ...).
+        delta: the direction away from which the pseudo-target x0_hat - delta lies, of shape (R, ...).
+        size: B, the number of samples in the batch.
     """
 
     rows: Tensor
@@ -89,11 +88,11 @@ def self_evaluate(
     t: Tensor,
     s: Tensor,
     noise: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     evaluator: TwoTimeDenoiser,
     live: TwoTimeDenoiser,
-    fake_cond: Any = None,
+    fake_cond: Condition = None,
     classifier_share: float = 0.9,
     scale: float = 1.0,
 ) -> SelfEvaluation:
@@ -105,13 +104,16 @@ def self_evaluate(
     Args:
         x0_hat: generated samples of shape (B, ...).
         t, s: times of shape (B,).
-        noise: standard normal, of x0_hat's shape, other than the one in x_t.
+        noise: standard normal noise of the shape of x0_hat, independent of that in x_t.
         cond, null, fake_cond: conditions of the batch; null may have a single row.
-        evaluator: the conditional judge, of averaged weights.
-        live: the unconditional judge (and the fake branch), of the weights in training.
-        classifier_share: k of the paper, (w - 1) / w of a guidance scale w; read only with fake_cond.
-        scale: 1 is the paper's. With a fake branch and share (w - 1) / w, scale w makes it
-            (w - 1) (null - c) + (fake - c), the reverse KL's at guidance w, which the paper divides by w.
+        evaluator: the conditional judge, with averaged weights.
+        live: the unconditional judge (and the fake branch), with the weights in training.
+        classifier_share: k of the paper, (w - 1) / w for a guidance scale w; it is read only with fake_cond.
+        scale: 1 in the paper. With a fake branch and share (w - 1) / w, scale w gives (w - 1) (null - c) + (fake - c),
+            which is that of the reverse KL at guidance w; the paper divides it by w.
+
+    Raises:
+        ValueError: a condition with another number of rows than the batch.
     """
     size, rows = len(x0_hat), (s < t).nonzero().squeeze(1)
     for name, condition in (("cond", cond), ("null", null), ("fake_cond", fake_cond)):
@@ -135,11 +137,11 @@ def self_evaluation_loss(
     s: Tensor,
     eps: Tensor,
     noise: Tensor,
-    cond: Any,
-    null: Any,
+    cond: Condition,
+    null: Condition,
     evaluator: TwoTimeDenoiser,
     live: TwoTimeDenoiser | None = None,
-    fake_cond: Any = None,
+    fake_cond: Condition = None,
     classifier_share: float = 0.9,
     energy_preserving: bool = True,
     scale: float = 1.0,
@@ -150,16 +152,16 @@ def self_evaluation_loss(
         denoiser: the network in training.
         x0: data of shape (B, ...).
         t, s: times of shape (B,), s <= t, t > 0.
-        eps, noise: standard normal, of x0's shape: the noise in x_t, and that which samples are judged with.
-        cond, null, evaluator, fake_cond, classifier_share, scale: as of `self_evaluate`.
-        live: judges without a graph; `denoiser` where None. Several processes pass the unwrapped network.
+        eps, noise: standard normal noise of the shape of x0: that in x_t, and that with which samples are judged.
+        cond, null, evaluator, fake_cond, classifier_share, scale: as for `self_evaluate`.
+        live: judges without a graph; `denoiser` where None. With several processes pass the unwrapped network.
         energy_preserving: scale the target to the norm of x0; without it the target is the mixture itself.
 
     Returns:
-        The loss, a scalar, and what was judged (for `fake_branch_loss`).
+        The loss, a scalar, and the judgement, for `fake_branch_loss`.
 
     Raises:
-        ValueError: as of `flow_matching_loss`.
+        ValueError: as for `flow_matching_loss` and `self_evaluate`.
     """
     check_two_times(x0, t, s, eps)
     x0 = x0.detach()
@@ -180,20 +182,20 @@ def self_evaluation_loss(
     return (prediction.flow - target).square().mean(), judged
 
 
-def fake_branch_loss(denoiser: TwoTimeDenoiser, judged: SelfEvaluation, fake_cond: Any) -> Tensor:
-    """Flow matching on the generated samples under the condition `fake`, at the times they were judged.
+def fake_branch_loss(denoiser: TwoTimeDenoiser, judged: SelfEvaluation, fake_cond: Condition) -> Tensor:
+    """Flow matching on the generated samples under the condition `fake`, at the times at which they were judged.
 
-    In the paper's form |G(x_s, s, s, fake) - x0_hat|^2 with weight 1 / s^2. The mean is over the whole
-    batch, in which samples that were not judged count 0: it does not depend on how a batch is cut into parts.
+    In the paper's form it is |G(x_s, s, s, fake) - x0_hat|^2 with weight 1 / s^2. The mean is over the whole batch, in
+    which samples that were not judged count 0, so it does not depend on how a batch is cut into parts.
 
     Args:
         denoiser: the network in training.
-        judged: what `self_evaluation_loss` returned.
-        fake_cond: as there, of the whole batch.
+        judged: the judgement that `self_evaluation_loss` returned.
+        fake_cond: the condition `fake` of the whole batch.
     """
     check_condition(fake_cond, judged.size, "fake_cond")
     if not len(judged.rows):
         return judged.x0_hat.sum()
-    told = take_rows(fake_cond, judged.rows)
-    loss = flow_matching_loss(denoiser, judged.x0_hat, judged.s, judged.noise, told)
+    cond = take_rows(fake_cond, judged.rows)
+    loss = flow_matching_loss(denoiser, judged.x0_hat, judged.s, judged.noise, cond)
     return loss * (len(judged.rows) / judged.size)

@@ -1,21 +1,18 @@
-"""Shortcut models: a step of a size is two steps of half that size (arXiv 2410.12557).
+"""The loss of shortcut models (arXiv 2410.12557): one step of a size is two steps of half that size.
 
-The network is told where its step ends: d = t - s. With V(x_t, t, s) the velocity over that step,
+The network gets the size of its step, d = t - s. With V(x_t, t, s) the velocity over that step,
 
     d = 0      flow matching: V = eps - x0
     d > 0      V(x_t, t, t - d) = (V(x_t, t, t - d/2) + V(x', t - d/2, t - d)) / 2,  x' = x_t - (d/2) V(x_t, t, t - d/2)
 
-Sizes are powers of 1/2, 1 down to 2 / finest; steps of size 1 / finest are asked of the network at d = 0. Time runs
-from data to noise here, the other way in the paper.
+Sizes are powers of 1/2, from 1 down to 2 / finest; for a step of size 1 / finest the network gets d = 0. Here t = 0 is
+data and t = 1 noise; in the paper it is the other way round.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import broadcast, take_rows
-from diffdistill.diffusion.any_step import TwoTimeDenoiser
+from diffdistill.diffusion import Condition, TwoTimeDenoiser, TwoTimeModel, broadcast, take_rows
 
 from .flow_matching import check_two_times
 
@@ -25,23 +22,24 @@ def shortcut_times(
 ) -> tuple[Tensor, Tensor]:
     """t and s of each sample, float64.
 
-    Flow-matching samples have t = s, uniform. The others have a step of a size 1, 1/2, ... 2 / finest, all as likely,
-    and start on the grid of that size.
+    Flow-matching samples have t = s, uniform. The others have a step of size 1, 1/2, ... or 2 / finest, each with the
+    same probability, and start on the grid of that size.
 
     Args:
         size, place: uniform in [0, 1), of shape (B,).
-        flow: bool, (B,): flow matching; three quarters in the paper.
-        u: uniform in [0, 1), (B,), for those: t = 1 - u.
-        finest: the finest grid, a power of 2, 2 at least.
-        whole: bool, (B,): a step of size 1 whatever `size` is; None for none. The released code deals the sizes out
-            evenly and gives those left over size 1, an eighth of them with its batches.
+        flow: which samples are for flow matching, bool, of shape (B,); three quarters in the paper.
+        u: uniform in [0, 1), of shape (B,), for those samples: t = 1 - u.
+        finest: the number of steps of the finest grid, a power of 2, at least 2.
+        whole: which samples have a step of size 1 whatever `size` is, bool, of shape (B,); None for none. The released
+            code distributes the sizes evenly and gives the samples that are left over size 1: an eighth of them with
+            its batches.
 
     Raises:
-        ValueError: another `finest`.
+        ValueError: `finest` is not a power of 2, or below 2.
     """
     levels = finest.bit_length() - 1
     if finest < 2 or 2**levels != finest:
-        raise ValueError(f"finest is {finest}; it must be a power of 2, 2 at least")
+        raise ValueError(f"finest is {finest}; it must be a power of 2, at least 2")
     level = (size.double() * levels).floor()
     count = 2.0 ** (level if whole is None else level.masked_fill(whole, 0))  # steps of that size from 1 to 0
     t = 1 - (place.double() * count).floor() / count
@@ -51,18 +49,24 @@ def shortcut_times(
 
 @torch.no_grad()
 def shortcut_target(
-    model: Any, x_t: Tensor, t: Tensor, s: Tensor, cond: Any, finest: int = 128, clip: float | None = None
+    model: TwoTimeModel,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    cond: Condition,
+    finest: int = 128,
+    clip: float | None = None,
 ) -> Tensor:
     """The velocity of two half steps from t to s, without a graph.
 
     Args:
-        model: called like a `TwoTimeDenoiser`: the network itself, or its average, or a guided one.
+        model: called like a `TwoTimeDenoiser`: the network itself, its average, or a guided one.
         x_t: tensors of shape (B, ...).
         t, s: times of shape (B,).
         cond: condition of the batch.
-        finest: half steps of at most 1 / finest are asked for at d = 0.
-        clip: keep x' and the velocity that is returned within this many units of 0, as the released code does with
-            4; None for no limit.
+        finest: for half steps of at most 1 / finest the network gets d = 0.
+        clip: the largest absolute value of x' and of the velocity that is returned, 4 in the released code; None for
+            no limit.
     """
     t, s = t.double(), s.double()
     middle = (t + s) / 2
@@ -83,9 +87,9 @@ def shortcut_loss(
     t: Tensor,
     s: Tensor,
     eps: Tensor,
-    cond: Any,
+    cond: Condition,
     *,
-    target: Any = None,
+    target: TwoTimeModel | None = None,
     finest: int = 128,
     clip: float | None = None,
 ) -> Tensor:
@@ -97,14 +101,14 @@ def shortcut_loss(
         t, s: times of shape (B,), as `shortcut_times` makes them.
         eps: standard normal noise of x0's shape.
         cond: condition of the batch.
-        target: makes the two half steps; `denoiser` where None. Its averaged weights are steadier.
-        finest, clip: as of `shortcut_target`.
+        target: the model of the two half steps; `denoiser` where None. Averaged weights make it steadier.
+        finest, clip: as for `shortcut_target`.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: as of `flow_matching_loss`.
+        ValueError: as for `flow_matching_loss`.
     """
     check_two_times(x0, t, s, eps)
     x0 = x0.detach()

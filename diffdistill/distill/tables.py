@@ -1,4 +1,4 @@
-"""Looking a row up by name in one of this package's tables, with an error that names the nearest row."""
+"""Look-up of rows by name in the tables of this package, with an error that names the nearest row."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -8,7 +8,7 @@ Row = TypeVar("Row")
 
 
 def look_up(table: Mapping[str, Row], row: str | Row, what: str) -> Row:
-    """The row of that name; a row itself is passed through, so that callers may bring their own.
+    """The row of that name. A row itself is returned as it is, so that callers may pass their own.
 
     Args:
         table: rows by name.
@@ -16,7 +16,7 @@ def look_up(table: Mapping[str, Row], row: str | Row, what: str) -> Row:
         what: what a row is, for the error: "residual", "weight".
 
     Raises:
-        ValueError: no such name. The message lists the names there are and the nearest one.
+        ValueError: an unknown name. The message lists the names in the table and the nearest one.
 
     >>> look_up({"sds": 1, "vsd": 2}, "vsd", "residual")
     2

@@ -1,7 +1,7 @@
-"""Which times are judged, as a run goes on: [low, high] moves from a first range to a last one.
+"""Which times are judged as a run proceeds: [low, high] moves from a first range to a last one.
 
-Much noise settles shapes and little noise detail, so most recipes come down (`Schedule.timestep` draws within
-the range, as fractions of the schedule):
+High noise decides shapes and low noise details, so most recipes come down (`Schedule.timestep` draws within the range,
+as fractions of the schedule):
 
     recipe              first         last          anneal
     DreamFusion, DMD    .02 .98       the same
@@ -29,10 +29,10 @@ DREAMTIME = (0.8, 0.5, 0.3, 0.1)  # m1, m2, s1, s2 as fractions of the schedule
 
 
 def _dreamtime(progress: float) -> float:
-    """1 - t, where t is the time above which the prior of time holds the share `progress`.
+    """1 - t, where t is the time above which the share `progress` of the prior of times lies.
 
-    The prior is 1 from m2 to m1 and falls off as a Gaussian, of deviation s1 above and s2 below (arXiv 2306.12422).
-    The paper's other factor, from the noise schedule, is left out, as public implementations do.
+    The prior is 1 from m2 to m1 and falls off as a Gaussian, of standard deviation s1 above and s2 below (arXiv
+    2306.12422). The paper's other factor, from the noise schedule, is left out, as in public implementations.
     """
     m1, m2, s1, s2 = DREAMTIME
 
@@ -63,17 +63,17 @@ def time_range(
     begin: float = 0.0,
     finish: float = 1.0,
 ) -> Range:
-    """The range of times at this point of a run, as fractions of the schedule.
+    """The range of times that are judged at this point of a run, as fractions of the schedule.
 
     Args:
         progress: share of the run that is done, in [0, 1].
         first: (low, high) until `begin`.
-        last: (low, high) from `finish` on; None is `first` throughout.
-        anneal: a name in `ANNEALS`, or a function of [0, 1] to the share of the way from first to last.
-        begin, finish: the part of the run in which it moves; equal is a jump.
+        last: (low, high) from `finish` on; None for `first` throughout.
+        anneal: a name in `ANNEALS`, or a function from [0, 1] to the share of the way from first to last.
+        begin, finish: the part of the run in which the range moves; it jumps where they are equal.
 
     Raises:
-        ValueError: numbers out of order or out of [0, 1], or an unknown anneal.
+        ValueError: numbers out of order or outside [0, 1], or an unknown anneal.
 
     >>> time_range(0.5, (0.5, 0.98), (0.02, 0.5))
     (0.26, 0.74)
@@ -94,12 +94,12 @@ def time_range(
 
 
 def earlier(schedule: Schedule, t: Tensor, width: float) -> Tensor:
-    """s = t - dt, never before time 0: the earlier time of interval score matching (arXiv 2311.11284).
+    """s = t - dt, but not below 0: the earlier time of interval score matching (arXiv 2311.11284).
 
     Args:
         schedule: the process.
         t: times of shape (B,).
-        width: dt as a fraction of the schedule; the released configs bring it from .1 to .08.
+        width: dt as a fraction of the schedule; the released configs have .1 to .08.
     """
     if t.is_floating_point():
         return (t - width).clamp_min(0)

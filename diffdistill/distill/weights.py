@@ -1,8 +1,7 @@
-"""Weights: how a residual is scaled into a gradient on x0.
+"""The table of weights, which scale a residual into a gradient on x0.
 
-Each row is a factor on the difference of noises r (so grad = factor * r). At one shared time r is
-alpha / sigma times the difference of clean samples d = x0_other - x0_guided, so every factor
-can be said either way:
+Each row is a factor on the difference of noises r, so grad = factor * r. At one shared time r is alpha / sigma times
+the difference of clean samples d = x0_other - x0_guided, so every factor can be written in either way:
 
     name          factor on r                      the same on d        used by
     uniform       1                                alpha / sigma        CSD at the first stage
@@ -13,18 +12,18 @@ can be said either way:
     dmd           (sigma/alpha) / mean|x0 - x0_g|  1 / mean|x0 - x0_g|  DMD, DMD2
     prd           (sigma/alpha) / (mean + 0.1)     1 / (mean + 0.1)     Progressive Rendering Distillation
 
-where x0_g is the guided teacher's clean sample and the mean is over all but the batch dimension of each
-sample. The last three are made from d itself, not by dividing by alpha. For ASD, whose two terms stand at
-different times, the two columns differ: the first four rows use r, the last three d, as their sources do. For ISM
-they agree all the same, x_t being one DDIM step from x_s: (sigma_t / alpha_t)(e_cfg - e_0) = x0_hat(x_s) - x0_cfg.
+where x0_g is the guided teacher's clean sample and the mean is over all dimensions of a sample. The last three are
+computed from d itself, not by dividing by alpha. For ASD, whose two terms are at different times, the two columns
+differ: the first four rows use r, the last three d, as their sources do. For ISM the columns agree, because x_t is one
+DDIM step from x_s: (sigma_t / alpha_t)(e_cfg - e_0) = x0_hat(x_s) - x0_cfg.
 
-PRD's released code takes (x0 - sigma e) / alpha for both clean samples: the clean latents stand where x_t belongs, and
-alpha and sigma are those of t for ASD's later term too. Their difference is sigma / alpha times that of the noises;
-what it is divided by, the mean of |x0 - (x0 - sigma e) / alpha|, is another number. Here both are read from x_t.
+PRD's released code takes (x0 - sigma e) / alpha for both clean samples: it has the clean latents in place of x_t, and
+alpha and sigma of t for ASD's later term too. Their difference is sigma / alpha times that of the noises; the divisor,
+the mean of |x0 - (x0 - sigma e) / alpha|, is another number. Here both are read from x_t.
 
-DMD's equations 7 and 8 carry one factor of alpha_t more than `dmd`; its released code, and DMD2's, do not.
+DMD's equations 7 and 8 have one factor of alpha_t more than `dmd`; its released code, and that of DMD2, do not.
 
-A residual that is not finite stays so: to hide it is the training loop's decision, not made here.
+A residual that is not finite stays so; the training loop decides what to do with it.
 """
 
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from torch import Tensor
 
 from .residual import Judgement, Residual
 
-DMD_FLOOR = 1e-4  # below this mean error the teacher agrees with the sample, and the ratio is rounding noise
+DMD_FLOOR = 1e-4  # below this mean error the teacher agrees with the sample, and the ratio is rounding error
 PRD_DELTA = 0.1
 
 
@@ -44,8 +43,8 @@ class Weight:
 
     Attributes:
         name: its key in `WEIGHTS`.
-        gradient: residual and judgement to the gradient.
-        source: where it comes from.
+        gradient: a function of residual and judgement to the gradient.
+        source: the paper.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Weight:
 
 
 def teacher_error(judgement: Judgement) -> Tensor:
-    """mean|x0 - x0_guided| of each sample, of shape (B, 1, ...) to broadcast against x0."""
+    """mean|x0 - x0_guided| of each sample, of shape (B, 1, ...), which broadcasts against x0."""
     error = (judgement.x0 - judgement.read("guided").x0).abs()
     return error.flatten(1).mean(1).view(-1, *[1] * (error.dim() - 1))
 

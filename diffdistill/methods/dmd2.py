@@ -113,7 +113,7 @@ class DMD2(WithFakeScore):
             attention=attention,
             half_export=half_export,
         )
-        self.times = few_step_times(self.t_star + 1, steps)
+        self.times = few_step_times(self.schedule, self.t_star, steps)
         if steps > 1 and self.times[-1] == 0:
             raise UserError(f"steps is {steps}, as many as there are times; the exported sampler takes none at time 0")
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Condition, Denoiser, Prediction, drop_condition, guided, take_rows
+from diffdistill.diffusion import Condition, GuidedDenoiser, ScoreModel, drop_condition, take_rows
 from diffdistill.distill import (
     DENOISING_WEIGHTS,
     SampleRandom,
@@ -246,18 +246,8 @@ class WithFakeScore(OneStep):
         critic = discriminator_loss(logits[1], logits[0])
         return loss + self.adversary.critic_weight * critic, {"critic": critic}
 
-    def _trained(self, network: Any) -> Any:
+    def _trained(self, network: Any) -> ScoreModel:
         """The denoiser that the denoising loss sees: the network's, or its guided one."""
         assert self.fake is not None
         denoiser, scale = self._denoiser(network), self.fake.guidance_scale
-        return denoiser if scale == 1 else _Guided(denoiser, self.null, scale)
-
-
-class _Guided:
-    """A denoiser with its guidance bound."""
-
-    def __init__(self, denoiser: Denoiser, null: Condition, scale: float) -> None:
-        self.denoiser, self.null, self.scale, self.schedule = denoiser, null, scale, denoiser.schedule
-
-    def __call__(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        return guided(self.denoiser, x_t, t, cond, self.null, self.scale)
+        return denoiser if scale == 1 else GuidedDenoiser(denoiser, self.null, scale)

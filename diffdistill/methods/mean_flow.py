@@ -153,7 +153,7 @@ class MeanFlow(AnyStep):
             derivative=self.derivative,
             step=self.step,
             power=self.power,
-            floor=self.floor,
+            weight_eps=self.floor,
         )
 
     @property

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffdistill.data.prompts import read_prompts
 from diffdistill.diffusion import Condition, Denoiser, move, take_rows
-from diffdistill.distill import RESIDUALS, SampleRandom, score_distillation_loss, time_range
+from diffdistill.distill import RESIDUALS, JudgingOptions, SampleRandom, score_distillation_loss, time_range
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import export_one_step, halve
@@ -100,7 +100,7 @@ class OneStep(Method):
             except ValueError as error:
                 raise UserError(f"t_min {at_least}, t_max {below}: {error}") from error
         last = int(self.schedule.last)
-        self.t_star = last if noise_ratio is None else self.schedule.index_at(noise_ratio)
+        self.t_star = last if noise_ratio is None else int(self.schedule.time_at(noise_ratio))
         if self.teacher.prediction_type == "eps" and not self.schedule.alpha(torch.tensor(self.t_star)) > 0:
             raise UserError(
                 "the teacher predicts noise and its last time holds no signal, so one step says nothing "
@@ -191,7 +191,7 @@ class OneStep(Method):
             guidance_scale,
             fake=None if fake is None else self._denoiser(fake),
             fake_guidance_scale=fake_guidance_scale,
-            later_t=later,
+            options=JudgingOptions(later_t=later),
         )
 
     # ---- product ----------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class AnyStepModel:
             noise,
             self.schedule,
             steps,
-            reach=self.reach_of_one_step if steps == 1 else self.reach * longer,
+            target_fraction=self.reach_of_one_step if steps == 1 else self.reach * longer,
             eta=self.eta if eta is None else eta,
             generator=generators,
         )

@@ -32,9 +32,9 @@ def test_an_exact_flow_map_gives_one_sample_in_any_number_of_steps(steps: int, s
     torch.testing.assert_close(x, 0.7 + 0.4 * noise(), rtol=0, atol=1e-6)
 
 
-def test_at_reach_0_it_is_eulers_method_of_flow_matching_to_the_bit() -> None:
+def test_at_fraction_0_it_is_eulers_method_of_flow_matching_to_the_bit() -> None:
     denoiser = TwoTimeDenoiser(exact_average_velocity(0.7, 0.4), FLOW)
-    ours = any_step(lambda x, t, s: denoiser(x, t, s, None), noise(), FLOW, 5, reach=0.0)
+    ours = any_step(lambda x, t, s: denoiser(x, t, s, None), noise(), FLOW, 5, target_fraction=0.0)
     times = any_step_times(FLOW, 5)
     assert torch.equal(ours, euler(lambda x, t: denoiser.instantaneous(x, t, None), noise(), FLOW, times))
     teacher = GaussianTeacher(FLOW, 0.7, 0.4, "flow")
@@ -42,18 +42,18 @@ def test_at_reach_0_it_is_eulers_method_of_flow_matching_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reach", "expected"), [(1.0, [0.5, 0.0]), (0.0, [1.0, 0.5]), (0.5, [0.75, 0.25]), (1.5, [0.25, 0.0])]
+    ("fraction", "expected"), [(1.0, [0.5, 0.0]), (0.0, [1.0, 0.5]), (0.5, [0.75, 0.25]), (1.5, [0.25, 0.0])]
 )
-def test_the_network_is_told_a_time_that_far_into_the_step(reach: float, expected: list[float]) -> None:
-    told: list[tuple[float, float]] = []
+def test_the_network_gets_a_time_that_far_into_the_step(fraction: float, expected: list[float]) -> None:
+    seen: list[tuple[float, float]] = []
 
     def network(x: Tensor, time: Tensor, earlier: Tensor, cond: Any) -> Tensor:
-        told.append((time[0].item() / 1000, earlier[0].item() / 1000))
+        seen.append((time[0].item() / 1000, earlier[0].item() / 1000))
         return torch.zeros_like(x)
 
     denoiser = TwoTimeDenoiser(network, FLOW)
-    any_step(lambda x, t, s: denoiser(x, t, s, None), noise(), FLOW, 2, reach=reach)
-    assert told == [(1.0, expected[0]), (0.5, expected[1])]
+    any_step(lambda x, t, s: denoiser(x, t, s, None), noise(), FLOW, 2, target_fraction=fraction)
+    assert seen == [(1.0, expected[0]), (0.5, expected[1])]
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -108,7 +108,7 @@ def test_guided_samples_have_the_energy_of_the_conditional_ones(scale: float) ->
     a, b = (1 - t)[:, None, None], t[:, None, None]
     torch.testing.assert_close(kept.flow, (x - kept.x0) / b)
     torch.testing.assert_close(a * kept.x0 + b * kept.eps, x)
-    # and both passes were told their own s: guidance as of two separate passes
+    # and both passes had their own s: guidance is that of two separate passes
     null_rows = null.expand(6)
     by_hand = denoiser(x, t, s, null_rows).flow + scale * (wanted.flow - denoiser(x, t, s, null_rows).flow)
     torch.testing.assert_close(plain.flow, by_hand)
@@ -136,9 +136,9 @@ def test_a_guided_sample_of_no_energy_stays_finite() -> None:
 def test_bad_input_is_named() -> None:
     denoiser = TwoTimeDenoiser(network, FLOW)
     x, t, s = rows()
-    for reach in (-0.1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"reach = {reach}"):
-            any_step(lambda x, t, s: denoiser(x, t, s, None), x, FLOW, 2, reach=reach)
+    for fraction in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"target_fraction = {fraction}"):
+            any_step(lambda x, t, s: denoiser(x, t, s, None), x, FLOW, 2, target_fraction=fraction)
     with pytest.raises(ValueError, match="n = 0"):
         any_step(lambda x, t, s: denoiser(x, t, s, None), x, FLOW, 0)
     with pytest.raises(ValueError, match="s has shape"):

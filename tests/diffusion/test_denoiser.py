@@ -1,4 +1,4 @@
-"""What a network is told, what is made of its output, how guidance runs it, and the exact Gaussian."""
+"""What a network gets, how its output is read, how guidance runs it, and the exact Gaussian."""
 
 from typing import Any
 
@@ -11,10 +11,14 @@ from diffdistill.diffusion import (
     Denoiser,
     FlowSchedule,
     GaussianTeacher,
+    GuidedDenoiser,
+    PerpNeg,
+    ScoreModel,
     VPSchedule,
     broadcast,
     cond_and_null,
     guided,
+    perp_neg,
 )
 
 VP = VPSchedule.from_config({"beta_schedule": "linear"})
@@ -22,7 +26,7 @@ T = torch.tensor([3, 500, 990])
 
 
 class Linear:
-    """A network that says x_t + the mean of its condition, and remembers what it was told."""
+    """A network that returns x_t + the mean of its condition, and records its arguments."""
 
     def __init__(self, dtype: torch.dtype = torch.float64) -> None:
         self.dtype = dtype
@@ -41,7 +45,7 @@ def batch(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return x_t.to(dtype), cond, null
 
 
-def test_a_network_is_told_its_own_time() -> None:
+def test_a_network_gets_its_own_time() -> None:
     x_t, cond, _ = batch(torch.float32)
     network = Linear()
     Denoiser(network, VP, "eps")(x_t, T, cond)
@@ -64,7 +68,7 @@ def test_denoiser_errors() -> None:
     x_t, cond, _ = batch()
     with pytest.raises(ValueError, match="x0, eps, v, flow"):
         Denoiser(Linear(), VP, "epsilon")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="one time a sample"):
+    with pytest.raises(ValueError, match="t has shape"):
         Denoiser(Linear(), VP, "eps")(x_t, T[:2], cond)
     with pytest.raises(ValueError, match="the network returned"):
         Denoiser(lambda x_t, time, cond: x_t[:, :1], VP, "eps")(x_t, T, cond)
@@ -142,3 +146,50 @@ def test_gaussian_teacher_of_one_sample_and_of_a_condition() -> None:
         assert bool(prediction.value.isfinite().all())
     half = GaussianTeacher(VP, 0.0, 1.0)(x0.bfloat16(), T, None)
     assert half.value.dtype == torch.bfloat16 and half.kind == "eps"
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 4), (3, 1, 5), (1, 4), (1, 1, 5)])
+def test_a_time_per_token_or_pixel_is_that_of_each(shape: tuple[int, ...]) -> None:
+    """A network that acts on each element alone predicts there what it predicts for a sample of that time."""
+    schedule = FlowSchedule()
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    t = torch.rand(shape, generator=generator, dtype=torch.float64)
+    times: list[tuple[int, ...]] = []
+
+    def network(x: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        times.append(tuple(time.shape))
+        return (x * broadcast(cond, x)).tanh() + broadcast(time, x) / 1000
+
+    denoiser = Denoiser(network, schedule, "v")
+    cond, null = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([-1.0])
+    plain, both = denoiser(x_t, t, cond), guided(denoiser, x_t, t, cond, null, 3.0)
+    rows = (3, *shape[1:])
+    assert times == [rows, (6, *rows[1:])]
+    left = t.reshape(*shape, *[1] * (3 - len(shape))).expand(3, 4, 5)  # dimensions match from the first one on
+    for at in ((0, 0, 0), (1, 3, 2), (2, 1, 4)):
+        alone = x_t[at].view(1, 1)
+        one = (alone, left[at].view(1), cond[at[0]].view(1))
+        assert plain.x0[at].item() == pytest.approx(denoiser(*one).x0.item(), rel=1e-12)
+        assert both.x0[at].item() == pytest.approx(guided(denoiser, *one, null, 3.0).x0.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 5), (3, 4, 1, 1), (4,), (1, 5)])
+def test_times_that_do_not_broadcast_are_refused(shape: tuple[int, ...]) -> None:
+    denoiser = Denoiser(lambda x_t, time, cond: x_t, FlowSchedule(), "v")
+    for scale in (1.0, 2.0):
+        with pytest.raises(ValueError, match="t has shape"):
+            guided(denoiser, torch.zeros(3, 4, 5), torch.zeros(shape), torch.ones(3), torch.ones(1), scale)
+
+
+def test_a_guided_denoiser_is_a_score_model() -> None:
+    x_t, cond, null = batch()
+    denoiser = Denoiser(Linear(), VP, "v")
+    bound: ScoreModel = GuidedDenoiser(denoiser, null, 7.5)
+    assert bound.schedule is VP
+    assert torch.equal(bound(x_t, T, cond).value, guided(denoiser, x_t, T, cond, null, 7.5).value)
+    twice = GuidedDenoiser(GuidedDenoiser(denoiser, null, 3.0), null, 1.0)  # guided models may be guided
+    assert torch.equal(twice(x_t, T, cond).value, guided(denoiser, x_t, T, cond, null, 3.0).value)
+    negatives = PerpNeg([null + 1], [0.5])
+    with_negatives = GuidedDenoiser(denoiser, null, 7.5, negatives)(x_t, T, cond)
+    assert torch.equal(with_negatives.value, perp_neg(denoiser, x_t, T, cond, null, negatives, 7.5).value)

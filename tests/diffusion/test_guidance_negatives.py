@@ -19,7 +19,7 @@ from diffdistill.diffusion import (
     perpendicular,
     predictions,
 )
-from diffdistill.distill import RESIDUALS, judge
+from diffdistill.distill import RESIDUALS, JudgingOptions, judge
 
 VP = VPSchedule.from_config({"beta_schedule": "linear"})
 SCALE = 7.5
@@ -141,15 +141,15 @@ def test_perp_neg_in_a_judgement() -> None:
     negatives = PerpNeg([prompt(2, 1)], [1.0])
     args = (x_t, t, torch.ones_like(x_t), prompt(0), prompt(1, 1))
     for scale in (1.0, SCALE):
-        plain, away = (judge("sds", model, *args, scale, perp_neg=n) for n in (None, negatives))
+        plain, away = (judge("sds", model, *args, scale, options=JudgingOptions(perp_neg=n)) for n in (None, negatives))
         expected = perp_neg(model, away.x_t, t, prompt(0), prompt(1, 1), negatives, scale)
         assert torch.equal(away.read("guided").value, expected.value)
         assert not torch.equal(away.read("guided").value, plain.read("guided").value)
-    asd = judge("asd", model, *args, SCALE, perp_neg=negatives, later_t=t)
+    asd = judge("asd", model, *args, SCALE, options=JudgingOptions(perp_neg=negatives, later_t=t))
     assert torch.equal(asd.read("later").value, asd.read("cond").value)  # the second term keeps its own prompt
     for name in (n for n, row in RESIDUALS.items() if "guided" not in row.needs):
         with pytest.raises(ValueError, match="reads no guided prediction"):
-            judge(name, model, *args, SCALE, perp_neg=negatives)
+            judge(name, model, *args, SCALE, options=JudgingOptions(perp_neg=negatives))
 
 
 @pytest.mark.parametrize("schedule", [VP, FlowSchedule()], ids=["vp", "flow"])

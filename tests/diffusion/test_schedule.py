@@ -71,13 +71,21 @@ def test_truncated_keeps_the_process_up_to_a_time() -> None:
         VP.truncated(1000)
 
 
-def test_index_at_a_noise_level() -> None:
+def test_the_time_at_a_noise_to_signal_ratio() -> None:
     for index in (0, 1, 400, 998, 999):
         t = torch.tensor(index)
-        assert VP.index_at((VP.sigma(t) / VP.alpha(t)).item() * 1.0001) == index
-    assert VP.index_at(1e-9) == 0 and VP.index_at(1e9) == 999
-    with pytest.raises(ValueError, match="positive"):
-        VP.index_at(0.0)
+        found = VP.time_at((VP.sigma(t) / VP.alpha(t)).item() * 1.0001)
+        assert found.item() == index and found.dtype == torch.int64 and found.shape == ()
+    assert VP.time_at(1e-9).item() == 0 and VP.time_at(1e9).item() == 999
+    flow = FlowSchedule(shift=3.0)  # a shift moves times that are drawn, not alpha(t)
+    for ratio in (1e-3, 1.0, 2.5, 1e6):
+        t = flow.time_at(ratio)
+        assert t.dtype == torch.float64 and t.shape == ()
+        assert (flow.sigma(t) / flow.alpha(t)).item() == pytest.approx(ratio, rel=1e-9)
+    for schedule in (VP, flow):
+        for ratio in (0.0, -1.0, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match="positive"):
+                schedule.time_at(ratio)
 
 
 def test_timestep_covers_its_range_and_no_more() -> None:

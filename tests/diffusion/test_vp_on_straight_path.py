@@ -118,7 +118,7 @@ def test_sampled_at_the_same_times_it_is_the_teachers_ddim(config: dict[str, Any
     expected = ddim(lambda x, t: teacher(x, t, None), z, schedule, times)
     ours = on_the_path(process, network)
     start = z / (schedule.alpha(times[0]) + schedule.sigma(times[0]))
-    found = any_step(lambda x, t, s: ours(x, t, None), start, FLOW, straight_time(schedule, times), reach=0.0)
+    found = any_step(lambda x, t, s: ours(x, t, None), start, FLOW, straight_time(schedule, times), target_fraction=0.0)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffdistill.diffusion import Denoiser, MixtureTeacher, Prediction, VPSchedule, broadcast
+from diffdistill.diffusion import Denoiser, FlowSchedule, MixtureTeacher, Prediction, VPSchedule, broadcast
 from diffdistill.diffusion.gaussian import GaussianTeacher
 from diffdistill.distill import WEIGHTS, SampleRandom, denoising_loss, score_distillation_loss
 from diffdistill.distill.backward_simulation import backward_simulation, few_step_sample, few_step_times
@@ -49,8 +49,8 @@ def responses(run: Any, noises: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_with_an_exact_student_the_inputs_are_the_schedules_noised_data(steps: int) -> None:
-    times = few_step_times(1000, steps)
-    alpha, sigma = level(times[0])
+    times = few_step_times(VP, 999, steps)
+    alpha, sigma = level(times[0].item())
     start, width = alpha * MEAN, (alpha**2 * STD**2 + sigma**2) ** 0.5  # the exact marginal at the first time
     cond = torch.zeros(3, 1)
     for index in range(steps):
@@ -62,7 +62,7 @@ def test_with_an_exact_student_the_inputs_are_the_schedules_noised_data(steps: i
             return x_t
 
         mean, variance = responses(run, steps)
-        alpha, sigma = level(times[index])
+        alpha, sigma = level(times[index].item())
         torch.testing.assert_close(mean, torch.full_like(mean, alpha * MEAN))
         torch.testing.assert_close(variance, torch.full_like(variance, alpha**2 * STD**2 + sigma**2))
     mean, variance = responses(
@@ -75,9 +75,11 @@ def test_with_an_exact_student_the_inputs_are_the_schedules_noised_data(steps: i
 class StepTable(nn.Module):
     """A parameter for each time, so that one sees which steps a gradient has reached."""
 
-    def __init__(self, times: list[int]) -> None:
+    def __init__(self, times: Tensor) -> None:
         super().__init__()
-        self.scales = nn.ParameterDict({str(t): nn.Parameter(torch.tensor(0.5 + 0.1 * i)) for i, t in enumerate(times)})
+        self.scales = nn.ParameterDict(
+            {str(t): nn.Parameter(torch.tensor(0.5 + 0.1 * i)) for i, t in enumerate(times.tolist())}
+        )
         self.calls: list[int] = []
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ class StepTable(nn.Module):
 
 
 def test_each_sample_stops_at_its_own_step_and_only_that_one_has_a_gradient() -> None:
-    times = few_step_times(1000, 4)
+    times = few_step_times(VP, 999, 4)
     network = StepTable(times)
     generator = Denoiser(network, VP, "x0")
     step = torch.tensor([2, 0, 1, 2, 0])
@@ -112,8 +114,43 @@ def test_each_sample_stops_at_its_own_step_and_only_that_one_has_a_gradient() ->
     assert z.grad is None
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_on_the_straight_path_times_are_spread_evenly_and_the_inputs_are_noised_data(steps: int) -> None:
+    """As above, with times of the other dtype: an exact student's inputs have the moments of the noised data."""
+    flow = FlowSchedule()
+
+    class Exact:
+        schedule = flow
+
+        def __call__(self, x_t: Tensor, t: Tensor, cond: Any) -> Prediction:
+            alpha, sigma = (broadcast(part(t), x_t) for part in (flow.alpha, flow.sigma))
+            x0 = MEAN + STD * (x_t - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2).sqrt()
+            return Prediction(x_t, x0, "x0", alpha, sigma)
+
+    times = few_step_times(flow, 0.75, steps)
+    assert times.dtype == torch.float64 and times.tolist() == [0.75 * (1 - i / steps) for i in range(steps)]
+    assert torch.equal(few_step_times(flow, flow.time_at(3.0), steps), times)
+    start, width = 0.25 * MEAN, (0.25**2 * STD**2 + 0.75**2) ** 0.5
+    for index, time in enumerate(times.tolist()):
+
+        def run(noises: list[Tensor], index: int = index) -> Tensor:
+            step = torch.full((3,), index)
+            x_t, t = backward_simulation(Exact(), start + width * noises[0], times, noises[1:], None, step)
+            assert torch.equal(t, times[index].expand(3))
+            return x_t
+
+        mean, variance = responses(run, steps)
+        torch.testing.assert_close(mean, torch.full_like(mean, (1 - time) * MEAN))
+        torch.testing.assert_close(variance, torch.full_like(variance, (1 - time) ** 2 * STD**2 + time**2))
+    mean, variance = responses(
+        lambda noises: few_step_sample(Exact(), start + width * noises[0], times, noises[1:], None), steps
+    )
+    torch.testing.assert_close(mean, torch.full_like(mean, MEAN))
+    torch.testing.assert_close(variance, torch.full_like(variance, STD**2))
+
+
 def test_the_last_step_goes_on_where_the_sampler_goes_on() -> None:
-    times = few_step_times(700, 3)
+    times = few_step_times(VP, 699, 3)
     network, cond = StepTable(times), torch.full((2, 1), 0.3)
     generator = Denoiser(network, VP, "x0")
     z, *noises = torch.randn(3, 2, 1, generator=torch.Generator().manual_seed(0))
@@ -123,7 +160,7 @@ def test_the_last_step_goes_on_where_the_sampler_goes_on() -> None:
 
 def test_under_autocast_the_step_with_a_graph_still_has_one() -> None:
     """Autocast keeps weights that it has cast; cast in the rollout, they would come without a graph."""
-    times = few_step_times(1000, 2)
+    times = few_step_times(VP, 999, 2)
     torch.manual_seed(0)
     network = nn.Linear(4, 4)
     generator = Denoiser(lambda x_t, time, cond: network(x_t), VP, "x0")
@@ -141,17 +178,23 @@ def test_the_times_are_those_of_the_stock_scheduler(count: int, steps: int) -> N
 
     stock = LCMScheduler(num_train_timesteps=count, original_inference_steps=count)
     stock.set_timesteps(steps)
-    assert few_step_times(count, steps) == stock.timesteps.tolist()
+    assert few_step_times(VP, count - 1, steps).tolist() == stock.timesteps.tolist()
 
 
 def test_errors_say_what_is_wrong() -> None:
     z = torch.zeros(2, 1)
     with pytest.raises(ValueError, match="8 steps"):
-        few_step_times(7, 8)
+        few_step_times(VP, 6, 8)
+    for schedule, last in ((VP, 1000), (VP, -1), (FlowSchedule(), 1.5)):
+        with pytest.raises(ValueError, match=f"at time {last}"):
+            few_step_times(schedule, last, 2)
+    for last, steps in ((1.0, 0), (0.0, 2)):
+        with pytest.raises(ValueError, match=f"{steps} steps from time {last}"):
+            few_step_times(FlowSchedule(), last, steps)
     with pytest.raises(ValueError, match="2 times need 1 noises"):
-        few_step_sample(Consistency(), z, [9, 5], [], None)
-    with pytest.raises(ValueError, match="one a sample"):
-        backward_simulation(Consistency(), z, [9, 5], [z], None, torch.tensor(1))
+        few_step_sample(Consistency(), z, torch.tensor([9, 5]), [], None)
+    with pytest.raises(ValueError, match="one per sample"):
+        backward_simulation(Consistency(), z, torch.tensor([9, 5]), [z], None, torch.tensor(1))
 
 
 def test_distribution_matching_is_vsd_up_to_one_weight_a_sample() -> None:
@@ -181,8 +224,8 @@ def test_steps_may_share_the_modes_out() -> None:
     have no gradient, though what is sampled is the second's alone."""
     means, std = torch.tensor([[-2.0], [2.0]]), 0.3
     both = MixtureTeacher(VP, means, torch.full((2,), std), torch.full((2,), 0.5), "v")
-    times = few_step_times(1000, 2)
-    alpha, sigma = level(times[1])
+    times = few_step_times(VP, 999, 2)
+    alpha, sigma = level(times[1].item())
 
     def split(x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
         again = (x_t - alpha * means[0]) / (alpha**2 * std**2 + sigma**2) ** 0.5  # standard normal at the second step
@@ -208,7 +251,7 @@ def test_a_student_of_two_steps_finds_the_teacher() -> None:
     mean = torch.tensor([1.0, -2.0], dtype=torch.float64)
     std = torch.tensor([0.5, 1.5], dtype=torch.float64)
     teacher = GaussianTeacher(VP, mean, std, "v")
-    times = few_step_times(1000, 2)
+    times = few_step_times(VP, 999, 2)
     shift, scale = (torch.full((2, 2), v, dtype=torch.float64, requires_grad=True) for v in (0.0, 1.0))
 
     def step_of(x_t: Tensor, time: Tensor, cond: Any) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffdistill.diffusion import FlowSchedule, PredictionType, VPSchedule
 from diffdistill.diffusion.gaussian import GaussianTeacher
-from diffdistill.distill import RESIDUALS, WEIGHTS, Judgement, judge, score_distillation_loss
+from diffdistill.distill import RESIDUALS, WEIGHTS, Judgement, JudgingOptions, judge, score_distillation_loss
 from diffdistill.distill.weights import DMD_FLOOR, PRD_DELTA, teacher_error
 
 SCHEDULES = [
@@ -28,7 +28,7 @@ def judged(
     t = schedule.timestep(u, 0.0, 1.0)
     teacher = GaussianTeacher(schedule, 1.0, std, kind)
     fake = GaussianTeacher(schedule, -1.0, 0.7, kind)
-    return judge(residual, teacher, x0, t, eps, None, None, 1.0, fake=fake, later_t=t)
+    return judge(residual, teacher, x0, t, eps, None, None, 1.0, fake=fake, options=JudgingOptions(later_t=t))
 
 
 @pytest.mark.parametrize("kind", ["eps", "v"])

@@ -94,7 +94,7 @@ def test_the_target_has_no_gradient_and_the_weight_is_the_papers() -> None:
     network = Plane(3).double()
     x0, t, r, eps, cond = batch()
     parameters = list(network.parameters())
-    loss, _ = mean_flow_loss(two_times(network), x0, t, r, eps, cond, power=1.0, floor=1e-3)
+    loss, _ = mean_flow_loss(two_times(network), x0, t, r, eps, cond, power=1.0, weight_eps=1e-3)
     x_t = FLOW.add_noise(x0, eps, t)
     v = eps - x0
 

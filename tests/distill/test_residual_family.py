@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffdistill.diffusion import FlowSchedule, PredictionType, VPSchedule
 from diffdistill.diffusion.gaussian import GaussianTeacher
-from diffdistill.distill import judge, score_distillation_loss, surrogate_loss
+from diffdistill.distill import JudgingOptions, judge, score_distillation_loss, surrogate_loss
 
 STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
@@ -68,6 +68,8 @@ def gradient(residual: str, teacher: Any, b: dict[str, Any], weight: str = "unif
     x0 = b["x0"].clone().requires_grad_()
     scale = options.pop("guidance_scale", SCALE)
     args = (x0, b["t"], b["eps"], b["cond"], b["null"], scale)
+    if "later_t" in options:
+        options["options"] = JudgingOptions(later_t=options.pop("later_t"))
     loss, _ = score_distillation_loss(residual, weight, teacher, *args, reduction="batch", **options)
     (grad,) = torch.autograd.grad(loss, x0)
     return grad * len(x0)
@@ -190,7 +192,9 @@ def test_both_terms_of_asd_see_one_sample_and_one_noise() -> None:
     b = batch(schedule)
     later_t = b["t"] + 7
     teacher = TwoGaussians(schedule, "eps")
-    judge("asd", teacher, b["x0"], b["t"], b["eps"], b["cond"], b["null"], SCALE, later_t=later_t)
+    judge(
+        "asd", teacher, b["x0"], b["t"], b["eps"], b["cond"], b["null"], SCALE, options=JudgingOptions(later_t=later_t)
+    )
     x_later, t, cond = teacher.seen[-1]
     close(x_later, schedule.add_noise(b["x0"], b["eps"], later_t))
     assert torch.equal(t, later_t) and torch.equal(cond, b["cond"])
@@ -209,8 +213,8 @@ def test_only_the_passes_that_a_row_reads_are_run(residual: str, scale: float, r
     teacher = TwoGaussians(schedule, "flow")
     fake = GaussianTeacher(schedule, 0.0, 1.0, "flow")
     args = (b["x0"], b["t"], b["eps"], b["cond"], b["null"], scale)
-    more = {"later_t": b["t"] * 1.02, "earlier_t": b["t"] * 0.9, "negative": b["null"]}
-    judge(residual, teacher, *args, fake=fake, **more)
+    options = JudgingOptions(later_t=b["t"] * 1.02, earlier_t=b["t"] * 0.9, negative=b["null"])
+    judge(residual, teacher, *args, fake=fake, options=options)
     assert sum(len(x_t) for x_t, _, _ in teacher.seen) == rows * len(b["x0"])
 
 
@@ -266,7 +270,7 @@ def test_errors_say_what_is_missing() -> None:
         judge("vsd", teacher, *args)
     with pytest.raises(ValueError, match="later_t"):
         judge("asd", teacher, *args)
-    with pytest.raises(ValueError, match="one time a sample"):
+    with pytest.raises(ValueError, match="one time per sample"):
         judge("sds", teacher, b["x0"], b["t"][:1], *args[2:])
     with pytest.raises(ValueError, match="must be equal"):
         judge("sds", teacher, b["x0"], b["t"], b["eps"][:, :1], *args[3:])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.diffusion import FlowSchedule, MixtureTeacher, VPSchedule, guided
-from diffdistill.distill import RESIDUALS, WEIGHTS, Inversion, ddim_invert, judge
+from diffdistill.distill import RESIDUALS, WEIGHTS, Inversion, JudgingOptions, ddim_invert, judge
 
 SCHEDULES = [VPSchedule.from_config({"beta_schedule": "linear"}), FlowSchedule()]
 IDS = ["vp", "flow"]
@@ -51,13 +51,13 @@ def judged(name: str, schedule: Any, u: float, eps: Tensor, scale: float = SCALE
     size, model = len(eps), teacher(schedule)
     t = schedule.timestep(torch.full((size,), u, dtype=torch.float64), 0.0, 1.0)
     options: dict[str, Any] = {
-        "fake": Fixed(model, "fake"),
         "later_t": later(schedule, t),
         "earlier_t": earlier(schedule, t),
         "negative": prompt("negative", 1),
     } | more
     args = (POINT.expand(size, 2), t, eps, prompt("cond", size), prompt("null", 1), scale)
-    judgement = judge(name, model, *args, **options)
+    fake = options.pop("fake", Fixed(model, "fake"))
+    judgement = judge(name, model, *args, fake=fake, options=JudgingOptions(**options))
     return RESIDUALS[name].assemble(judgement), judgement
 
 
@@ -300,7 +300,12 @@ def test_noise_during_an_inversion() -> None:
 
 @pytest.mark.parametrize(
     ("name", "missing", "match"),
-    [("nfsd", "negative", "pass negative="), ("ism", "earlier_t", "needs earlier_t"), ("vsd", "fake", "pass fake=")],
+    [
+        ("nfsd", "negative", "negative="),
+        ("ism", "earlier_t", "earlier_t="),
+        ("asd", "later_t", "later_t="),
+        ("vsd", "fake", "pass fake="),
+    ],
 )
 def test_what_a_row_lacks_is_named(name: str, missing: str, match: str) -> None:
     with pytest.raises(ValueError, match=match):

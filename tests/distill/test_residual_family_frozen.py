@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.diffusion import Denoiser, Prediction, VPSchedule
-from diffdistill.distill import SampleRandom, score_distillation_loss
+from diffdistill.distill import JudgingOptions, SampleRandom, score_distillation_loss
 
 SCHEDULE = VPSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
@@ -43,7 +43,7 @@ def test_swiftbrush_step_bit_for_bit(residual: str, scale: float, kind: Any, dty
         scale,
         fake=Denoiser(other, SCHEDULE, kind),
         fake_guidance_scale=scale,
-        later_t=later_t,
+        options=JudgingOptions(later_t=later_t),
     )
     (found,) = torch.autograd.grad(loss, x0)
 

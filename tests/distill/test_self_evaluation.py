@@ -209,5 +209,5 @@ def test_bad_input_is_named() -> None:
         self_evaluation_loss(d, x0, s, t + 0.01, eps, noise, cond, NULL, d)
     with pytest.raises(ValueError, match="must be equal"):
         self_evaluation_loss(d, x0, t, s, eps[:, :1], noise, cond, NULL, d)
-    with pytest.raises(ValueError, match="one time a sample"):
+    with pytest.raises(ValueError, match="one time per sample"):
         flow_matching_loss(d, x0, t[:3], eps, cond)

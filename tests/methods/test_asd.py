@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffdistill.diffusion import Prediction, VPSchedule
 from diffdistill.diffusion.gaussian import GaussianTeacher
-from diffdistill.distill import SampleRandom, score_distillation_loss
+from diffdistill.distill import JudgingOptions, SampleRandom, score_distillation_loss
 from diffdistill.errors import UserError
 from diffdistill.methods import ASD, SwiftBrush
 from diffdistill.training.loop import Trainer
@@ -131,7 +131,8 @@ def test_a_student_comes_to_the_fixed_point_and_all_samples_to_one() -> None:
         t = VP.timestep(random.uniform("t"), 0.02, 0.5)
         later = VP.later(t, random.uniform("later"), ETA, 0.02)
         eps = random.normal("eps", (1,), torch.float64)
-        loss, _ = score_distillation_loss("asd", "sigma2", Conditional(), x0, t, eps, cond, null, SCALE, later_t=later)
+        args = (x0, t, eps, cond, null, SCALE)
+        loss, _ = score_distillation_loss("asd", "sigma2", Conditional(), *args, options=JudgingOptions(later_t=later))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
