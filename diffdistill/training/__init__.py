@@ -1,1 +1,1 @@
-"""The loop on accelerate: settings, state, checkpoints, averaging, logs, validation pictures."""
+"""The training loop on accelerate: settings, clock, state, checkpoints, optimisers, what a run writes."""

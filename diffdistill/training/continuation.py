@@ -1,14 +1,16 @@
-"""What a continuation shares with its run, and what it may change.
+"""What must stay the same when a run is continued, and what may change.
 
-A checkpoint stores every setting that alters the numbers by its name and value; a setting that is a path by a digest of
-what is read there (`Method.content`). A continuation is compared with that, and a refusal names each setting that
-differs, then and now. Settings that alter no number are free: `FREE`, and a method's own, `Method.free`.
+A checkpoint stores the name and value of every setting that affects the numbers. A setting that is a path is stored as
+a digest of what is read there (`Method.content`). A continuation is compared with that, and a refusal names each
+setting that differs, with its old and its new value. Settings that affect no number are free: `FREE`, and those of a
+method, `Method.free`.
 
-`training.samples` is free as long as nothing that was done depended on it. A learning rate that falls over the run
-does, and so does a method that has asked how much of the run is done (`Method.progress`).
+`training.samples` is free as long as nothing so far depended on it. A learning rate that falls over the run depends on
+it, and so does a method that has read how much of the run is done (`Method.progress`).
 
 `training.max_minutes` is free under the same rule. Where something depends on it, a run that had a limit may be given
-another one, which is said: such a run is not repeatable to the bit anyway. A run without a limit is, and stays so.
+another one, and a line says so: such a run cannot be repeated to the bit anyway. A run without a limit can, and it may
+not be given one.
 """
 
 from __future__ import annotations
@@ -49,9 +51,9 @@ class Recipe:
     """What a method was built from.
 
     Args:
-        method: its class.
-        arguments: of its constructor, as the config spells them.
-        found: where those that are paths were found, by argument.
+        method: the method's class.
+        arguments: the arguments of its constructor, as the config spells them.
+        found: where the arguments that are paths were found, by argument.
     """
 
     method: str = ""
@@ -64,10 +66,10 @@ class Identity:
     """What tells one run from another: plain JSON values.
 
     Args:
-        settings: those that must stay, by dotted name.
-        content: digest of what is read from each setting that is a path, by dotted name.
-        paths: how each of these is spelled ("named"), where it is ("at") and where that is from the run's folder
-            ("beside"); looked at to find a path again, never compared.
+        settings: the settings that must stay the same, by dotted name.
+        content: a digest of what is read from each setting that is a path, by dotted name.
+        paths: of each of these, its spelling ("named"), its place ("at"), and that place relative to the run's folder
+            ("beside"). These serve to find a path again and are never compared.
     """
 
     settings: dict[str, Any]
@@ -99,13 +101,13 @@ def about_the_run(identity: Identity, settings: TrainingSettings, precision: str
 
 
 def refuse_another_run(folder: Path, stored: Mapping[str, Any], identity: Identity, settings: TrainingSettings) -> None:
-    """Raise UserError where the checkpoint `folder` with the state `stored` is not one of this run.
+    """Raise UserError where a checkpoint is not of this run.
 
     Args:
         folder: the checkpoint.
-        stored: its state.
+        stored: the values in it.
         identity: the present run's.
-        settings: the present run's; its mixed_precision "auto" takes the checkpoint's.
+        settings: the present run's; with mixed_precision "auto" they take the checkpoint's precision.
     """
     found = _differences(Identity(**stored["identity"]), identity)
     if settings.mixed_precision not in ("auto", stored["precision"]):
@@ -119,10 +121,10 @@ def refuse_another_run(folder: Path, stored: Mapping[str, Any], identity: Identi
 
 
 def remarks_on_the_clock(stored: Mapping[str, Any], settings: TrainingSettings) -> tuple[str, ...]:
-    """A line for the user where the run goes on by another `max_minutes` than before, and something follows the clock.
+    """A line for the user where the run continues with another `max_minutes`, and something follows the clock.
 
     Args:
-        stored: the checkpoint's state.
+        stored: the values in the checkpoint.
         settings: the present run's.
     """
     changed, follows = _other_clock(stored, settings), _follows(stored, settings)
@@ -134,19 +136,19 @@ def remarks_on_the_clock(stored: Mapping[str, Any], settings: TrainingSettings) 
 def find_again(
     values: Mapping[str, Any], stored: Mapping[str, Any], run: Path, elsewhere: Callable[[str], str] = str
 ) -> dict[str, str]:
-    """Where the paths of a run are that the current directory does not have.
+    """Find the paths of a run that do not exist relative to the current directory.
 
     Args:
         values: the method's arguments as they are spelled now.
         stored: `Identity.paths` of a checkpoint.
-        run: the folder that this checkpoint is in.
-        elsewhere: a last place to look for a path.
+        run: the folder that holds the checkpoint.
+        elsewhere: gives a last place to look for a path.
 
     Returns:
-        The place of each argument that is spelled as it was and that is not there.
+        The place of each argument that has its old spelling and does not exist there.
 
     Raises:
-        UserError: a path that was found when the run was started, and now neither here nor there.
+        UserError: a path was found when the run was started, and is now in none of the places.
     """
     places = {}
     for name, place in stored.items():
@@ -166,11 +168,11 @@ def find_again(
 
 
 def explain_missing(error: UserError, values: Mapping[str, Any], run: Path) -> UserError:
-    """Of a run that has no checkpoint to say where it read its paths, the error with the setting and its override.
+    """The error with the setting's name added, for a run that has no checkpoint to say where it read its paths.
 
     Args:
         error: why the method could not be built.
-        values: its arguments.
+        values: the method's arguments.
         run: the run's folder.
     """
     for key, value in values.items():
@@ -212,7 +214,7 @@ def _place(recipe: Recipe, key: str, run: Path) -> dict[str, str]:
 
 
 def _file(value: str) -> Path:
-    """Of a setting that may name a column too, as prompts.csv::Prompt."""
+    """The file of a setting that may name a column too, as prompts.csv::Prompt does."""
     return Path(split_column(value)[0])
 
 
@@ -237,7 +239,7 @@ def _length(stored: Mapping[str, Any], settings: TrainingSettings) -> list[str]:
 
 
 def _clock(stored: Mapping[str, Any], settings: TrainingSettings) -> list[str]:
-    """What is wrong with `max_minutes`, if anything: it would bend a schedule that no clock has moved."""
+    """What is wrong with `max_minutes`, if anything: a schedule that has followed samples alone would follow it."""
     changed, follows = _other_clock(stored, settings), _follows(stored, settings)
     return [f"{changed}, and {follows}"] if changed and follows and not stored["max_minutes"] else []
 

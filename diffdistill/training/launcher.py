@@ -1,22 +1,23 @@
-"""What `accelerate config`, `accelerate launch` and the environment say of a run, against its own settings.
+"""What `accelerate config`, `accelerate launch` and the environment set for a run, compared with its own settings.
 
 All of it arrives as environment variables, and accelerate lets some of them override what a program asks for. Here each
-is read before the accelerator is made, and the accelerator is then given every one of these choices explicitly.
+is read before the accelerator is made. The accelerator is then given every one of these choices explicitly.
 
-    variable                               where it says other than `training`
-    ACCELERATE_MIXED_PRECISION             bf16 decides an "auto" and contradicts a "no": refused. fp16, fp8: refused.
-                                           no, which is the launcher's default too: the setting holds, and is said
-    ACCELERATE_GRADIENT_ACCUMULATION_STEPS the setting holds, and is said: it changes memory, no number
+    variable                               where it differs from `training`
+    ACCELERATE_MIXED_PRECISION             bf16 decides an "auto", and is refused with a "no". fp16, fp8: refused.
+                                           no, the launcher's default too: the setting holds, and a line says so
+    ACCELERATE_GRADIENT_ACCUMULATION_STEPS the setting holds, and a line says so: it changes memory, no number
     ACCELERATE_GRADIENT_CLIPPING           refused, unless it is training.max_grad_norm
     ACCELERATE_USE_CPU                     true: training is on the CPU
     ACCELERATE_TORCH_DEVICE                cpu: likewise. Another device than training's, or one for several: refused
     ACCELERATE_DYNAMO_BACKEND              refused: training compiles nothing
-    ACCELERATE_FP8_BACKEND                 refused: accelerate wraps networks for it whatever the mixed precision
+    ACCELERATE_FP8_BACKEND                 refused: accelerate wraps networks for it in every mixed precision
     ACCELERATE_USE_DEEPSPEED, _FSDP, _MEGATRON_LM, _PARALLELISM_CONFIG, _SAGEMAKER
-                                           refused: training runs on one process, or several by data parallelism
+                                           refused: training runs on one process, or on several by data parallelism,
+                                           torch's DistributedDataParallel
 
-The other variables (ACCELERATE_DYNAMO_MODE, ACCELERATE_FP8_FORMAT, FSDP_* ...) qualify one of these and do nothing
-alone.
+The other variables (ACCELERATE_DYNAMO_MODE, ACCELERATE_FP8_FORMAT, FSDP_* ...) are details of one of these, and do
+nothing without it.
 """
 
 from __future__ import annotations
@@ -44,25 +45,25 @@ from diffdistill.launched import rank_and_processes
 from .precision import on_cpu
 from .settings import TrainingSettings
 
-# what shards or wraps networks in a way that the loop, its checkpoints and its averages do not know
+# what training does not run under, and why
 STRATEGIES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed, whose engine has one optimizer, where a method has one for each network",
+    "ACCELERATE_USE_FSDP": "FSDP, whose sharded weights the moving average and the checkpoints cannot read",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM, which builds its own networks",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config, which shards weights",
 }
-# they change no number, but accelerate raises at a misspelling
+# these change no number, but accelerate raises an error at a misspelling
 _FLAGS = ("ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """The launcher's choices, as far as training follows them.
+    """What training takes from the launcher.
 
     Args:
         mixed_precision: of training: "no", "bf16" or "auto".
         cpu: whether training is on the CPU.
-        remarks: lines for the user on what the launcher said and training does not follow.
+        remarks: lines for the user on what the launcher set and training does not follow.
     """
 
     mixed_precision: str
@@ -73,21 +74,21 @@ class Launch:
 def read_launch(
     settings: TrainingSettings, environment: Mapping[str, str] = os.environ, stored_precision: str | None = None
 ) -> Launch:
-    """Bring the launcher's choices and the run's settings together.
+    """Compare what the launcher set with the run's settings.
 
     Args:
         settings: the run's.
-        environment: the launcher's.
-        stored_precision: the precision of the checkpoint that is gone on from, which holds in place of the setting.
+        environment: the variables that the launcher set.
+        stored_precision: the precision of the checkpoint that the run continues from, which takes the setting's place.
 
     Raises:
-        UserError: the launcher says something else than the settings, or asks for what training does not do.
+        UserError: the launcher contradicts the settings, or asks for what training does not do.
     """
     for variable, name in STRATEGIES.items():
         if _flag(environment, variable):
             raise UserError(
-                f"{variable} is {environment[variable]}: training does not run under {name}; launch without it "
-                "(`accelerate config` asks for it), several processes train by data parallelism"
+                f"{variable} is {environment[variable]}: training does not run under {name}; unset it and "
+                "train on several processes by data parallelism (DDP): torchrun --standalone --nproc_per_node N"
             )
     if _flag(environment, "ACCELERATE_USE_SAGEMAKER"):
         kind = environment.get("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE", "")
@@ -112,18 +113,18 @@ def read_launch(
 
 
 def make_accelerator(precision: str, cpu: bool) -> Accelerator:
-    """The accelerator of a run, with nothing left to the environment that `read_launch` has read.
+    """The accelerator of a run. It takes nothing from the environment that `read_launch` has read.
 
-    The loop cuts micro-batches itself, so accelerate is to divide no loss: one accumulation step, given as a plugin
-    because the environment overrides the plain argument.
+    The loop makes micro-batches itself, so accelerate must not divide a loss: it is given one accumulation step, as a
+    plugin, because the environment overrides the plain argument.
 
     Args:
         precision: "no" or "bf16".
         cpu: train on the CPU even where there is a GPU.
 
     Raises:
-        UserError: accelerate refuses, since this process already has an accelerator of another precision, say; or it
-            has not joined the processes that were launched.
+        UserError: accelerate refuses, for example because this process already has an accelerator of another
+            precision; or accelerate has not joined the processes that were launched.
     """
     try:
         accelerator = Accelerator(
@@ -158,9 +159,9 @@ def data_parallel(accelerator: Accelerator, network: nn.Module) -> nn.Module:
 
 
 def leave_processes(accelerator: Accelerator) -> None:
-    """End the process group in order: left to the interpreter's exit, its threads now and then abort a process.
+    """End the process group in order. At the interpreter's exit its threads abort a process now and then.
 
-    No data-parallel wrapper may be referred to any more: wrappers hold the group.
+    Nothing may refer to a data-parallel wrapper any more, since wrappers hold the group.
     """
     if accelerator.num_processes > 1:
         accelerator.free_memory()
@@ -169,7 +170,7 @@ def leave_processes(accelerator: Accelerator) -> None:
 
 
 def _precision(settings: TrainingSettings, environment: Mapping[str, str], stored: str | None) -> tuple[str, str]:
-    """The precision that training is in, "auto" where the device is still to say; and a remark or ""."""
+    """The precision of training, "auto" where the device decides; and a remark, "" for none."""
     ours, given = stored or settings.mixed_precision, environment.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
     where = "the checkpoint's precision" if stored else "training.mixed_precision"
     if given in ("", ours):
@@ -177,7 +178,7 @@ def _precision(settings: TrainingSettings, environment: Mapping[str, str], store
     if given == "no":
         if ours == "auto":
             return ours, ""
-        return ours, f"mixed precision is {ours}, {where}; the launcher says no, which is its default too"
+        return ours, f"mixed precision is {ours}, {where}; the launcher's is no, which is its default too"
     if given == "bf16" and ours == "auto":
         return "bf16", ""
     if given == "bf16":

@@ -1,4 +1,4 @@
-"""Which precision to train in: bf16 pays only where the processor computes it, and many laptops emulate it."""
+"""The precision to train in: bf16 is faster only where the processor computes it, and many laptops emulate it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from accelerate.utils import broadcast_object_list
 
 
 def resolve_precision(setting: str, cpu: bool = False) -> str:
-    """ "no" or "bf16" for a setting that may be "auto", the same on every process.
+    """The precision, "no" or "bf16", of a setting that may be "auto"; the same on every process.
 
     Args:
         setting: "no", "bf16" or "auto".
         cpu: train on the CPU even where there is a GPU.
+
+    With "auto", the main process decides for all: bf16 where its device computes it faster than float32.
     """
     if setting != "auto":
         return setting
@@ -28,14 +30,14 @@ def resolve_precision(setting: str, cpu: bool = False) -> str:
 
 
 def on_cpu(cpu: bool = False) -> bool:
-    """Whether to train on the CPU: asked for, no GPU there, or one without float64, which schedules are kept in.
+    """Whether training is on the CPU: by request, or without a GPU, or where the GPU lacks float64, as schedules use.
 
-    accelerate joins processes on a CPU only where it is told of it; otherwise each would be the only one.
+    accelerate joins processes on a CPU only if it gets this as an argument. Otherwise each would be the only one.
     """
     return cpu or torch.backends.mps.is_available() or not torch.accelerator.is_available()
 
 
-@cache  # one answer a process: a second run in it may not find another precision than the first
+@cache  # one answer a process, so that a second run in it finds the precision of the first
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

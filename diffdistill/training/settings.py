@@ -1,4 +1,4 @@
-"""What a run's `training:` section may say."""
+"""The settings of a run's `training:` section."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from diffdistill.errors import UserError
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long, how large and how often. The clock is samples seen, not steps.
+    """How long a run is, how large its batches are, and how often something is written. Time is counted in samples.
 
     Args:
-        samples: samples the run sees in all.
-        batch_size: samples per optimiser step over all processes and accumulation steps.
-        gradient_accumulation_steps: micro-batches a process cuts its share into.
+        samples: samples that the run sees in all.
+        batch_size: samples per step, over all processes and accumulation steps.
+        gradient_accumulation_steps: micro-batches that a process divides its share of a batch into.
         mixed_precision: "no", "bf16" (autocast; weights and optimiser stay float32), or "auto": bf16 where the device
             computes it faster than float32, which is measured.
-        seed: seeds networks made from nothing, the order of samples and everything drawn.
+        seed: seed of new networks, of the order of the records and of all random draws.
         lr_schedule: "constant" or "cosine" (to `lr_final` of the peak).
         lr_final: share of the peak that a cosine ends at.
         warmup_samples: samples over which the learning rate rises from 0.
-        max_grad_norm: gradient norm that each network's update is clipped to.
-        ema_decay: decay of the exponential moving average per step.
-        ema_warmup: limit the decay early to (1 + step) / (10 + step).
-        on_nonfinite: "stop" the run or "skip" the update (counted) at a loss or gradient that is not finite.
-        max_skipped: updates that may be skipped in all before the run stops anyway.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        max_grad_norm: norm that the gradient of each network is clipped to; inf for no clipping.
+        ema_decay: decay per step of the exponential moving average, whose weights are exported.
+        ema_warmup: limit the decay to (1 + step) / (10 + step), so that a short run is not an average of its start.
+        on_nonfinite: at a loss or gradient that is not finite, "stop" the run, or "skip" and count the update.
+        max_skipped: updates that may be skipped in all; one more stops the run.
+        gradient_checkpointing: recompute activations in the backward pass, which saves memory.
         log_every: steps between log lines.
-        validate_every: samples between validation grids; 0 for none.
-        checkpoint_every: samples between checkpoints; 0 for only the last.
-        checkpoints_limit: checkpoints kept; older ones are removed.
-        export_every: samples between products exported on the way, `export-SAMPLES` beside the last one; 0 for none.
+        validate_every: samples between validations, which show images and numbers; 0 for none.
+        checkpoint_every: samples between checkpoints; 0 for one at the end.
+        checkpoints_limit: checkpoints that are kept; older ones are removed.
+        export_every: samples between exports into `export-SAMPLES`, beside `export` at the end; 0 for none.
         report_to: trackers beside the JSONL file: "tensorboard", "wandb".
-        max_minutes: stop, with a checkpoint, after so many minutes of training; 0 for no limit. What changes over a
-            run (learning rate, times judged) then follows the clock where that is ahead of the samples, so a run cut
-            by it (and its continuation) is not repeatable to the bit.
+        max_minutes: stop, with a checkpoint, after this many minutes of training; 0 for no limit. What changes over a
+            run (the learning rate, the range of times) then follows the share of minutes where it is above the share
+            of samples, so such a run and its continuation cannot be repeated to the bit.
         cpu: train on the CPU even where there is a GPU.
         allow_tf32: let matrix products on GPUs use TF32.
     """

@@ -108,7 +108,7 @@ class Tracker:
 
 
 def _wandb_id(run: Path) -> str:
-    """One id a run, kept in its folder, so that a continuation goes on in the same chart."""
+    """The run's id, kept in its folder, so that a continuation adds to the same chart."""
     file = run / "wandb_id"
     if not file.exists():
         file.write_text(secrets.token_hex(8))

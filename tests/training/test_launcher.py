@@ -178,6 +178,8 @@ def test_what_contradicts_the_settings_is_one_line_and_nothing_is_written(
     with pytest.raises(UserError) as refusal:
         Trainer(Small(), settings(**more), tmp_path)
     message = str(refusal.value)
+    if "does not run under" in message and "SAGEMAKER" not in message:
+        assert "on several processes by data parallelism (DDP): torchrun" in message
     assert says in message and list(environment)[0] in message or "SAGEMAKER" in message
     assert "\n" not in message and not list(tmp_path.iterdir())
 
