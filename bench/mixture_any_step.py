@@ -202,7 +202,7 @@ def consistency(seed: int, updates: int) -> dict[str, Sampler]:
 
 
 def boot(seed: int, updates: int, delta: float = 0.05, t_min: float = 0.01) -> dict[str, Sampler]:
-    """The network says the signal at `time`, and always sees the noise; its second time is not used."""
+    """The network predicts the signal at `time`, and always gets the noise; its second time is not used."""
     run = Run(seed, updates)
 
     class Judge:

@@ -5,7 +5,7 @@
 - `Denoiser`: a network as a score model; `Prediction`: its output, read as x0, eps, v, flow or score
 - `guided`, `GuidedDenoiser`, `perp_neg`: classifier-free guidance and negative prompts
 - `ddim`, `euler`, `dpm_solver_pp_2m`: samplers that agree with those of diffusers
-- `TwoTimeDenoiser`, `any_step`: networks that know where a step ends, and sampling with them
+- `TwoTimeDenoiser`, `any_step`: networks that also get the time at which a step ends, and sampling with them
 - `VPOnStraightPath`: a variance-preserving network used on the straight path
 - `GaussianTeacher`, `MixtureTeacher`: exact score models, for tests
 """

@@ -1,4 +1,4 @@
-"""The beta schedules that diffusers' schedulers know by name, in float64."""
+"""The beta schedules that diffusers' schedulers have by name, in float64. `VPSchedule.from_config` reads them."""
 
 import math
 
@@ -9,12 +9,12 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 
 
 def beta_schedule(name: str, start: float, end: float, steps: int) -> Tensor:
-    """Variances beta_t that each step adds, of shape (steps,).
+    """The variances beta_t that each step adds, of shape (steps,).
 
     Args:
         name: one of `BETA_SCHEDULES`.
-        start, end: first and last beta; "squaredcos_cap_v2" does not read them.
-        steps: T.
+        start, end: the first and the last beta; "squaredcos_cap_v2" does not read them.
+        steps: T, the number of steps.
 
     Raises:
         ValueError: a name that is not supported.
@@ -33,9 +33,15 @@ def beta_schedule(name: str, start: float, end: float, steps: int) -> Tensor:
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift alpha so that it ends at exactly 0, and scale it so that it starts as before.
+    """Shift alpha so that it ends at exactly 0, and scale it so that it starts at the same value.
 
-    arXiv 2305.08891, algorithm 1. Takes and returns alpha_t^2 of shape (T,).
+    arXiv 2305.08891, algorithm 1.
+
+    Args:
+        alphas_cumprod: alpha_t^2 of shape (T,).
+
+    Returns:
+        alpha_t^2 of the same shape.
     """
     alpha = alphas_cumprod.sqrt()
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()

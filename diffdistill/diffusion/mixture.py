@@ -1,4 +1,4 @@
-"""The exact score model of a mixture of Gaussians: the smallest data with more than one mode."""
+"""The exact score model of a mixture of Gaussians, an oracle with more than one mode for tests and toy problems."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,20 @@ from .schedule import Schedule, broadcast
 class MixtureTeacher:
     """The exact denoiser for data sum_k w_k N(mean_k, std_k^2 I), called like a `Denoiser`.
 
-    x_t is a mixture too, of means alpha mean_k and variances s_k = alpha^2 std_k^2 + sigma^2. With r_k the
+    x_t is a mixture too, with means alpha mean_k and variances s_k = alpha^2 std_k^2 + sigma^2. With r_k the
     probability that x_t came from part k,
 
         x0  = sum_k r_k (mean_k + alpha std_k^2 (x_t - alpha mean_k) / s_k)
         eps = sum_k r_k sigma (x_t - alpha mean_k) / s_k
 
-    Parts without deviation are samples: the teacher is then the exact score of an empirical distribution, such as
-    that of a set of generated points. Computed in float64, (B, K, d) numbers at once.
+    Parts of standard deviation 0 are samples: the teacher is then the exact score of an empirical distribution, such as
+    that of a set of generated points. It is computed in float64, with (B, K, d) numbers at once.
 
     Args:
         schedule: the process.
         means: of shape (K, d).
-        stds: of shape (K,); 0 is a single sample.
-        weights: of shape (K,), summing to 1; where a call's condition is a tensor it takes their place.
+        stds: of shape (K,); a part of 0 is a single sample.
+        weights: of shape (K,), summing to 1; a condition replaces them.
         kind: the kind of its predictions.
     """
 
@@ -42,7 +42,11 @@ class MixtureTeacher:
         Args:
             x_t: noisy samples of shape (B, d).
             t: times of shape (B,).
-            cond: None, or the weights of each sample's own mixture, of shape (B, K): a prompt is a choice of parts.
+            cond: the weights of each sample's own mixture, of shape (B, K) or (1, K): a prompt is a choice of parts.
+                None for the weights of the mixture itself.
+
+        Raises:
+            ValueError: a condition that is neither None nor a tensor with B rows or 1.
         """
         means, stds, shared = (part.to(x_t.device) for part in (self.means, self.stds, self.weights))
         weights = shared if cond is None else expand(cond, len(x_t))
@@ -54,7 +58,7 @@ class MixtureTeacher:
         offset = x_t.double().unsqueeze(1) - alpha.unsqueeze(2) * means  # (B, K, d)
         log_density = -offset.square().sum(2) / (2 * variance) - 0.5 * x_t.shape[1] * variance.log()
         share = (weights.log() + log_density).softmax(1)  # (B, K)
-        # through the shares, not by differences: neither form divides by alpha or sigma
+        # computed from the shares, not from differences of x0 and eps: neither divides by alpha or sigma
         x0 = share @ means + alpha * ((share * stds.square() / variance).unsqueeze(2) * offset).sum(1)
         eps = sigma * ((share / variance).unsqueeze(2) * offset).sum(1)
         value = {
@@ -66,7 +70,7 @@ class MixtureTeacher:
         return Prediction(x_t, value.to(x_t.dtype), self.prediction_type, alpha, sigma)
 
     def sample(self, n: int, generator: torch.Generator, weights: Tensor | None = None) -> Tensor:
-        """n samples of shape (n, d), float64, on the CPU; of the mixture with other weights (K,) where given."""
+        """n samples of shape (n, d), float64, on the CPU; `weights` of shape (K,) replace those of the mixture."""
         weights = self.weights if weights is None else weights
         part = torch.multinomial(weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)

@@ -1,13 +1,14 @@
-"""What a network predicts, and how every kind of prediction is read from every other.
+"""Predictions: what a network predicts, and how every kind of prediction is read from every other.
 
 With x_t = alpha x0 + sigma eps, v = alpha eps - sigma x0 and flow = eps - x0, any kind is a linear
-combination of x_t and any other: a x_t + b value. `_COEFFICIENTS` holds (a, b) for all of them.
+combination of x_t and any other: a x_t + b value. `_COEFFICIENTS` holds (a, b) for all of them. Score models return a
+`Prediction`; samplers and losses read from it the kind that they need.
 
 Notable:
-- coefficients are combined in float64 before they meet a tensor in the network's precision;
+- coefficients are computed in float64, and then cast to the dtype that they are used in;
 - reading the kind that was predicted returns the network's output itself;
-- x0 cannot be read from eps where alpha = 0, nor eps from x0 where sigma = 0: the result is not finite. From v
-  and flow everything can be read everywhere.
+- x0 cannot be read from eps where alpha = 0, nor eps from x0 where sigma = 0: the result is not finite. From v and flow
+  every kind can be read at every time.
 """
 
 from collections.abc import Callable
@@ -47,13 +48,13 @@ _COEFFICIENTS: dict[tuple[str, str], Callable[[Tensor, Tensor], tuple[Tensor, Te
 
 
 def check_prediction_type(name: str) -> None:
-    """Raise ValueError where the name is not a `PredictionType`."""
+    """Raise ValueError unless the name is a `PredictionType`."""
     if name not in PREDICTION_TYPES:
         raise ValueError(f"unknown prediction type {name!r}; there are: {', '.join(PREDICTION_TYPES)}")
 
 
 def from_diffusers_prediction_type(name: str) -> PredictionType:
-    """The kind that a diffusers scheduler's `prediction_type` names.
+    """The kind that the `prediction_type` of a diffusers scheduler means.
 
     Raises:
         ValueError: a name that is not supported.
@@ -68,13 +69,13 @@ def from_diffusers_prediction_type(name: str) -> PredictionType:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One network output at (x_t, t), to be read as any kind.
+    """One network output at (x_t, t), which can be read as any kind.
 
     Attributes:
         x_t: noisy samples of shape (B, ...).
-        value: what was predicted, of the same shape.
-        kind: which kind that is.
-        alpha, sigma: the schedule at t, float64, of shape (B, 1, ...).
+        value: what the network predicted, of the same shape.
+        kind: its kind.
+        alpha, sigma: the schedule at t, float64, of a shape that broadcasts against x_t: (B, 1, ...).
 
     Raises:
         ValueError: an unknown kind.
@@ -116,7 +117,7 @@ class Prediction:
         return -eps * (1 / self.sigma).to(eps.dtype)
 
     def as_kind(self, kind: PredictionType) -> "Prediction":
-        """The same prediction, said as another kind.
+        """The same prediction as another kind.
 
         Raises:
             ValueError: an unknown kind.
@@ -136,16 +137,16 @@ class Prediction:
 
 
 def combine(null: Prediction, cond: Prediction, scale: float | Tensor) -> Prediction:
-    """Classifier-free guidance: null + scale (cond - null), in the kind both share (arXiv 2207.12598).
+    """Classifier-free guidance: null + scale (cond - null), in the kind of both (arXiv 2207.12598).
 
-    Being linear, it is the same in every kind.
+    It is the same in every kind, because it is linear.
 
     Args:
         null, cond: predictions at one (x_t, t).
-        scale: 1 is unguided, 0 unconditional. A tensor of shape (B,) is a scale for each sample.
+        scale: 1 is unguided, 0 unconditional. A tensor of shape (B,) has a scale for each sample.
 
     Raises:
-        ValueError: the two are of different kinds or shapes.
+        ValueError: the two have different kinds or shapes.
     """
     if null.kind != cond.kind or null.value.shape != cond.value.shape:
         raise ValueError(

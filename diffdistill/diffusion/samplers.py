@@ -4,10 +4,10 @@
     euler            EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
     dpm_solver_pp_2m DPMSolverMultistepScheduler(algorithm_type="dpmsolver++", solver_order=2)
 
-Each takes `predict(x_t, t_batch) -> Prediction` (a `Denoiser` with its condition and guidance bound) and a
-starting x of shape (B, ...): x_T = alpha_T x0 + sigma_T eps, standard normal noise where alpha_T is 0 or small.
-`steps` is how many, or the times themselves, descending. Gradients flow: wrap in `torch.no_grad()` to sample.
-A callback is called after each step with (index, t, x after the step, the prediction at t).
+Each takes `predict(x_t, t_batch) -> Prediction` (a score model with its condition and guidance bound) and a starting x
+of shape (B, ...): x_T = alpha_T x0 + sigma_T eps, which is standard normal noise where alpha_T is 0 or small. `steps`
+is the number of steps, or the times themselves, descending. Steps keep the graph: use `torch.no_grad()` to sample. A
+callback is called after each step with (index, t, x after the step, the prediction at t).
 """
 
 import math
@@ -23,7 +23,7 @@ from .schedule import FlowSchedule, Schedule, VPSchedule, broadcast, linear_comb
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 Callback = Callable[[int, float, Tensor, Prediction], None]
-Generators = torch.Generator | Sequence[torch.Generator] | None  # one generator for the batch, or one a sample
+Generators = torch.Generator | Sequence[torch.Generator] | None  # one generator for the batch, or one per sample
 Spacing = Literal["trailing", "leading", "linspace"]
 Steps = int | Sequence[int] | Sequence[float] | Tensor
 
@@ -31,21 +31,22 @@ Steps = int | Sequence[int] | Sequence[float] | Tensor
 def timesteps(schedule: Schedule, n: int, spacing: Spacing = "trailing", steps_offset: int = 0) -> Tensor:
     """The times that n sampling steps start from, descending, on the CPU.
 
-    Discrete: int64, to the integer as DDIMScheduler has them (arXiv 2305.08891, table 2). "trailing" starts
-    at T - 1 and is right for few steps. "leading" never sees the last step; "linspace" wants n > 1. At some n
-    the rounding of a float makes "trailing" one longer, there as here.
+    Discrete: int64, exactly those of DDIMScheduler (arXiv 2305.08891, table 2). "trailing" starts at T - 1 and is right
+    for few steps. "leading" never starts at the last time; "linspace" is meant for n > 1. For some n the rounding of a
+    float makes "trailing" one longer, in diffusers as here.
 
-    Flow: float64, as FlowMatchEulerDiscreteScheduler has them: evenly from 1 to the shifted 1/T, then
-    shifted. The smallest time is so shifted twice. `spacing` does not apply.
+    Flow: float64, those of FlowMatchEulerDiscreteScheduler: evenly from 1 to the shifted 1/T, then shifted. So the
+    smallest time is shifted twice. `spacing` does not apply.
 
     Args:
         schedule: the process.
-        n: how many steps.
-        spacing: which grid.
+        n: the number of steps.
+        spacing: the grid.
         steps_offset: added to "leading" times.
 
     Raises:
-        ValueError: n outside 1 ... T, an unknown spacing, or an offset that has no meaning.
+        ValueError: n outside 1 ... T, an unknown spacing, or an offset for a flow.
+        TypeError: a schedule without a grid.
     """
     if spacing not in ("trailing", "leading", "linspace"):
         raise ValueError(f"unknown spacing {spacing!r}; there are: trailing, leading, linspace")
@@ -72,16 +73,21 @@ def timesteps(schedule: Schedule, n: int, spacing: Spacing = "trailing", steps_o
 
 
 def ddim_step(prediction: Prediction, schedule: Schedule, t: Tensor) -> Tensor:
-    """alpha_t x0 + sigma_t eps: where a prediction's path is at t of shape (B,), before or after its own time.
+    """alpha_t x0 + sigma_t eps: the point at t of the path that a prediction implies, t before or after its own time.
 
-    Eta is 0 and every sample has its own time; -1 is the end of a discrete path. `ddim` is the sampler.
+    It is a DDIM step with eta 0 in which every sample has its own time. `ddim` is the sampler.
+
+    Args:
+        prediction: the prediction at (x, its own time).
+        schedule: the process.
+        t: times of shape (B,); -1 is the end of a discrete path.
     """
     alpha, sigma = (broadcast(level, prediction.x_t) for level in levels_or_end(schedule, t))
     return linear_combination(alpha, prediction.x0, sigma, prediction.eps)
 
 
 def levels_or_end(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at t, float64; 1 and 0 where t is below 0."""
+    """alpha and sigma at t of any shape, float64; 1 and 0 where t is below 0."""
     over, inside = t < 0, t.clamp_min(0)
     return torch.where(over, 1.0, schedule.alpha(inside)), torch.where(over, 0.0, schedule.sigma(inside))
 
@@ -101,21 +107,22 @@ def ddim(
 ) -> Tensor:
     """DDIM (arXiv 2010.02502, eq. 12 and 16): x' = alpha' x0 + sqrt(sigma'^2 - std^2) eps + std z.
 
-    With a number of discrete steps each goes to t - T // n, as DDIMScheduler does, also where the next time
-    of the grid is another ("linspace", and n that do not divide T). Times given are gone through in turn.
+    Where `steps` is a number n of discrete steps, each goes to t - T // n, as in DDIMScheduler, also where the next
+    time of the grid is another ("linspace", and n that do not divide T). Times that are given are visited in turn.
 
     Args:
-        predict, x, schedule, steps, callback: as the module says.
+        predict, x, schedule, steps, callback: see the module.
         eta: 0 is deterministic, 1 the ancestral sampler (DDPM).
-        generator: of the noise z, one or one a sample; read only where there is such noise.
-        final_alpha_one: end at alpha = 1; otherwise at time 0 (`set_alpha_to_one` of diffusers).
-        spacing, steps_offset: as of `timesteps`.
+        generator: generator of the noise z, one for the batch or one per sample; read only where eta > 0.
+        final_alpha_one: whether to end at alpha = 1, or at time 0 (`set_alpha_to_one` of diffusers).
+        spacing, steps_offset: as for `timesteps`.
 
     Returns:
         The sample, of the shape and dtype of x.
 
     Raises:
-        ValueError: as of `timesteps`, an eps prediction where alpha = 0, or another number of generators than samples.
+        ValueError: as for `timesteps`; also an eps-prediction where alpha = 0, or another number of generators than
+            samples.
     """
     times = _times(schedule, steps, spacing, steps_offset)
     before = times[1:] + [-1]
@@ -151,13 +158,12 @@ def euler(
 ) -> Tensor:
     """Euler's method on the probability flow ODE, down to alpha = 1.
 
-    Flow: x' = x + (t' - t) flow. Discrete: d(x / alpha) / d(sigma / alpha) = eps (EDM, arXiv 2206.00364), so
-    one Euler step is x' = alpha' x0 + sigma' eps, DDIM that goes to the next time of the grid; said so, it
-    also starts at alpha = 0. EulerDiscreteScheduler keeps x / alpha where this keeps x; it starts from noise
-    times sigma / alpha with "trailing", that is x = sigma_T eps. "linspace" here is DDIM's, rounded; there
-    it is not.
+    Flow: x' = x + (t' - t) flow. Discrete: d(x / alpha) / d(sigma / alpha) = eps (EDM, arXiv 2206.00364), so one Euler
+    step is x' = alpha' x0 + sigma' eps, which is DDIM that goes to the next time of the grid; in this form it can also
+    start at alpha = 0. EulerDiscreteScheduler keeps x / alpha where this keeps x; with "trailing" it starts from noise
+    times sigma / alpha, that is x = sigma_T eps. "linspace" here is that of DDIM, rounded; there it is not.
 
-    Args, returns and errors as of `ddim`.
+    Arguments, result and errors are those of `ddim`.
     """
     times = _times(schedule, steps, spacing, steps_offset)
     for index, t in enumerate(times):
@@ -183,13 +189,13 @@ def dpm_solver_pp_2m(
     steps_offset: int = 0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M), midpoint (arXiv 2211.01095, algorithm 2); first and last step of first order.
+    """DPM-Solver++(2M), midpoint (arXiv 2211.01095, algorithm 2); the first and the last step are of first order.
 
     With h = lambda' - lambda: x' = (sigma' / sigma) x + alpha' (1 - e^-h) (D0 + D1 / 2), where D0 = x0 at t
-    and D1 = (h / h_before) (D0 - D0_before). "leading" and "linspace" are those of n + 1 steps without the
-    last, as DPMSolverMultistepScheduler has them.
+    and D1 = (h / h_before) (D0 - D0_before). "leading" and "linspace" are those of n + 1 steps without the last, as in
+    DPMSolverMultistepScheduler.
 
-    Args, returns and errors as of `ddim`.
+    Arguments, result and errors are those of `ddim`.
     """
     if isinstance(steps, int) and isinstance(schedule, VPSchedule) and spacing != "trailing":
         times = _times(schedule, steps + 1, spacing, steps_offset)[:-1]
@@ -214,12 +220,12 @@ def dpm_solver_pp_2m(
 
 
 def _noise_like(x: Tensor, generator: Generators) -> Tensor:
-    """Standard normal noise of x's shape; with a generator a sample, row i is of the i-th alone."""
+    """Standard normal noise of the shape of x; with one generator per sample, row i comes from the i-th alone."""
     if generator is None or isinstance(generator, torch.Generator):
         device = x.device if generator is None else generator.device
         return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
     if len(generator) != len(x):
-        raise ValueError(f"{len(generator)} generators for {len(x)} samples; there must be one a sample")
+        raise ValueError(f"{len(generator)} generators for {len(x)} samples; there must be one per sample")
     rows = [torch.randn(x.shape[1:], generator=g, device=g.device, dtype=x.dtype) for g in generator]
     return torch.stack(rows).to(x.device)
 
@@ -237,7 +243,7 @@ def _times(schedule: Schedule, steps: Steps, spacing: Spacing, steps_offset: int
         return timesteps(schedule, steps, spacing, steps_offset).tolist()
     times = steps.tolist() if isinstance(steps, Tensor) else list(steps)
     if not times or any(after >= t for t, after in pairwise(times)):
-        raise ValueError(f"times must descend, and be one at least: {times}")
+        raise ValueError(f"times must descend, and there must be at least one: {times}")
     return [float(t) for t in times] if isinstance(schedule, FlowSchedule) else [int(t) for t in times]
 
 

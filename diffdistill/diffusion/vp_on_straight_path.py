@@ -1,20 +1,21 @@
-"""A network of a variance-preserving schedule, used on the straight path: exactly, nothing is trained for it.
+"""A network of a variance-preserving schedule, used on the straight path. The conversion is exact, without training.
 
-A point of the straight path is a scaled point of the other process, at the time with the same sigma / alpha:
+Any-step models that start from a Stable-Diffusion-class teacher use it. A point of the straight path is a scaled point
+of the variance-preserving process, at the time with the same sigma / alpha:
 
     x_t = (1 - t) x0 + t eps = n x_vp,    n = sqrt((1 - t)^2 + t^2),    tan(theta) = sigma / alpha = t / (1 - t)
 
-So the network is given x_t / n and told the time whose angle is theta, and x0 and eps are read from its answer as ever.
-The velocity eps - x0 of the straight path is then a(t) x_t + b(t) answer; for v-prediction a = (2 t - 1) / n^2 and
+So the network gets x_t / n and the time whose angle is theta, and x0 and eps are read from its output as usual. The
+velocity eps - x0 of the straight path is then a(t) x_t + b(t) output; for v-prediction a = (2 t - 1) / n^2 and
 b = 1 / n.
 
 Notable:
-- a discrete schedule's times are interpolated between its steps, linearly in theta: it is finite at both ends, zero
-  terminal SNR included, where log(sigma / alpha) is not. On the steps themselves the time is the integer;
-- before the first step and after the last one the network is told that one. After the last, its x0-prediction of
-  x_t / n is taken as x0: what sampling takes that starts there from noise of unit variance;
-- nothing but the sign of theta - pi / 4 says which of eps - x0 and (x_t - x0) / t, which are equal, is used: each has
-  the end where it divides by nothing small.
+- the times of a discrete schedule are interpolated between its steps, linearly in theta, which is finite at both ends,
+  also at zero terminal SNR, where log(sigma / alpha) is not. At the steps themselves the time is the integer;
+- before the first step the network gets the first time, and after the last step the last one. After the last, its
+  x0-prediction of x_t / n is taken as x0, as in sampling that starts there from noise of unit variance;
+- the velocity is eps - x0 or (x_t - x0) / t, which are equal. The sign of theta - pi / 4 alone decides which of the two
+  is computed: each is used at that end where it does not divide by a small number.
 """
 
 import math
@@ -32,21 +33,21 @@ SETTINGS = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "num_t
 
 
 class VPOnStraightPath:
-    """What goes into a variance-preserving network for a time of the straight path, and its answer as a velocity.
+    """The inputs of a variance-preserving network for a time of the straight path, and its output as a velocity.
 
-        x_t, t --inputs--> x_vp, time --network--> answer --velocity--> eps - x0
+        x_t, t --inputs--> x_vp, time --network--> output --velocity--> eps - x0
 
     Args:
-        config: of the diffusers scheduler that the network was trained with; what `VPSchedule.from_config` reads and
-            `prediction_type`. Other keys are ignored.
+        config: the configuration of the diffusers scheduler that the network was trained with: the keys that
+            `VPSchedule.from_config` reads, and `prediction_type`. Other keys are ignored.
 
     Attributes:
-        settings: those keys, to write down.
-        schedule, kind: read from them.
+        settings: those keys with their values, to store with a model.
+        schedule, kind: the schedule and the kind of prediction that they mean.
 
     Raises:
-        ValueError: a schedule or prediction type that is not supported, one with no step at more noise than signal, or
-            noise prediction on a schedule whose last step holds no signal, which says nothing of x0 there.
+        ValueError: a schedule or prediction type that is not supported, a schedule without a step at more noise than
+            signal, or noise prediction on a schedule whose last step holds no signal, where x0 cannot be read.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -60,17 +61,15 @@ class VPOnStraightPath:
         if not bool((angles.diff() > 0).all()) or not angles[-1] > math.pi / 4:
             raise ValueError("the schedule's noise must rise at every step, to more than there is signal")
         if self.kind == "eps" and not self.schedule.alpha(steps[-1]) > 0:
-            raise ValueError(
-                "the network predicts noise and its last time holds no signal: it says nothing of x0 there"
-            )
+            raise ValueError("the network predicts noise and its last time holds no signal: x0 cannot be read there")
         self.first, self.last = angles[0].item(), angles[-1].item()  # theta at the ends
         self._angles: dict[torch.device, Tensor] = {angles.device: angles}
 
     def inputs(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t / n of x_t's shape, and the time that the network is told, float64, from 0 to T - 1.
+        """x_t / n of the shape of x_t, and the time that the network gets, float64, from 0 to T - 1.
 
         Args:
-            x_t: points of the straight path, (B, ...).
+            x_t: points of the straight path, of shape (B, ...).
             t: their times, in [0, 1], of shape (B,).
         """
         t = t.double()
@@ -81,19 +80,19 @@ class VPOnStraightPath:
         low, high = table[before], table[before + 1]
         return x, before + (theta - low) / (high - low)
 
-    def velocity(self, x_t: Tensor, t: Tensor, x: Tensor, answer: Tensor) -> Tensor:
-        """The velocity eps - x0 that the answer means, of x_t's shape and dtype.
+    def velocity(self, x_t: Tensor, t: Tensor, x: Tensor, output: Tensor) -> Tensor:
+        """The velocity eps - x0 that the network's output means, of the shape and dtype of x_t.
 
         Args:
-            x_t, t: as of `inputs`.
-            x: x_t / n, from there.
-            answer: what the network said of it.
+            x_t, t: as for `inputs`.
+            x: x_t / n, from `inputs`.
+            output: the network's output for x.
         """
-        t, answer = t.double(), answer.to(x_t.dtype)
+        t, output = t.double(), output.to(x_t.dtype)
         theta = torch.atan2(t, 1 - t)
 
         def read(angle: Tensor) -> Prediction:
-            return Prediction(x, answer, self.kind, broadcast(angle.cos(), x), broadcast(angle.sin(), x))
+            return Prediction(x, output, self.kind, broadcast(angle.cos(), x), broadcast(angle.sin(), x))
 
         little = read(theta.clamp(min=self.first if self.kind == "x0" else 0.0, max=math.pi / 4)).flow
         x0 = read(theta.clamp(min=math.pi / 4, max=self.last)).x0

@@ -74,9 +74,10 @@ def few_step_sample(
         cond: condition of the batch.
 
     Raises:
-        ValueError: another number of noises than k - 1.
+        ValueError: another number of noises than k - 1, or a condition of another number of rows.
     """
     _check(z, times, noises)
+    check_condition(cond, len(z))
     times = times.to(z.device)
     x_t = z
     for i, t in enumerate(times):

@@ -18,7 +18,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Condition, Schedule, ScoreModel, broadcast, ddim_step, guided, linear_combination
+from diffdistill.diffusion import (
+    Condition,
+    Schedule,
+    ScoreModel,
+    broadcast,
+    check_condition,
+    ddim_step,
+    guided,
+    linear_combination,
+)
 
 
 class Boundary:
@@ -131,12 +140,13 @@ def consistency_loss(
         A scalar.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes that differ, or a condition of another number of rows.
     """
     if eps.shape != x0.shape:
         raise ValueError(f"noise has shape {tuple(eps.shape)}, x0 {tuple(x0.shape)}; they must be equal")
     f = boundary or Boundary()
     own = cond if student_cond is None else student_cond
+    check_condition(own, len(x0), "student_cond")
     x_t = teacher.schedule.add_noise(x0.detach(), eps, t)
     value = f(student, x_t, t, own)  # first: a pass without a graph would leave autocast weights without one
     with torch.no_grad():
@@ -163,6 +173,7 @@ def consistency_sample(
         boundary: as in training.
         generator: generator of the fresh noise, which is drawn on its device.
     """
+    check_condition(cond, len(x))
     f, schedule = boundary or Boundary(), student.schedule
     kind = torch.int64 if isinstance(schedule.last, int) else torch.float64
     for index, t in enumerate(torch.as_tensor(times).tolist()):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from diffdistill.diffusion import Condition, Prediction, ScoreModel, broadcast
+from diffdistill.diffusion import Condition, Prediction, ScoreModel, broadcast, check_condition
 
 from .tables import look_up
 
@@ -68,11 +68,12 @@ def denoising_loss(
         A scalar.
 
     Raises:
-        ValueError: an unknown weight, or shapes that differ.
+        ValueError: an unknown weight, shapes that differ, or a condition of another number of rows.
     """
     error = look_up(DENOISING_WEIGHTS, weight, "denoising weight")
     if eps.shape != x0.shape:
         raise ValueError(f"noise has shape {tuple(eps.shape)}, x0 {tuple(x0.shape)}; they must be equal")
+    check_condition(cond, len(x0))
     x0 = x0.detach()
     schedule = denoiser.schedule
     prediction = denoiser(schedule.add_noise(x0, eps, t), t, cond)

@@ -184,11 +184,12 @@ def progressive_loss(
         A scalar, float32 at least.
 
     Raises:
-        ValueError: an unknown weight, or shapes that differ.
+        ValueError: an unknown weight, shapes that differ, or a condition of another number of rows.
     """
     weigh = look_up(PROGRESSIVE_WEIGHTS, weight, "weight")
     if target.shape != x_t.shape:
         raise ValueError(f"the target has shape {tuple(target.shape)}, x_t {tuple(x_t.shape)}; they must be equal")
+    check_condition(cond, len(x_t))
     dtype = torch.promote_types(x_t.dtype, torch.float32)
     error = student(x_t.detach(), t, cond).x0.to(dtype) - target.detach().to(dtype)
     factor = weigh(student.schedule.alpha(t), student.schedule.sigma(t))

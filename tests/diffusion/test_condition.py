@@ -26,7 +26,20 @@ from diffdistill.diffusion import (
     rows_of,
     take_rows,
 )
-from diffdistill.distill import judge
+from diffdistill.distill import (
+    backward_simulation,
+    consistency_loss,
+    consistency_sample,
+    ddim_path,
+    denoising_loss,
+    few_step_sample,
+    judge,
+    progressive_loss,
+    score_distillation_loss,
+    score_identity_loss,
+    teacher_signal,
+    two_step_target,
+)
 
 MASK = torch.tensor([True, False, True])
 
@@ -246,3 +259,32 @@ def test_a_condition_moves_as_a_whole() -> None:
     assert all(part is None or part.device.type == "meta" for part in moved.values())
     with pytest.raises(ValueError, match="list"):
         move([text()], "cpu")  # type: ignore[arg-type]
+
+
+def test_losses_and_samplers_check_the_condition_whatever_the_score_model() -> None:
+    """Of a score model of one's own, which need not check, no sample gets the condition of another."""
+
+    class Own:
+        schedule = FlowSchedule()
+
+        def __call__(self, x_t: Tensor, t: Tensor, cond: Condition, /) -> Any:
+            raise AssertionError("the model was called")
+
+    own, x, t, two = Own(), torch.zeros(3, 2), torch.full((3,), 0.5, dtype=torch.float64), text()[:2]
+    times, step = torch.tensor([1.0, 0.5], dtype=torch.float64), torch.ones(3, dtype=torch.long)
+    calls = [
+        lambda: denoising_loss(own, x, t, x, two),
+        lambda: score_identity_loss(own, own, x, t, x, two, None),
+        lambda: teacher_signal(own, x, x, t, t / 2, two, None, 1.0),
+        lambda: few_step_sample(own, x, times, [x], two),
+        lambda: backward_simulation(own, x, times, [x], two, step),
+        lambda: ddim_path(own, x, [9, 4], two, step),
+        lambda: two_step_target(own, x, t, t / 2, t / 4, two, None, 1.0),
+        lambda: progressive_loss(own, x, t, x, two),
+        lambda: consistency_loss(own, own, own, x, t, t / 2, x, two, None, 1.0),
+        lambda: consistency_sample(own, x, [1.0], two),
+        lambda: score_distillation_loss("vsd", "dmd", own, x, t, x, two, None, 1.0, fake=own),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"cond has shape \(2, 2, 2\); its first dimension must be 3"):
+            call()

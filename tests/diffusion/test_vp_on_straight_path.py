@@ -25,7 +25,7 @@ def straight_time(schedule: VPSchedule, index: Tensor) -> Tensor:
 
 
 def gaussian(config: dict[str, Any]) -> tuple[VPOnStraightPath, Any]:
-    """The exact teacher of N(mean, std^2) as a network of this process told any time between steps."""
+    """The exact teacher of N(mean, std^2) as a network of this process, at any time between steps."""
     process = VPOnStraightPath(config)
     steps = torch.arange(process.schedule.num_train_timesteps)
     angle = torch.atan2(process.schedule.sigma(steps), process.schedule.alpha(steps))
@@ -44,8 +44,8 @@ def gaussian(config: dict[str, Any]) -> tuple[VPOnStraightPath, Any]:
 def on_the_path(process: VPOnStraightPath, network: Any) -> Denoiser:
     def velocity(x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
         t = time / 1000
-        x, told = process.inputs(x_t, t)
-        return process.velocity(x_t, t, x, network(x, told, cond))
+        x, time = process.inputs(x_t, t)
+        return process.velocity(x_t, t, x, network(x, time, cond))
 
     return Denoiser(velocity, FLOW, "flow")
 
@@ -55,20 +55,20 @@ def points(n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("config", KINDS)
-def test_on_a_step_the_network_is_told_that_step_and_says_what_it_says_there(config: dict[str, Any]) -> None:
+def test_on_a_step_the_network_gets_that_step_and_its_output_is_read_as_there(config: dict[str, Any]) -> None:
     process = VPOnStraightPath(config)
     schedule = process.schedule
     index = torch.tensor([0, 1, 17, 400, 800, 998, 999])
     t, x_t = straight_time(schedule, index), points(7)
-    x, told = process.inputs(x_t, t)
-    torch.testing.assert_close(told, index.double(), rtol=0, atol=1e-6)
+    x, time = process.inputs(x_t, t)
+    torch.testing.assert_close(time, index.double(), rtol=0, atol=1e-6)
     alpha, sigma = schedule.alpha(index).view(-1, 1, 1), schedule.sigma(index).view(-1, 1, 1)
     torch.testing.assert_close(x, x_t * (alpha + sigma))  # 1 - t = alpha / (alpha + sigma)
     answer = points(7).flip(0)
-    told_vp = Denoiser(lambda x, t, c: answer, schedule, process.kind)(x, index, None)
+    on_vp = Denoiser(lambda x, t, c: answer, schedule, process.kind)(x, index, None)
     velocity = process.velocity(x_t, t, x, answer)
-    torch.testing.assert_close(velocity, told_vp.flow, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(x_t - t.view(-1, 1, 1) * velocity, told_vp.x0, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(velocity, on_vp.flow, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(x_t - t.view(-1, 1, 1) * velocity, on_vp.x0, rtol=1e-7, atol=1e-7)
     if config is COSINE:  # the closed form
         a, b = (2 * t - 1) * (alpha + sigma).view(-1) ** 2, (alpha + sigma).view(-1)
         torch.testing.assert_close(velocity, a.view(-1, 1, 1) * x_t + b.view(-1, 1, 1) * answer)

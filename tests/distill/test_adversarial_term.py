@@ -31,7 +31,7 @@ def test_head_pools_its_patches(size: tuple[int, int]) -> None:
     logits = patches(features)
     assert logits.shape == (3, 1, (size[0] + 1) // 2, (size[1] + 1) // 2)
     torch.testing.assert_close(pooled(features), logits.mean(dim=(2, 3)))
-    assert len(pooled(features).unique()) == 3  # samples are told apart even where a map is one pixel
+    assert len(pooled(features).unique()) == 3  # samples differ even where a map is one pixel
 
 
 def test_head_rejects_a_width_that_makes_no_groups() -> None:

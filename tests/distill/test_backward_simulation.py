@@ -2,7 +2,7 @@
 
 An exact consistency function takes x_t of the teacher's marginal to the end of its ODE. For N(mu, v^2) it is
 mu + v (x_t - alpha mu) / sqrt(alpha^2 v^2 + sigma^2), affine, so that a rollout's mean is its value where all noises
-are nought, and its variance the sum of squared responses to each noise.
+are zero, and its variance the sum of squared responses to each noise.
 """
 
 from typing import Any

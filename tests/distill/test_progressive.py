@@ -112,7 +112,7 @@ def test_the_fixed_point_of_all_stages_is_the_teachers_own_ddim_answer(final: in
     assert (found - one_step).abs().max() > 0.1  # which it does not start as
 
 
-def test_loss_and_gradient_are_nought_at_the_target_and_weights_are_errors_of_other_kinds() -> None:
+def test_loss_and_gradient_are_zero_at_the_target_and_weights_are_errors_of_other_kinds() -> None:
     value, x_t, t, target = noise(seed=1).requires_grad_(), noise(), torch.tensor([900, 600, 300, 50]), noise(seed=2)
     student = Denoiser(lambda *_: value, VP, "v")
     wanted = Prediction(x_t, target, "x0", *(broadcast(f(t), x_t) for f in (VP.alpha, VP.sigma)))

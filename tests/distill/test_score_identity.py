@@ -54,7 +54,7 @@ def test_its_expected_value_is_one_minus_alpha_times_the_gap(schedule: Schedule,
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["vp", "flow"])
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
-def test_value_and_gradient_are_nought_where_the_fake_score_is_the_teacher(schedule: Schedule, alpha: float) -> None:
+def test_value_and_gradient_are_zero_where_the_fake_score_is_the_teacher(schedule: Schedule, alpha: float) -> None:
     z, eps, t = signs(0.4, schedule)
     x0 = (3 * z).requires_grad_()  # samples of whatever distribution
     teacher = GaussianTeacher(schedule, MEAN, STD, "v")

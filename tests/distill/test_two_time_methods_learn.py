@@ -108,7 +108,7 @@ def test_self_e_makes_in_one_step_what_flow_matching_cannot(fake: bool) -> None:
     halfway, full, none = (distances(network, reach) for reach in (0.5, 1.0, 0.0))
     print("Self-E, fake branch", fake, "reach .5", halfway, "1", full, "0", none)
     assert halfway[0] < 0.45 and halfway[1] < 0.35 and halfway[3] < 0.2
-    assert none[0] > halfway[0] + 0.2  # told s = t it is a flow-matching model still
+    assert none[0] > halfway[0] + 0.2  # at s = t it is a flow-matching model still
 
 
 @pytest.mark.parametrize("derivative", ["difference"])  # a product takes ten times as long here, and is tested apart
@@ -165,7 +165,7 @@ def test_consistency_distillation_of_the_exact_teacher() -> None:
 
 
 def test_boot_of_the_exact_teacher() -> None:
-    """Its network says the signal at the time it is told, and always sees the noise."""
+    """Its network predicts the signal at the time that it gets, and always gets the noise."""
     run, teacher, end = Run(), exact_mixture(), 0.01
 
     def signal(z: Tensor, t: Tensor, cond: Tensor) -> Tensor:
