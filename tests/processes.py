@@ -3,12 +3,14 @@
 A server process imports torch and the package once; the others are forked from it, so that they start at once.
 """
 
+import json
 import multiprocessing
 import os
 import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,19 @@ def in_two_processes(function: Callable[..., Any], *args: Any, **environment: st
         for process in both:
             process.kill()  # one that waits for the other in vain
     assert codes == [0, 0], f"the processes ended with {codes}; their errors are above"
+
+
+def train_on_one_and_on_two(config: Path) -> tuple[Path, Path]:
+    """Train the recipe of a config file, here and in two processes; the folders of both runs, beside the file."""
+    from diffdistill.cli.train import main
+
+    one, two = config.parent / "one", config.parent / "two"
+    main([str(config), "--output_dir", str(one)])
+    in_two_processes(main, [str(config), "--output_dir", str(two)])
+    for run, processes in ((one, 1), (two, 2)):
+        (*_, last) = sorted(run.glob("checkpoint-*"))
+        assert json.loads((last / "state.json").read_text())["processes"] == processes
+    return one, two
 
 
 def _call(environment: dict[str, str], function: Callable[..., Any], args: tuple) -> None:

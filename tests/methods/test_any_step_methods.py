@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +10,8 @@ from unittest.mock import patch
 import pytest
 import tiny_pipeline as tiny
 import torch
-from any_step_builds import METHODS, ROOT, SMALL, TEACHER, VAE, build, first_loss
+from any_step_builds import METHODS, SMALL, TEACHER, VAE, build, first_loss
+from processes import train_on_one_and_on_two
 from safetensors.torch import load_file
 
 from diffdistill.diffusion import Denoiser, ddim
@@ -270,16 +268,8 @@ def test_two_processes_log_what_one_logs(pictures: str, tmp_path: Path, name: st
     config = tmp_path / "recipe.yaml"
     config.write_text(json.dumps(recipe))  # JSON is YAML
     logs = []
-    for processes in (1, 2):
-        several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"] if processes == 2 else []
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
-        done = subprocess.run(
-            [sys.executable, *several, *script, "--output_dir", str(tmp_path / str(processes))],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        lines = (tmp_path / str(processes) / "log.jsonl").read_text().splitlines()
-        logs.append([json.loads(line) for line in lines])
+    for run in train_on_one_and_on_two(config):
+        logs.append([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])
     key = {"SelfE": "self_e", "MeanFlow": "mean_flow"}[name]
     assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]] == list(range(1, 9))
     for one, two in zip(*logs, strict=True):

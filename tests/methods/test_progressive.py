@@ -3,9 +3,6 @@ comes to the teacher's own DDIM answer."""
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import tiny_pipeline as tiny
 import torch
+from processes import train_on_one_and_on_two
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,8 +23,6 @@ from diffdistill.methods.progressive import Predecessor
 from diffdistill.models.network import UNet
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=["v_prediction", "epsilon"])
@@ -287,18 +283,7 @@ def test_two_processes_log_what_one_logs(tmp_path: Path) -> None:
     }
     config = tmp_path / "recipe.yaml"
     config.write_text(json.dumps(recipe))  # JSON is YAML
-    logs = []
-    for launch in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]):
-        run = tmp_path / str(len(launch))
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
-        done = subprocess.run(
-            [sys.executable, *launch, *script, "--output_dir", str(run)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        state = json.loads((run / "checkpoint-0000000096" / "state.json").read_text())
-        assert state["processes"] == (2 if launch else 1)
-        logs.append(log_of(run))
+    logs = [log_of(run) for run in train_on_one_and_on_two(config)]
     assert [line["student/steps"] for line in logs[0]] == [4.0] * 4 + [2.0] * 4 + [1.0] * 4
     for one, two in zip(*logs, strict=True):
         assert one["student/steps"] == two["student/steps"]

@@ -12,6 +12,7 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 import yaml
+from processes import train_on_one_and_on_two
 
 from diffdistill import methods
 from diffdistill.errors import UserError
@@ -168,16 +169,7 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, name: str
     }
     config = tmp_path / "recipe.yaml"
     config.write_text(json.dumps(recipe))  # JSON is YAML
-    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    logs = []
-    for run, launch in (("one", []), ("two", two)):
-        script = [str(ROOT / "train" / "distill.py"), "--config", str(config)]
-        done = subprocess.run(
-            [sys.executable, *launch, *script, "--output_dir", str(tmp_path / run)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        logs.append(log_of(tmp_path / run))
+    logs = [log_of(run) for run in train_on_one_and_on_two(config)]
     assert [len(lines) for lines in logs] == [8, 8]
     for a, b in zip(*logs, strict=True):
         assert a.keys() == b.keys() and ("student/loss" in a) == (a["step"] > 2)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import in_two_processes
+from processes import train_on_one_and_on_two
 from tiny_pipeline import save_tiny_pipeline
 
-from diffdistill.cli.train import main
 from diffdistill.methods import SwiftBrush
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
@@ -29,7 +28,6 @@ def log_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fake_score", ["lora", "full"])
 def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, fake_score: str) -> None:
     # Rates at which rounding stays far below the bound. A sum over 8 is rounded otherwise than two over 4, and Adam's
@@ -51,11 +49,7 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, fake_scor
     }
     config = tmp_path / "recipe.yaml"
     config.write_text(json.dumps(recipe))  # JSON is YAML
-    main([str(config), "--output_dir", str(tmp_path / "1")])
-    in_two_processes(main, [str(config), "--output_dir", str(tmp_path / "2")])
-    states = [tmp_path / processes / "checkpoint-0000000080" / "state.json" for processes in "12"]
-    assert [json.loads(state.read_text())["processes"] for state in states] == [1, 2]
-    one, two = (log_of(tmp_path / processes) for processes in "12")
+    one, two = map(log_of, train_on_one_and_on_two(config))
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 11))
     assert one[-1]["student/loss"] > 1e-4
     for a, b in zip(one, two, strict=True):

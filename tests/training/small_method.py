@@ -84,13 +84,26 @@ class Rich(Small):
         return Validation(None, {"weight": unwrap(self.networks["student"]).weight[0, 0].item()})
 
 
+class Contrastive(Small):
+    """A phase whose loss compares each sample with all of its batch, of every process: InfoNCE of two views of it."""
+
+    def phases(self, step):
+        return [Phase("pairs", ("student", "fake"), self._pairs, whole_batch=True)]
+
+    def _pairs(self, batch, random, carry):
+        x = random.normal("x", (4,)) + batch["record"]
+        views = (self.networks[name](x + random.normal(name, (4,))) for name in ("student", "fake"))
+        one, two = (random.gather(view) for view in views)
+        return nn.functional.cross_entropy(one @ two.T, torch.arange(len(one))), {}
+
+
 class Slow(Small):
     def batch(self, records, random):
         time.sleep(0.02)
         return super().batch(records, random)
 
 
-KINDS = {kind.__name__: kind for kind in (Small, Rich, Slow)}
+KINDS = {kind.__name__: kind for kind in (Small, Rich, Contrastive, Slow)}
 
 
 def train(run: Path, kind: str = "Small", samples: int = 160, resume: str | None = None, **more: object) -> Trainer:

@@ -232,7 +232,6 @@ def test_what_is_asked_of_a_launcher_is_refused(tmp_path: Path, flags: tuple[str
         read_launch(settings(), launched(tmp_path, *flags, config=BASE + config))
 
 
-@pytest.mark.slow
 def test_accelerate_launch_trains_to_the_same_bits(tmp_path: Path) -> None:
     script = [str(HERE / "run_small.py")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}

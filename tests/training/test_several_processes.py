@@ -56,6 +56,16 @@ def test_two_processes_log_and_learn_what_one_does(tmp_path: Path) -> None:
         assert (tmp_path / run / "export-0000000040").is_dir()
 
 
+def test_a_loss_of_the_whole_batch_is_that_of_one_process(tmp_path: Path) -> None:
+    settings = {"kind": "Contrastive", "samples": 80}
+    train(tmp_path / "one", **settings)
+    in_two_processes(train_with, tmp_path / "two", settings)
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    for key in ("pairs/loss", "pairs/student/grad_norm", "pairs/fake/grad_norm"):
+        assert [a[key] for a in one] == pytest.approx([b[key] for b in two], rel=1e-5)
+        assert len({a[key] for a in one}) == 10
+
+
 def test_torchrun_of_the_script_trains_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{HERE}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
