@@ -24,15 +24,14 @@ from torch import Tensor
 
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
-from diffdistill.methods.base import Batch, Method, Phase, unwrap
-from diffdistill.models.ema import Ema
+from diffdistill.methods.base import Batch, Method, Phase
 
 from .checkpoint import latest_checkpoint, remove_later_checkpoints
-from .clock import Clock, RecordOrder
+from .clock import RecordOrder
 from .continuation import Identity, Recipe, about_the_run
 from .interrupt import finish_step_on_interrupt
 from .launcher import data_parallel, leave_processes, make_accelerator, read_launch
-from .optimizers import clip_gradients, make_optimizer, set_learning_rates, step_where
+from .optimizers import clip_gradients, set_learning_rates, step_where
 from .precision import resolve_precision
 from .resume import Start
 from .run_folder import RunFolder, Scalars
@@ -83,13 +82,7 @@ class Trainer:
             method.enable_gradient_checkpointing()
         self.device = self.accelerator.device
         method.prepare(self.device)
-        bare = {name: unwrap(network).to(self.device) for name, network in method.networks.items()}
-        self.state = TrainingState(
-            bare,
-            {name: make_optimizer(name, bare[name], settings) for name, settings in method.optimizers.items()},
-            Ema(bare[method.averaged], settings.ema_decay, settings.ema_warmup),
-            Clock(settings),
-        )
+        self.state = TrainingState.of(method, settings, self.device)
         self.clock, self.order = self.state.clock, RecordOrder(len(method), settings.seed)
         about = about_the_run(identity, settings, self.precision, self.accelerator.num_processes)
         saved = start.folder and start.folder.resolve()

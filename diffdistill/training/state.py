@@ -20,9 +20,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from diffdistill.errors import UserError
+from diffdistill.methods.base import Method, unwrap
 from diffdistill.models.ema import Ema
 
 from .clock import Clock
+from .optimizers import make_optimizer
+from .settings import TrainingSettings
 
 TensorGroups = dict[str, dict[str, Tensor]]
 
@@ -46,6 +49,19 @@ class TrainingState:
     clock: Clock
     skipped: int = 0
     follows_progress: bool = False
+
+    @classmethod
+    def of(cls, method: Method, settings: TrainingSettings, device: torch.device) -> TrainingState:
+        """The state at the start of a run: the method's networks, moved to the device, and nothing done yet.
+
+        Raises:
+            UserError: a parameter group takes no parameter.
+            ValueError: a network that has an optimiser has no parameter that requires a gradient.
+        """
+        networks = {name: unwrap(network).to(device) for name, network in method.networks.items()}
+        optimizers = {name: make_optimizer(name, networks[name], each) for name, each in method.optimizers.items()}
+        ema = Ema(networks[method.averaged], settings.ema_decay, settings.ema_warmup)
+        return cls(networks, optimizers, ema, Clock(settings))
 
     def capture(self) -> tuple[TensorGroups, dict[str, Any]]:
         """Groups of tensors, and plain values. All processes have to call it: each has generators of its own."""
