@@ -2,12 +2,12 @@
 
     python bench/leaderboard.py              # all methods, seed 0
     python bench/leaderboard.py --methods swiftbrush dmd2 --seeds 0 1 2 --images 25600
-    python bench/leaderboard.py --write      # table in docs/results.md, plot, pictures, from what is there
+    python bench/leaderboard.py --write      # table in docs/results.md, plot, images, from what is there
 
     train      each method by its config, cut to --images, product exported at every quarter     OUT/NAME-sSEED/
     measure    `diffdistill eval sweep` of the products at 1, 2, 4, 8 steps                      OUT/NAME-sSEED/final/
                and of what was exported on the way, at the steps a method is meant for           OUT/NAME-sSEED/curve/
-    write      table and plot; with --write a row of pictures a method too
+    write      table and plot; with --write a row of images a method too
 
 Notable:
 - every part is resumed where it was interrupted, and what is there is not made again;
@@ -32,7 +32,7 @@ from diffdistill.errors import UserError
 from diffdistill.files import write_json_atomic
 
 STEPS = (1, 2, 4, 8)
-AGREEMENT = ("--agreement", "align", "--agreement_pictures", "64")  # its tower takes longer than a one-step picture
+AGREEMENT = ("--agreement", "align", "--agreement_pictures", "64")  # its tower takes longer than a one-step image
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def main() -> None:
         help="of prompts, reference and noise; default 0 1 2",
     )
     parser.add_argument("--train_only", action="store_true", help="measure nothing")
-    parser.add_argument("--write", action="store_true", help="only table, plot and pictures, in docs/")
+    parser.add_argument("--write", action="store_true", help="only table, plot and images, in docs/")
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"))
     o = parser.parse_args()
     if not o.write:

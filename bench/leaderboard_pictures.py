@@ -19,7 +19,7 @@ PROMPTS = (
 
 
 def draw(out: Path, names: Iterable[str], path: Path) -> None:
-    """Write a row of pictures a method, of seed 0, in order of KD; the teacher's comes first."""
+    """Write a row of images a method, of seed 0, in order of KD; the teacher's comes first."""
     places = {name: (out / f"{name}-s0" / "export", out / f"{name}-s0" / "final") for name in names}
     places["teacher"] = Path("assets/teacher"), out / "teacher"
     found = {}

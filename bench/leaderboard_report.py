@@ -8,10 +8,11 @@ import statistics
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sweep_rows import best_by_steps, read_rows
 
+from diffdistill.evaluation.page.axes import spread
 from diffdistill.files import write_atomic
 
 START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
@@ -129,39 +130,69 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
 
 
 def plot(found: list[dict[str, Any]], teacher: list[dict[str, Any]], path: Path) -> None:
-    """KD against images, against CPU minutes, and against steps; dashed, the teacher."""
+    """KD against images, against CPU minutes, and against steps; each line has its name at its end."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
+    lines: list[list[Line]] = [[], [], []]
     shown: dict[str, dict[str, Any]] = {}  # of several runs the one that has a curve
     for record in sorted(found, key=lambda record: not record["curve"]):
         shown.setdefault(record["name"], record)
     for k, name in enumerate(dict.fromkeys(record["name"] for record in found)):
         record = shown[name]
-        style = {"color": f"C{k % 10}", "marker": "os^vDP*X"[k % 8], "markersize": 4, "label": name}
+        look = {"color": f"C{k % 10}", "marker": "os^vDP*X"[k % 8], "markersize": 4, "linewidth": 1.3}
         points = _lowest_end(record["curve"])
         if points:
-            for axis, key in zip(axes, ("images", "cpu_minutes"), strict=False):
-                axis.plot([p[key] for p in points], [p["kd"] for p in points], **style)
+            for own, key in zip(lines, ("images", "cpu_minutes"), strict=False):
+                own.append(Line(name, [p[key] for p in points], [p["kd"] for p in points], look))
         numbers = sorted(record["best"])
-        axes[2].plot(numbers, [record["best"][n]["mean"]["kd"] for n in numbers], **style)
-    if teacher:
-        best = {n: row["mean"]["kd"] for n, row in best_by_steps(teacher).items()}
-        few = [n for n in best if n <= 8]
-        axes[2].plot(few, [best[n] for n in few], color="black", linestyle="--", label="teacher")
-        for axis in axes:
-            axis.axhline(best[max(best)], color="black", linestyle=":", label=f"teacher, {max(best)} steps")
-    for axis, label in zip(axes, ("images seen", "CPU minutes", "steps"), strict=True):
-        axis.set_xlabel(label)
-        axis.set_ylabel("KD, MobileNetV2")
-        axis.set_ylim(bottom=0)
+        lines[2].append(Line(name, numbers, [record["best"][n]["mean"]["kd"] for n in numbers], look))
+    best = {n: row["mean"]["kd"] for n, row in best_by_steps(teacher).items()} if teacher else {}
+    few = [n for n in best if n <= 8]
+    if few:
+        lines[2].append(Line("teacher", few, [best[n] for n in few], {"color": "black", "linestyle": "--"}))
+    steps = sorted({x for line in lines[2] for x in line.x})
     axes[2].set_xscale("log", base=2)
-    axes[2].legend(fontsize=7, ncols=2)
+    axes[2].set_xticks(steps, [str(n) for n in steps])
+    axes[2].minorticks_off()
+    for axis, own, label in zip(axes, lines, ("images seen", "CPU minutes", "steps"), strict=True):
+        for line in own:
+            axis.plot(line.x, line.y, **line.look)
+        axis.set_xlabel(label)
+        axis.set_ylabel("KD, MobileNetV2 (lower is better)")
+        axis.set_ylim(bottom=0)
+        ends = [(line.x[-1], line.y[-1], line.name, str(line.look["color"])) for line in own]
+        if best:
+            at = best[max(best)]
+            axis.axhline(at, color="black", linestyle=":", linewidth=1)
+            ends.append((axis.get_xlim()[1], at, f"teacher, {max(best)} steps", "black"))
+        _name_ends(axis, ends)
+        axis.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+class Line(NamedTuple):
+    """A line of the plot: its name, its points, and how it looks."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    look: dict[str, Any]
+
+
+def _name_ends(axis: Any, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write each line's name beside the axis at the height of its end, moved apart where names would overlap."""
+    to_axes = axis.transData + axis.transAxes.inverted()
+    places = sorted((*reversed(to_axes.transform((x, y))), name, color) for x, y, name, color in ends)
+    heights = spread([y for y, *_ in places], 0.045, 0.0, 1.0)
+    for (y, x, name, color), at in zip(places, heights, strict=True):
+        thin = {"color": color, "linewidth": 0.6, "transform": axis.transAxes, "clip_on": False}
+        axis.plot([x, 1.0, 1.04], [y, y, at], **thin)
+        axis.text(1.05, at, name, color=color, fontsize=8, va="center", transform=axis.transAxes)
 
 
 def write(out: Path, entries: Mapping[str, Any], results: Path, picture: Path) -> list[dict[str, Any]]:

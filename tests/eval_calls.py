@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 
 def noise(folder: str, n: int, seed: int, side: int = 8, top: int = 256) -> Path:
-    """A folder of n pictures of noise below `top`."""
+    """A folder of n images of noise below `top`."""
     path, draw = Path(folder), np.random.default_rng(seed)
     path.mkdir()
     for i in range(n):

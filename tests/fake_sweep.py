@@ -1,4 +1,4 @@
-"""A sweep as `diffdistill eval sweep` writes it, with numbers from closed forms and pictures of coloured shapes."""
+"""A sweep as `diffdistill eval sweep` writes it, with numbers from closed forms and images of coloured shapes."""
 
 import json
 import math

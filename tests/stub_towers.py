@@ -1,4 +1,4 @@
-"""An image and a text tower one can work out by hand: a picture is its mean colour, a caption the colour it names."""
+"""An image and a text tower one can work out by hand: an image is its mean colour, a caption the colour it names."""
 
 import sys
 from collections.abc import Sequence

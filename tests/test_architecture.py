@@ -1,13 +1,17 @@
-"""Imports point one way, and the command starts light."""
+"""Imports point one way, the package and the command start light, and everything public has a docstring."""
 
+import ast
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft")
+DOCUMENTED = ("__init__", "__main__", "cli", "comparison", "errors", "evaluation", "files", "launched", "lazy")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -36,7 +40,7 @@ def test_import_contracts() -> None:
 
 
 def test_the_package_and_the_command_import_nothing_heavy() -> None:
-    assert loaded_by("import diffdistill, diffdistill.cli.main") == set()
+    assert loaded_by("import diffdistill, diffdistill.cli.main; dir(diffdistill)") == set()
 
 
 @pytest.mark.parametrize("command", [(), ("generate",), ("quickstart",), ("eval", "calc"), ("eval", "pairs")])
@@ -46,3 +50,64 @@ def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
 
 def test_help_of_train_needs_torch_alone() -> None:
     assert loaded_by(help_of("train")) <= {"torch"}
+
+
+def test_importing_the_package_and_asking_for_help_take_no_time() -> None:
+    """CPU seconds beside those of the interpreter itself, the best of three, so that other work matters little."""
+
+    def seconds(code: str) -> float:
+        probe = f"import time\nstarted = time.process_time()\n{code}\nprint('took:', time.process_time() - started)"
+        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+        return float(done.stdout.splitlines()[-1].removeprefix("took:"))
+
+    for code, most in (("import diffdistill", 0.1), (help_of(), 0.5), (help_of("eval", "calc"), 0.5)):
+        assert min(seconds(code) for _ in range(3)) < most, code
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "diffdistill", "generate", "--no_such_option"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("diffdistill: error: ")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Name and file of each module of the packages whose docstrings are held."""
+    for path in sorted((ROOT / "diffdistill").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[1] in DOCUMENTED:
+            yield ".".join(parts).removesuffix(".__init__"), path
+
+
+def inherits_its_docstring(module: str, owner: str, name: str) -> bool:
+    """Whether a class above `owner` says what its method `name` does."""
+    found = getattr(importlib.import_module(module), owner)
+    above = [vars(base)[name] for base in found.__mro__[1:] if base is not object and name in vars(base)]
+    return any(getattr(method, "__doc__", None) for method in above)
+
+
+def undocumented(module: str, path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if ast.get_docstring(tree) is None:
+        yield module
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        if ast.get_docstring(node) is None:
+            yield f"{module}.{node.name}"
+        for method in node.body if isinstance(node, ast.ClassDef) else ():
+            hidden = not isinstance(method, ast.FunctionDef) or method.name.startswith("_")
+            if hidden or ast.get_docstring(method) is not None:
+                continue
+            if not inherits_its_docstring(module, node.name, method.name):
+                yield f"{module}.{node.name}.{method.name}"
+
+
+def test_everything_public_has_a_docstring() -> None:
+    """Modules, classes, functions and methods; a method that overrides another has that one's."""
+    assert [name for module, path in modules() for name in undocumented(module, path)] == []
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for _, path in modules()}
+    assert {str(path): n for path, n in lengths.items() if n > 400} == {}

@@ -1,1 +1,1 @@
-"""`diffdistill ...`: thin. Nothing heavy is imported before a subcommand needs it."""
+"""The command line: it parses and checks options, and calls the library. Heavy packages are imported when needed."""

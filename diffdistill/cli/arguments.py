@@ -1,4 +1,4 @@
-"""An argparse parser whose errors are one line, and name the nearest option."""
+"""A parser whose errors are one line and name the nearest option, and errors said in terms of options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffdistill.errors import UserError
 
 
 def add_eta(parser: argparse.ArgumentParser) -> None:
-    """The option --eta of a command that samples; None where it is not given."""
+    """Add the option --eta of a command that samples; its value is None where it is not given."""
     help_text = "noise while sampling, from 0 (none) to 1 (ancestral); by default the model's own, which is mostly 0"
     parser.add_argument("--eta", type=_eta, help=help_text)
 
@@ -26,7 +26,7 @@ def _eta(text: str) -> float:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit. Options are not abbreviated."""
+    """A parser that raises UserError where argparse would print its usage and exit. Options cannot be abbreviated."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""The `diffdistill` command: picks a subcommand and turns errors into one line and an exit code."""
+"""The `diffdistill` command: it runs a subcommand, and turns an error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from diffdistill import __version__
 from diffdistill.errors import UserError
 
 COMMANDS = {
-    "quickstart": "distil the embedded teacher and show pictures and numbers",
+    "quickstart": "distil the embedded teacher, and show images and numbers",
     "train": "train a recipe from its config file",
-    "generate": "pictures from a pipeline folder, a teacher's or a student's",
-    "eval": "references, distances and pictures under a named protocol",
+    "generate": "draw images with a pipeline folder, a teacher's or a student's",
+    "eval": "measure images and generators under a named protocol",
 }
 USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:12}{v}\n" for k, v in COMMANDS.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run one subcommand; returns the exit code: 0, 2 for bad input, or 130 after an interrupt."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE + "\ndiffdistill COMMAND --help says more.")

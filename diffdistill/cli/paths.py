@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def find(path: str) -> str:
-    """`path` as it is where it exists from the current directory, else from the repository's root if it is there."""
+    """The path itself where it exists from the current directory, otherwise that in the repository's root, if any."""
     file, column = split_column(path)
     if not file or Path(file).exists():
         return path
@@ -21,7 +21,7 @@ def find(path: str) -> str:
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Raise UserError where `path` could not be made or written: found out before the work, not after it."""
+    """Raise UserError where a path cannot be made or written, so that this shows before the work and not after it."""
     above = next(p for p in (path, *path.absolute().parents) if p.exists())
     if above != path and not above.is_dir():
         raise UserError(f"{option} {path}: {above} is a file, not a folder")

@@ -141,7 +141,7 @@ class CellMeasurement:
         Only towers whose heads saw all the other concepts need it. R@1 compares at an equal number of captions. The
         images are drawn, always the same ones, because neighbours in the set are often alike.
         """
-        images, known, towers = unseen.pictures, unseen.captions, self.how.towers
+        images, known, towers = unseen.images, unseen.captions, self.how.towers
         if towers is None or towers.kind != "align" or images is None or known is None:
             return {}
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,15 @@ Features = FeatureRows | FeatureStatistics
 
 @dataclass(frozen=True)
 class Reading:
-    """How pictures are read: pictures a batch, threads that decode, what a corrupt one does, a progress bar."""
+    """How images are read.
+
+    Args:
+        batch_size: images in a batch.
+        threads: threads that decode images.
+        on_corrupt: "stop" raises at a corrupt image; "skip" leaves it out and reports it.
+        progress: show a progress bar on stderr.
+        report: is called with each line about images that were left out.
+    """
 
     batch_size: int = 64
     threads: int = 2
@@ -37,12 +45,12 @@ class Reading:
 
 
 class Pass(NamedTuple):
-    """One extractor's share in a pass over pictures.
+    """What one extractor does in a pass over images.
 
     Args:
-        extractor: of the protocol, or towers beside it (`agreement.Towers`).
-        rows: keep every feature; otherwise only mean and scatter, in constant memory.
-        first: only pictures whose index is below this; None takes all.
+        extractor: the protocol's, or towers beside it (`agreement.scores.Towers`).
+        rows: keep every feature; otherwise keep mean and scatter, in constant memory.
+        first: take only images whose index is below this; None takes all.
     """
 
     extractor: Any
@@ -58,22 +66,23 @@ def collect(
     rows: bool = True,
     reading: Reading | None = None,
 ) -> Features:
-    """Features of the first n pictures, of all processes together.
+    """Features of the first n images, of all processes together.
 
     Args:
-        source: the pictures.
-        protocol: crop, resize, quantisation.
+        source: the images.
+        protocol: crop, resize and quantisation.
         extractor: the protocol's.
-        n: how many; None for the protocol's number, or all where it names none.
-        rows: keep every feature; otherwise only mean and scatter, in constant memory.
-        reading: see there.
+        n: how many images; None for the protocol's number, or all where it names none.
+        rows: keep every feature; otherwise keep mean and scatter, in constant memory.
+        reading: how images are read.
 
     Returns:
-        On every process, the features of all of them; they don't depend on the batch size or the number of processes.
+        The features of all of them, on every process. They depend neither on the batch size nor on the number of
+        processes.
 
     Raises:
-        UserError: fewer pictures than asked for, or sizes that differ where the protocol forbids that.
-        CorruptPictureError: names a picture that cannot be read.
+        UserError: fewer images than asked for, or sizes that differ where the protocol needs one size.
+        CorruptPictureError: an image that cannot be read, by its name.
     """
     return collect_several(source, protocol, [Pass(extractor, rows)], n, reading)[0]
 
@@ -85,10 +94,11 @@ def collect_several(
     n: int | None = None,
     reading: Reading | None = None,
 ) -> list[Features]:
-    """`collect` for several extractors, which all see the same pictures, each read or made once.
+    """`collect` for several extractors. All of them see the same images, and each image is read or made once.
 
     Args:
-        passes: at least one; messages and the least number of pictures go by the first, which should take all.
+        source, protocol, n, reading: as in `collect`.
+        passes: at least one. The first should take all images: messages and the least number of images follow it.
 
     Returns:
         The features of each pass, in the order of `passes`.
@@ -126,26 +136,26 @@ def collect_several(
     require_one_size(set().union(*from_all_processes(shapes)), source.name)
     total: list[Features] = [features.all_reduce() for features in kept]
     if total[0].n < 2:
-        raise UserError(f"{source.name}: {total[0].n} of {wanted} pictures could be read; at least 2 are needed")
+        raise UserError(f"{source.name}: {total[0].n} of {wanted} images could be read; at least 2 are needed")
     if total[0].n < wanted:
-        reading.report(f"{source.name}: {wanted - total[0].n} of {wanted} pictures were left out")
+        reading.report(f"{source.name}: {wanted - total[0].n} of {wanted} images were left out")
     return total
 
 
 def how_many(source: Source, protocol: Protocol, n: int | None = None) -> int:
-    """Pictures to measure: n, or the protocol's number, or all.
+    """The number of images to measure: n, or the protocol's number, or all.
 
     Raises:
         UserError: the source holds fewer.
     """
     wanted = n or protocol.n_generated or len(source)
     if wanted > len(source):
-        raise UserError(f"{source.name} holds {len(source)} pictures; {wanted} were asked for")
+        raise UserError(f"{source.name} holds {len(source)} images; {wanted} were asked for")
     return wanted
 
 
 def from_all_processes(value: Any) -> list[Any]:
-    """The value of every process, on every process."""
+    """A value of every process, in the order of the processes, on every process."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):

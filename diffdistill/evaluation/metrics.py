@@ -25,29 +25,34 @@ FEWEST = {"fd": 2, "kd": 3, "prdc": 6, "cmmd": 2}
 
 
 def check_metrics(metrics: Sequence[str], n: int, extractor: str) -> None:
-    """What `distances` would refuse, before anything is measured.
+    """Refuse what `distances` would refuse, before anything is measured.
+
+    Args:
+        metrics: of `METRICS`.
+        n: number of images on the smaller side.
+        extractor: the extractor's name.
 
     Raises:
-        UserError: an unknown metric, one that is not defined on this extractor's features, or too few pictures.
+        UserError: an unknown metric, one that is not defined on this extractor's features, or too few images.
     """
     for name in metrics:
         if name not in METRICS:
             raise UserError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
         if n < FEWEST[name]:
-            raise UserError(f"{name} needs at least {FEWEST[name]} pictures; there are {n}")
+            raise UserError(f"{name} needs at least {FEWEST[name]} images; there are {n}")
         if name == "cmmd" and not extractor.startswith("clip-"):
             raise UserError(f"cmmd is defined on CLIP's embeddings; this protocol's extractor is {extractor}")
 
 
 def distances(generated: Features, reference: Features, metrics: Sequence[str]) -> dict[str, Any]:
-    """The numbers asked for, with n and the protocol beside them.
+    """The distances between two sets of features, with the numbers of images and the protocol beside them.
 
     Args:
-        generated, reference: of one protocol.
+        generated, reference: features under one protocol.
         metrics: of `METRICS`.
 
     Raises:
-        UserError: protocols that differ, an unknown metric, or one that these features are not made for.
+        UserError: protocols that differ, an unknown metric, or a metric that is not defined on these features.
     """
     require_same_protocol(generated, reference)
     check_metrics(metrics, min(generated.n, reference.n), str(generated.protocol.get("extractor")))
@@ -58,7 +63,7 @@ def distances(generated: Features, reference: Features, metrics: Sequence[str]) 
         found["fd_mean_term"] = terms.mean_term
     if needed := [name for name in metrics if name in ROWS]:
         if not (isinstance(generated, FeatureRows) and isinstance(reference, FeatureRows)):
-            raise UserError(f"{needed[0]} needs every row of both sides, and one holds mean and scatter alone")
+            raise UserError(f"{needed[0]} needs every row of both sides, and one side holds mean and scatter alone")
         x, y = generated.features, reference.features
         if "kd" in metrics:
             name = named("kd", generated.protocol)
@@ -81,7 +86,7 @@ def _statistics(features: Features) -> FeatureStatistics:
 
 
 def named(metric: str, protocol: dict[str, Any]) -> str:
-    """fid and kid are these distances on FID's own network with the published weights, and on nothing else."""
+    """The name of a distance under a protocol: fid and kid only on FID's own network with its published weights."""
     from diffdistill.evaluation.features.inception import INCEPTION_FILE
 
     own = protocol.get("extractor") == "inception-tf" and protocol.get("weights_sha256") == INCEPTION_FILE.sha256

@@ -1,11 +1,11 @@
-"""Evaluation protocols as small named records, each with a hash that is printed with every number.
+"""Evaluation protocols: small named records, each with a hash that is printed with every number.
 
 Notable:
-- a protocol is all that two people have to agree on before their numbers compare: extractor, crop, both resizes,
-  quantisation, how many images, which reference, which CLIP with which prefix;
-- `str(protocol)` is its name and the first 8 hex digits of a hash over all of it, as "clean@1a2b3c4d"; a record changed
-  with `dataclasses.replace` prints another hash under the same name;
-- quantisation is what happens to images that come in floats; images that come in bytes are taken as they are.
+- a protocol is everything that two people have to agree on before their numbers compare: extractor, crop, both
+  resizes, quantisation, number of images, reference, and CLIP model with its prefix;
+- `str(protocol)` is its name and the first 8 hex digits of a hash of all its fields, such as "clean@1a2b3c4d". A record
+  changed with `dataclasses.replace` has another hash under the same name;
+- quantisation says how images in floats become bytes; images in bytes are taken as they are.
 
 Importing this module needs no torch.
 """
@@ -33,17 +33,17 @@ class Protocol:
     """One way of measuring.
 
     Args:
-        name: what it is called.
-        extractor: a name in `extractors.EXTRACTORS`.
-        network_resize: how images come to the extractor's network, as "clean-299".
+        name: the protocol's name.
+        extractor: a name in `features.base.EXTRACTORS`.
+        network_resize: how images are resized for the extractor's network, such as "clean-299".
         reference: which real images, in words.
-        n_generated: how many generated images; None for as many as there are.
-        crop: "centre-square", or None.
-        resize_before: to what size and how after the crop, as "pil-lanczos-256", or None.
-        quantisation: of images in floats: "uint8-round", or "uint8-truncate" where the original does so.
-        mixed_sizes: whether images of several sizes are allowed; otherwise they have to agree after crop and resize.
-        clip_model: open_clip's model and weights for CLIP score, as "ViT-g-14/laion2b_s12b_b42k", or None.
-        clip_prefix: put before every caption.
+        n_generated: number of generated images; None for as many as there are.
+        crop: "centre-square", or None for no crop.
+        resize_before: kind and size of a resize after the crop, such as "pil-lanczos-256", or None for no resize.
+        quantisation: how floats become bytes: "uint8-round", or "uint8-truncate" where the original tool truncates.
+        mixed_sizes: whether images of several sizes are allowed; otherwise sizes have to agree after crop and resize.
+        clip_model: open_clip's model and weights for CLIP score, such as "ViT-g-14/laion2b_s12b_b42k", or None.
+        clip_prefix: text that is put before every caption.
     """
 
     name: str
@@ -81,14 +81,16 @@ class Protocol:
         device: "str | torch.device" = "cpu",
         allow_other_weights: bool | str = False,
     ) -> "Extractor":
-        """The protocol's extractor, with the protocol's resize; arguments as of `extractors.build_extractor`."""
+        """The protocol's extractor, with the protocol's resize; arguments as in `features.base.build_extractor`."""
         from diffdistill.evaluation.features.base import build_extractor
 
         kind = self.network_resize.rpartition("-")[0]
         options = {"resize": kind} if self.extractor.startswith("inception-tf") else {}
         built = build_extractor(self.extractor, weights, device, allow_other_weights, **options)
         if built.resize != self.network_resize:
-            raise UserError(f"{self} asks for {self.network_resize}, {self.extractor} resizes by {built.resize}")
+            raise UserError(
+                f"{self} asks for the resize {self.network_resize}; {self.extractor} resizes by {built.resize}"
+            )
         return built
 
     def build_clip(
@@ -97,10 +99,10 @@ class Protocol:
         device: "str | torch.device" = "cpu",
         allow_other_weights: bool | str = False,
     ) -> "ClipFeatures":
-        """CLIP's two towers, with the protocol's prefix; arguments as of `build_extractor`.
+        """CLIP's two towers, with the protocol's prefix; arguments as in `build_extractor`.
 
         Raises:
-            UserError: the protocol has no CLIP score, and as `clip.ClipFeatures`.
+            UserError: the protocol has no CLIP model, and whatever `clip.ClipFeatures` raises.
         """
         from diffdistill.evaluation.features.clip import ClipFeatures
 
@@ -110,22 +112,22 @@ class Protocol:
         return ClipFeatures(model, pretrained, weights, self.clip_prefix, device, allow_other_weights)
 
     def record(self, extractor: "Extractor") -> dict[str, Any]:
-        """What a number carries: name and hash of the protocol, and all that the extractor says of itself."""
+        """What a number carries: name and hash of the protocol, and the record of the extractor."""
         return {"protocol": str(self), **extractor.protocol, "quantisation": self.quantisation}
 
     def preprocess(self, images: "Tensor | Sequence[Tensor]") -> "Tensor | list[Tensor]":
-        """Quantises, crops and resizes images, as the protocol says, to what the extractor takes.
+        """Quantise, crop and resize images as the protocol says, for the extractor.
 
         Args:
             images: Tensor of shape (N, 3, H, W), or one image (3, H, W), or a sequence of images (3, H, W) that may
                 differ in size; uint8, or floating point in [0, 1].
 
         Returns:
-            uint8, of the same form; a sequence gives one Tensor of shape (N, 3, h, w) where sizes agree, or a list
-            where they don't and the protocol allows that.
+            uint8 in the same form. A sequence gives one Tensor of shape (N, 3, h, w) where sizes agree, and a list
+            where they differ and the protocol allows that.
 
         Raises:
-            UserError: sizes that do not agree where the protocol forbids that.
+            UserError: sizes that differ where the protocol needs one size.
             ValueError: wrong shape or dtype, or floating-point values outside [0, 1].
         """
         import torch
@@ -162,8 +164,8 @@ class Protocol:
 
 _COCO = "COCO 2014 val, all 40504 images"
 _RECORDS = (
-    # GigaGAN, DMD2 and SwiftBrush v2: 30 000 captions, one image each; the reference gets the same crop and resize.
-    # Their images in floats are cut to bytes, not rounded.
+    # As GigaGAN, DMD2 and SwiftBrush v2 measure: 30,000 captions with one image each; the reference gets the same crop
+    # and resize. Floats are truncated to bytes, not rounded.
     Protocol(
         "coco30k-clean256",
         "inception-tf",
@@ -176,20 +178,20 @@ _RECORDS = (
         clip_model="ViT-g-14/laion2b_s12b_b42k",
         clip_prefix="A photo depicts ",
     ),
-    # clean-fid's mode "clean", which resizes each image by itself.
+    # The mode "clean" of clean-fid, which resizes each image by itself.
     Protocol("clean", "inception-tf", "clean-299", "given", mixed_sizes=True),
-    # FID as first published, by torch-fidelity's and TensorFlow's arithmetic.
+    # FID as first published, in the arithmetic of torch-fidelity and TensorFlow.
     Protocol("tf-legacy", "inception-tf", "tf1-bilinear-299", "given"),
-    # torchmetrics >= 1.8 with normalize=True, which cuts floats to bytes.
+    # torchmetrics >= 1.8 with normalize=True, which truncates floats to bytes.
     Protocol("torchmetrics", "inception-tf", "bilinear-antialias-299", "given", quantisation="uint8-truncate"),
     # FD-DINOv2 as EDM2 measures it.
     Protocol("dinov2", "dinov2-vitl14", "bicubic-antialias-224", "given", mixed_sizes=True),
-    # CMMD (arXiv 2401.09603): OpenAI's CLIP at 336 pixels, squares cut from the middle.
+    # CMMD (arXiv 2401.09603): OpenAI's CLIP at 336 pixels, on squares cut from the middle.
     Protocol("cmmd", "clip-ViT-L-14-336", "pil-bicubic-336", "given", crop="centre-square", mixed_sizes=True),
-    # No download: torchvision's MobileNetV2. Never FID.
+    # Needs no download: torchvision's MobileNetV2. A distance on it is not FID.
     Protocol("mobilenet-offline", "mobilenet_v2", "bicubic-antialias-128", "given"),
     Protocol("cifar10-50k", "inception-tf", "tf1-bilinear-299", "CIFAR-10 train, all 50000 images", n_generated=50_000),
-    # As EDM does it: images at the model's resolution, centre-cropped before they were packed.
+    # As EDM measures: images at the model's resolution, centre-cropped before they were packed.
     Protocol(
         "imagenet-50k",
         "inception-tf",
@@ -202,10 +204,10 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _RECOR
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of a name, as "clean", or of a name and hash, as "clean@1a2b3c4d".
+    """The protocol of a name, such as "clean", or of a name and a hash, such as "clean@1a2b3c4d".
 
     Raises:
-        UserError: an unknown name, or a hash that is not that of today's record.
+        UserError: an unknown name, or a hash other than that of the current record.
     """
     key, _, wanted = name.partition("@")
     if key not in PROTOCOLS:

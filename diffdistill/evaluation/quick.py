@@ -1,4 +1,4 @@
-"""A few numbers in seconds, from features in hand: distances, diversity."""
+"""A few numbers in seconds, from features that are there already: distances and diversity."""
 
 from collections.abc import Hashable, Iterable
 from typing import Any
@@ -37,8 +37,8 @@ def quick_numbers(features_generated: Tensor, features_reference: Tensor) -> dic
 def diversity(features: Tensor, groups: Iterable[Hashable] | Tensor) -> float:
     """Mean Euclidean distance between the features of two images of one group, averaged over the groups.
 
-    With the prompt as the group this is the diversity within a caption; a generator that has collapsed
-    to one image a prompt scores 0.
+    With prompts as groups this is the diversity within a caption. A generator that has collapsed to one image for each
+    prompt scores 0.
 
     Args:
         features: Tensor of shape (n, d).

@@ -7,12 +7,11 @@ _HEADER = ("name", "steps (nfe)", "guidance", "KD ± se", "FD", "n", "s/image")
 
 
 def format_table(report: Mapping[str, Mapping[str, Any]]) -> str:
-    """An aligned plain-text table, one row a generator.
+    """An aligned table in plain text, with one row for each generator.
 
     Args:
-        report: by name, a mapping with any of `steps`, `nfe` (network evaluations), `guidance`, `kd`,
-            `kd_se`, `fd`, `n` and `seconds_per_image`. What is missing or None is shown as "-"; other keys
-            are ignored.
+        report: for each name, a mapping with any of `steps`, `nfe` (network evaluations), `guidance`, `kd`, `kd_se`,
+            `fd`, `n` and `seconds_per_image`. What is missing or None is shown as "-". Other keys are ignored.
 
     Returns:
         Lines without a newline at the end.

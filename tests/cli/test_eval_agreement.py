@@ -44,7 +44,7 @@ def test_numbers_of_pictures_and_their_captions(here: Path, capsys: pytest.Captu
     assert report == json.loads(Path("report.json").read_text())
     assert report["align_score(colours)"] == pytest.approx(np.mean(COSINES), rel=1e-6)
     assert report["align_score_se(colours)"] == pytest.approx(np.std(COSINES, ddof=1) / 5**0.5, rel=1e-6)
-    # Four captions: the second picture ties with "green car", the third's own ties with all but the nearer "blue
+    # Four captions: the second image ties with "green car", the third's own ties with all but the nearer "blue
     # bird", the fourth's loses to "red apple" and ties with two, the fifth's ties with both greens.
     assert report["align_r1(colours)"] == pytest.approx((1 + 1 / 2 + 0 + 0 + 1 / 3) / 5)
     assert report["align_r5(colours)"] == 1

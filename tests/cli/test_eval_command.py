@@ -1,4 +1,4 @@
-"""`eval ref | calc | gen` through the command: a generator, stored pictures, one process and two, refusals."""
+"""`eval ref | calc | gen` through the command: a generator, stored images, one process and two, refusals."""
 
 import hashlib
 import json
@@ -127,7 +127,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         (("calc", "--images", "real", "--reference", "real", "--metrics", "fids"), "unknown metric 'fids'"),
         (("calc", "--images", "real", "--reference", "real", "--protocol", "cleen"), "did you mean 'clean'"),
         (("calc", "--images", "real", "--reference", "real", "--protocol", "clean@00000000"), "do not compare"),
-        (("calc", "--images", "real", "--reference", "real", "--pictures", "9"), "holds 6 pictures; 9 were asked for"),
+        (("calc", "--images", "real", "--reference", "real", "--pictures", "9"), "holds 6 images; 9 were asked for"),
         (("calc", "--model", "model", "--reference", "real"), "--model needs --prompts"),
         (
             ("calc", "--images", "real", "--reference", "real", "--protocol", "clean"),

@@ -1,4 +1,4 @@
-"""`eval calc --split_reference` and `--real`: what real pictures score, against the rows worked out by hand."""
+"""`eval calc --split_reference` and `--real`: what real images score, against the rows worked out by hand."""
 
 from pathlib import Path
 
@@ -71,8 +71,8 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("--agreement", "clip", "--captions", "x", "--split_reference"), "--split_reference needs --reference"),
         (("--reference", "real", "--real", "./real"), "--real is the reference itself"),
         (("--reference", "real", "--real", "real", "--split_reference"), "not allowed with argument --real"),
-        (("--reference", "few", "--split_reference"), "the floor: kd needs at least 3 pictures; there are 2"),
+        (("--reference", "few", "--split_reference"), "the floor: kd needs at least 3 images; there are 2"),
         (("--reference", "moments.safetensors", "--metrics", "fd", "--split_reference"), "mean and scatter alone"),
-        (("--reference", "reference", "--real", "nowhere"), "no pictures at nowhere"),
+        (("--reference", "reference", "--real", "nowhere"), "no images at nowhere"),
     ):
         assert says in refused(capsys, *calc, *argv)

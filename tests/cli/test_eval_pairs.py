@@ -102,13 +102,13 @@ def test_names_pair_in_any_container_and_an_npz_in_order(here: Path, capsys: pyt
     np.savez("y.npz", stack[1])
     ordered = said(capsys, "pairs", "--reference", "x.npz", "--images", "y.npz", *options)
     assert [row["psnr"] for row in ordered["per_picture"]] == [row["psnr"] for row in folder["per_picture"][:3]]
-    assert "holds 5 pictures, y.npz 3" in refused(capsys, "pairs", "--reference", "x", "--images", "y.npz")
+    assert "holds 5 images, y.npz 3" in refused(capsys, "pairs", "--reference", "x", "--images", "y.npz")
 
 
 def test_two_processes_give_the_numbers_of_one(here: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     options = ["--reference", "x", "--images", "y", "--metrics", "psnr", "ms_ssim", "--per_picture", "--on_corrupt"]
-    Path("y/01.bmp").write_text("no picture")
+    Path("y/01.bmp").write_text("no image")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = []
     for processes in (1, 2):
@@ -137,7 +137,7 @@ def test_patches_are_those_of_patch_distance(here: Path, capsys: pytest.CaptureF
     assert (found["n"], found["n_reference"]) == (expected.n, expected.n)
     assert found["protocol"]["patches"] == {"side": 64, "second_pass": "all"}
     assert "holds no patch of 256x256" in refused(capsys, *given)
-    assert "patches are cut from them as they are" in refused(capsys, *given, "--protocol", "coco30k-clean256")
+    assert "patches are cut from images as they are" in refused(capsys, *given, "--protocol", "coco30k-clean256")
 
 
 def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,12 +148,12 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for images, options, says in (
         ("nowhere", (), "no pictures at nowhere"),
         ("fewer", (), "fewer has no partner for 03, 04"),
-        ("twice", (), "twice holds two pictures named 01: 01.jpg and 01.png"),
+        ("twice", (), "twice holds two images named 01: 01.jpg and 01.png"),
         ("small", ("--metrics", "psnr"), "00.png is 176x180 in x, 8x8 in small; a pair needs one size"),
         ("y", ("--pictures", "9"), "5 pairs; 9 were asked for"),
         ("y", ("--metrics", "ssim"), "unknown metric 'ssim'; there are psnr, ms_ssim,"),
         ("y", ("--weights_lpips", "download"), "--weights_lpips needs lpips among the --metrics"),
-        ("y", ("--weights", "download"), "--weights is of the extractor of patches"),
+        ("y", ("--weights", "download"), "--weights is for the extractor of patches"),
         ("y", ("--metrics", "patches", "--patch_side", "63"), "--patch_side is 63; it must be even"),
         (
             "y",

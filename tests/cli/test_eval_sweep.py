@@ -17,7 +17,8 @@ from diffdistill.data.emoji import load_emoji
 from diffdistill.evaluation import reference
 from diffdistill.evaluation.agreement.scores import agreement
 from diffdistill.evaluation.features.mobilenet import MobileNetFeatures
-from diffdistill.evaluation.page.record import read_strip, read_sweep
+from diffdistill.evaluation.page.read import read_sweep
+from diffdistill.evaluation.page.strips import read_strip
 from diffdistill.evaluation.quick import quick_numbers
 from diffdistill.models.generate import generate
 

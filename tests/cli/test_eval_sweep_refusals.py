@@ -18,16 +18,16 @@ def test_corrupt_pictures_are_not_counted_and_too_few_are_refused(
     noise("real", 9, 0)
     noise("other", 7, 1)
     Path("prompts.txt").write_text("red apple\n")
-    Path("real/03.png").write_bytes(b"no picture")
+    Path("real/03.png").write_bytes(b"no image")
     options = ("sweep", "--students", "model", "--prompts", "prompts.txt", "--pictures", "7", "--steps", "1")
     options = (*options, "--agreement", "none", "--reference", "real", "--on_corrupt", "skip")
     said(capsys, *options, "--seeds", "0", "--out", "out")
     assert record()["reference"]["n"] == 8
     said(capsys, *options, "--seeds", "0", "--out", "out")  # from the cells alone
     assert record()["reference"]["n"] == 8
-    Path("other/03.png").write_bytes(b"no picture")
+    Path("other/03.png").write_bytes(b"no image")
     line = refused(capsys, *options, "--real", "other", "--out", "out2")
-    assert "--real other holds 7 pictures, of which 6 could be read; a cell has 7" in line
+    assert "--real other holds 7 images, of which 6 could be read; a cell has 7" in line
 
 
 def test_the_same_images_are_no_floor_by_whatever_path(sweep_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,8 +84,8 @@ def test_refusals(sweep_folder: Path, capsys: pytest.CaptureFixture[str], made: 
         ((*models, "--students", "model"), "two generators are called 'model'; name them as in model-2=PATH"),
         ((*models, "--students", "a/b=model"), "gives a generator the name 'a/b'"),
         ((*SWEEP, "--models", "./nowhere"), "no teacher at ./nowhere"),
-        ((*models, "--pictures", "20"), "the set has 24, of which 6 must stay as reference"),
-        ((*models, "--pictures", "5"), "prdc needs at least 6 pictures"),
+        ((*models, "--pictures", "20"), "the set has 24, of which 6 must stay as the reference"),
+        ((*models, "--pictures", "5"), "prdc needs at least 6 images"),
         ((*models, "--agreement_pictures", "1"), "it must be at least 2"),
         ((*models, "--agreement", "clip"), "names no CLIP"),
         ((*models, "--clip_prefix", "a "), "--clip_prefix needs --agreement clip"),

@@ -11,7 +11,7 @@ from sweep_calls import SMALL, SWEEP, needs_mobilenet, record
 
 from diffdistill.cli.main import main
 from diffdistill.comparison import generated
-from diffdistill.evaluation.page.record import read_sweep
+from diffdistill.evaluation.page.read import read_sweep
 
 pytestmark = needs_mobilenet
 
@@ -59,7 +59,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     broken, removed, spoilt = cell(1, 1.0, 1), cell(2, 1.0, 1), cell(2, 3.0, 0)
     broken.write_text(broken.read_text()[:-40])
     removed.unlink()
-    spoilt.with_name(f"{spoilt.stem}-strip.png").write_bytes(b"no picture")
+    spoilt.with_name(f"{spoilt.stem}-strip.png").write_bytes(b"no image")
     made.clear()
     assert said(capsys, *command)["made"] == 3
     assert made == [(2, 3.0, 0), (1, 1.0, 1_000_000), (2, 1.0, 1_000_000)]
@@ -76,7 +76,7 @@ def test_seeds_put_in_another_order_keep_what_is_there(
     said(capsys, *command, "0", "1")
     made.clear()
     said(capsys, *command, "1", "2")
-    assert made == [(1, 1.0, 1_000_000), (1, 1.0, 2_000_000)]  # seed 1 again, now that its pictures are shown
+    assert made == [(1, 1.0, 1_000_000), (1, 1.0, 2_000_000)]  # seed 1 again, now that its images are shown
     made.clear()
     said(capsys, *command, "0", "1", "2")
     assert made == [] and record()["samples"]["seed"] == 0

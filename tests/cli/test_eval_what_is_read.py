@@ -75,7 +75,7 @@ def test_pairs_meet_across_normal_forms_and_count_what_they_leave_out(
     found = said(capsys, "pairs", "--reference", "x", "--images", "y.zip", "--metrics", "psnr")
     assert found["psnr"]["infinite"] == 1 and found["left_out"] == {"hidden": 2}
     folder("z", {"\u00e9.png": noise_png(0), "e\u0301.png": noise_png(0)})
-    assert "holds two pictures named" in refused(capsys, "pairs", "--reference", "x", "--images", "z")
+    assert "holds two images named" in refused(capsys, "pairs", "--reference", "x", "--images", "z")
 
 
 COLOURS = {"0": "red", "1": "#00ff00", "2": "blue", "10": "red"}

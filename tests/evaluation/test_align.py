@@ -143,7 +143,7 @@ def test_heads_of_other_towers_are_refused(tmp_path: Path) -> None:
 
 @needs_towers
 def test_what_ships_retrieves_concepts_it_never_saw() -> None:
-    """The record's own figures, made again for 24 pictures, and chance by far exceeded."""
+    """The record's own figures, made again for 24 images, and chance by far exceeded."""
     align = AlignFeatures()
     held_out = align.protocol["held_out"]["captions"]
     assert held_out["r1"] > 0.4 and held_out["among"] == 128

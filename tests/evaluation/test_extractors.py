@@ -171,7 +171,7 @@ def test_a_download_is_checked_and_leaves_nothing_when_it_fails(cache: Path, tmp
     served.write_bytes(b"right")
     assert find(file, "download").read_bytes() == b"right"
     assert [p.name for p in (cache / "sub").iterdir()] == ["tiny.bin"]
-    with pytest.raises(UserError, match="can't be downloaded"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         download(WeightFile("Tiny", "tiny.bin", None, get="somewhere"))
 
 

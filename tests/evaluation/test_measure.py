@@ -1,4 +1,4 @@
-"""One pass from pictures to numbers: cached references, refusals, names, and what batches must not change."""
+"""One pass from images to numbers: cached references, refusals, names, and what batches must not change."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ PROTOCOL = dataclasses.replace(PROTOCOLS["mobilenet-offline"], name="tiny")
 
 
 class Tiny(Extractor):
-    """The mean of each of four quarters of a picture's red: features one can work out by hand."""
+    """The mean of each of four quarters of an image's red: features one can work out by hand."""
 
     name, dim, resize, weights_sha256 = "tiny", 4, "none", "0" * 64
     device = torch.device("cpu")
@@ -62,7 +62,7 @@ def test_features_are_those_of_the_pictures_whatever_the_batch(tmp_path: Path) -
         assert isinstance(moments, FeatureStatistics)
         torch.testing.assert_close(moments.mean, expected.double().mean(0), rtol=1e-12, atol=0)
     assert collect(source, PROTOCOL, Tiny(), n=5).n == 5
-    with pytest.raises(UserError, match="holds 9 pictures; 10 were asked for"):
+    with pytest.raises(UserError, match="holds 9 images; 10 were asked for"):
         collect(source, PROTOCOL, Tiny(), n=10)
 
 
@@ -123,14 +123,14 @@ def test_statistics_of_another_protocol_do_not_compare(tmp_path: Path) -> None:
 
 def test_corrupt_and_mixed_pictures(tmp_path: Path) -> None:
     pictures = folder(tmp_path / "a", 5, 0)
-    (pictures / "002.png").write_text("no picture")
+    (pictures / "002.png").write_text("no image")
     with pytest.raises(UserError, match=r"002\.png cannot be read"):
         collect(open_source(pictures), PROTOCOL, Tiny())
     said: list[str] = []
     assert (
         collect(open_source(pictures), PROTOCOL, Tiny(), reading=Reading(on_corrupt="skip", report=said.append)).n == 4
     )
-    assert "002.png" in said[0] and "1 of 5 pictures were left out" in said[1]
+    assert "002.png" in said[0] and "1 of 5 images were left out" in said[1]
     Image.new("RGB", (6, 4)).save(pictures / "002.png")
     with pytest.raises(UserError, match="sizes 4x4, 6x4"):
         collect(open_source(pictures), PROTOCOL, Tiny())

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.features import mobilenet as features_module
-from diffdistill.evaluation.features.mobilenet import MobileNetFeatures, _packaged_weights, _to_uint8
+from diffdistill.evaluation.features.base import to_uint8
+from diffdistill.evaluation.features.mobilenet import MobileNetFeatures, _packaged_weights
 from diffdistill.evaluation.quick import quick_numbers
 
 _weights = _packaged_weights()
@@ -114,14 +115,14 @@ def test_growing_damage_grows_the_kernel_distance(extractor: MobileNetFeatures) 
 
 def test_rounds_to_the_nearest_level_and_refuses_other_ranges() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(_to_uint8(levels.double() / 255), levels)
-    assert torch.equal(_to_uint8(levels.float() / 255 + 0.001), levels)  # a quarter of a level away
+    assert torch.equal(to_uint8(levels.double() / 255), levels)
+    assert torch.equal(to_uint8(levels.float() / 255 + 0.001), levels)  # a quarter of a level away
     with pytest.raises(ValueError, match=r"in \[0, 1\], got values from -1 to 1"):
-        _to_uint8(torch.tensor([-1.0, 1.0]))
+        to_uint8(torch.tensor([-1.0, 1.0]))
     with pytest.raises(ValueError, match="nan"):
-        _to_uint8(torch.tensor([0.5, float("nan")]))
+        to_uint8(torch.tensor([0.5, float("nan")]))
     with pytest.raises(ValueError, match="int64"):
-        _to_uint8(torch.tensor([3]))
+        to_uint8(torch.tensor([3]))
 
 
 @needs_weights

@@ -1,4 +1,4 @@
-"""The page in a browser: pictures load under its own policy, curves are there, a click sorts, and it is not blank."""
+"""The page in a browser: images load under its own policy, curves are there, a click sorts, and it is not blank."""
 
 import re
 import shutil
@@ -116,7 +116,7 @@ def test_screenshots_are_not_blank(
     background = pixels[0, 0]
     assert (background.min() > 200) if page_is == "light" else (background.max() < 60)
     differs = abs(pixels - background).max(2) > 40
-    assert 0.02 < differs.mean() < 0.7  # text, lines and pictures on an even page
+    assert 0.02 < differs.mean() < 0.7  # text, lines and images on an even page
     assert differs.any(1).mean() > 0.4  # all the way down, not at the top alone
     assert not differs[:, -8:].any()  # nothing runs over the right edge
 

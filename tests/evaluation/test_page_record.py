@@ -11,9 +11,10 @@ from fake_sweep import shapes, write_fake_sweep, write_png
 from PIL import Image
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.page import record
-from diffdistill.evaluation.page.record import read_strip, read_sweep
+from diffdistill.evaluation.page import read, strips
+from diffdistill.evaluation.page.read import read_sweep
 from diffdistill.evaluation.page.report import html_report
+from diffdistill.evaluation.page.strips import read_strip
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_no_sweep_and_a_huge_one_are_refused(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="holds no sweep.json"):
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text(" " * 100)
-    monkeypatch.setattr(record, "MAX_JSON_BYTES", 99)
+    monkeypatch.setattr(read, "MAX_JSON_BYTES", 99)
     with pytest.raises(UserError, match="has 100 bytes"):
         read_sweep(tmp_path)
 
@@ -173,14 +174,14 @@ def test_files_that_are_no_strips_are_refused(sweep: Path, monkeypatch: pytest.M
     (sweep / "text.png").write_text("<svg onload=alert(1)>")
     Image.fromarray(shapes(12, 8, 0)).save(sweep / "jpeg.png", format="JPEG")
     for name, says in (
-        ("short.png", "is 88x8: not 1 x 12 square pictures"),
+        ("short.png", "is 88x8: not 1 x 12 square images"),
         ("cut.png", "not a readable PNG"),
         ("text.png", "not a readable PNG"),
         ("jpeg.png", "not a readable PNG"),
     ):
         with pytest.raises(UserError, match=says):
             read_strip(sweep, name, 12)
-    monkeypatch.setattr(record, "MAX_PNG_BYTES", len(whole) - 1)
+    monkeypatch.setattr(strips, "MAX_PNG_BYTES", len(whole) - 1)
     with pytest.raises(UserError, match=f"has {len(whole)} bytes"):
         read_strip(sweep, "strips/real.png", 12)
 

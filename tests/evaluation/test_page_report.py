@@ -1,4 +1,4 @@
-"""The page: well formed and alone, every row and picture in it, every string escaped, numbers those of the record."""
+"""The page: well formed and alone, every row and image in it, every string escaped, numbers those of the record."""
 
 import base64
 import doctest
@@ -15,9 +15,9 @@ from fake_sweep import PROMPTS, STEPS, write_fake_sweep
 from PIL import Image
 
 from diffdistill.cli.main import main
-from diffdistill.evaluation.page import columns, pictures, report, words
+from diffdistill.evaluation.page import columns, images, report, words
 from diffdistill.evaluation.page.columns import columns_of, headline_column
-from diffdistill.evaluation.page.record import read_sweep
+from diffdistill.evaluation.page.read import read_sweep
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -120,7 +120,7 @@ def test_every_row_is_in_the_table_with_its_numbers_and_the_best_in_bold(tmp_pat
     assert "align_captions" not in keys
     assert head[keys.index("align_r1")][0] == "R@1 among 64 captions ↑"
     own_of, held_of = (dict(zip(keys, (cell[0] for cell in row), strict=True)) for row in (own, held))
-    assert own[0][0] == "real picturesthe prompts’ own" and held[0][0] == "real picturesheld-out concepts"
+    assert own[0][0] == "real imagesthe prompts’ own" and held[0][0] == "real imagesheld-out concepts"
     assert own_of["align_score"].startswith("0.263 ± ") and own_of["nearest_median"] == "–"
     assert held_of["align_score"] == "0.211" and held_of["align_r1"] == "0.440" and held_of["nearest_median"] == "18.90"
     assert held_of["kd"] == "–"
@@ -146,8 +146,8 @@ def test_each_metric_has_a_curve_of_each_guidance(tmp_path: Path) -> None:
         assert plot.count('class="line"') == 4 and plot.count('class="pt"') == 4 * len(STEPS) + 1
         assert plot.count('class="floor"') == 2 and "student" in plot  # the line and its label's
     assert "teacher, 50 steps at guidance 3: KD 0.253 ± 0.001" in plots[0]
-    assert "<title>real pictures: " in plots[0] and "<title>held-out concepts: 0.2111</title>" in plots[2]
-    assert "of agreement, 64 real pictures of held-out concepts with their own captions (the prompts are" in text
+    assert "<title>real images: " in plots[0] and "<title>held-out concepts: 0.2111</title>" in plots[2]
+    assert "for agreement, 64 real images of held-out concepts with their own captions (the prompts are" in text
     assert "KD\u00a00.000, agreement\u00a00.211 (held-out concepts)." in text
     at = re.findall(r'class="tick at"[^>]*>([^<]*)', plots[6])
     assert at == ["1", "2", "3", "4"]
@@ -157,7 +157,7 @@ def test_pictures_are_those_of_the_files(tmp_path: Path) -> None:
     page, record, _ = made(tmp_path)
     shown = [np.asarray(Image.open(BytesIO(base64.b64decode(a["src"].partition(",")[2])))) for a in page.of("img")]
     best, folded, groups = len(STEPS) + 1, 4 * len(STEPS) + 1, 1 + 4
-    assert len(shown) == best + folded + groups + 3  # real pictures on top of each group, and three panels
+    assert len(shown) == best + folded + groups + 3  # real images on top of each group, and three panels
     strips = {row["strip"] for row in record["rows"]} | {"strips/real.png"}
     for name in [*strips, "nearest/teacher-50-3.png", "nearest/student-1-1.png", "nearest/real.png"]:
         pixels = np.asarray(Image.open(tmp_path / name))
@@ -202,8 +202,8 @@ def test_an_incomplete_sweep_says_so_and_what_is_missing_is_a_dash(tmp_path: Pat
     names = [cell[0] for cell in head]
     assert first[names.index("KD ↓")] == ("–", {"data-v": ""}) and first[names.index("FD ↓")][0] == "–"
     assert [row[names.index("seeds")][0] for row in page.rows[1:4]] == ["3", "2", "3"]
-    assert "over the seeds measured, 512 pictures each, 128 for agreement." in text and "over 3 seeds" not in text
-    assert "teacher, 4 steps, 2 of 3 seeds: KD" in text and "Seeds: how many are measured so far, of 3." in text
+    assert "over the seeds measured, 512 images each, 128 for agreement." in text and "over 3 seeds" not in text
+    assert "teacher, 4 steps, 2 of 3 seeds: KD" in text and "Seeds: how many of 3 are measured so far." in text
     page, _, text = made(tmp_path)
     assert "not complete" not in text and "seeds" not in [cell[0] for cell in page.rows[0]]
 
@@ -224,8 +224,8 @@ def test_of_one_seed_the_bars_are_standard_errors_of_kd(tmp_path: Path) -> None:
     page, record, text = made(tmp_path, seeds=(3,), steps=(1, 4), guidances=(1.0,))
     (kd, fd, *_) = re.findall(r'<svg class="plot".*?</svg>', text, re.S)
     assert 'class="err"' in kd and 'class="err"' not in fd
-    assert "student, 1 step: KD 0.238 ± 0.013" in kd and "there is one seed" in text
-    assert "a standard error over 512 pictures, of agreement over 128, where there is one" in text
+    assert "student, 1 step: KD 0.238 ± 0.013" in kd and "the sweep has one seed" in text
+    assert "the standard error over 512 images, of agreement over 128, where it is known" in text
 
 
 def test_one_row_and_nothing_else_is_a_page(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_other_towers_and_large_pictures(tmp_path: Path) -> None:
     text = report.html_report(tmp_path)
     page = Page(text)
     assert "agreement ↑" in [cell[0] for cell in page.rows[0]] and key in page.said("code")
-    assert "<title>real pictures: " in text  # what CLIP says of the prompts' own pictures is no training pair's
+    assert "<title>real images: " in text  # what CLIP says of the prompts' own images is no training pair's
     assert {(a["width"], a["height"]) for a in page.of("img")} == {("1536", "128"), ("1536", "256")}
     assert "--cell:80px" in text and "sheet pixels" not in text
 
@@ -261,8 +261,8 @@ def test_other_towers_and_large_pictures(tmp_path: Path) -> None:
 def test_the_towers_are_named_and_what_is_known_of_them(tmp_path: Path) -> None:
     page, _, text = made(tmp_path / "align", steps=(1,))
     assert "the towers <code>align (towers, heads)</code>" in text
-    assert "heads’ R@1 is 0.633 and R@5 0.883 among 128 captions, the mean cosine 0.492." in text
-    assert "while the sweep ran, on 1 thread of cpu: what else ran there is in them" in text
+    assert "these heads have an R@1 of 0.633 and an R@5 of 0.883 among 128 captions, and a mean cosine of 0.492." in text
+    assert "while the sweep ran, on 1 thread of cpu. Other work on the machine changes them" in text
     clip = {
         "kind": "clip",
         "key": "(ViT-B-32/openai, 'A photo of <', x1)",
@@ -279,9 +279,9 @@ def test_of_a_prompts_file_nearest_are_reference_pictures_and_the_floor_is_one_r
     of_file = {"prompts_of": "file", "nearest_of": "reference", "agreement": {"kind": "align", "key": ""}}
     page, record, text = made(tmp_path, steps=(1,), **of_file)
     before = text.partition('<script type="application/json"')[0].partition("<pre")[0]
-    assert "Nearest reference pictures" in before and "training" not in before and "held-out" not in before
-    assert "a distance of 0 is a copy of a reference picture" in before
-    assert [row[0][0] for row in page.rows][-1:] == ["real pictures"] and len(page.rows) == 1 + len(record["rows"]) + 1
+    assert "Nearest reference images" in before and "training" not in before and "held-out" not in before
+    assert "a distance of 0 is a copy of a reference image" in before
+    assert [row[0][0] for row in page.rows][-1:] == ["real images"] and len(page.rows) == 1 + len(record["rows"]) + 1
 
 
 def test_of_another_number_of_captions_retrieval_is_not_beside_that_of_rows(tmp_path: Path) -> None:
@@ -318,6 +318,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_docstring_examples() -> None:
-    for module in (words, pictures, columns):
+    for module in (words, images, columns):
         found = doctest.testmod(module)
         assert found.attempted and not found.failed

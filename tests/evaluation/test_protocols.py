@@ -126,7 +126,7 @@ def test_a_protocol_builds_its_extractor_and_records_both() -> None:
     assert offline.record(extractor) == {"protocol": str(offline), **extractor.protocol}
     cutting = replace(offline, quantisation="uint8-truncate")  # before the extractor has anything to round
     assert cutting.record(extractor)["quantisation"] == "uint8-truncate"
-    with pytest.raises(UserError, match="asks for clean-299, mobilenet_v2 resizes by bicubic-antialias-128"):
+    with pytest.raises(UserError, match="asks for the resize clean-299; mobilenet_v2 resizes by bicubic-antialias-128"):
         Protocol("odd", "mobilenet_v2", "clean-299", "given").build_extractor()
 
 

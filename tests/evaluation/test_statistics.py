@@ -151,7 +151,7 @@ def test_bad_rows_are_named_and_not_taken_in() -> None:
         FeatureStatistics(0)
     with pytest.raises(ValueError, match="size 3, got 4"):
         statistics.merge(FeatureStatistics(4))
-    with pytest.raises(ValueError, match="JSON values alone"):
+    with pytest.raises(ValueError, match="only JSON values"):
         FeatureStatistics(3, {"device": torch.device("cpu")})
 
 

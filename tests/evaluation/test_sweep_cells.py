@@ -9,7 +9,7 @@ from fake_sweep import write_png
 from torch import Tensor
 
 from diffdistill.data.in_memory import InMemory
-from diffdistill.evaluation.page.record import read_strip
+from diffdistill.evaluation.page.strips import read_strip
 from diffdistill.evaluation.sweep import cells
 from diffdistill.evaluation.sweep.cells import Watched, side_by_side
 

@@ -1,7 +1,7 @@
-"""`diffdistill eval COMMAND`: references, numbers, pictures. One file a command, each read only when called.
+"""`diffdistill eval COMMAND`: references, numbers, images. Each command is one file, imported only when it is called.
 
-JSON on stdout, progress on stderr. Every command that measures runs on several processes as it does on one:
-`accelerate launch eval/calc.py ...` or `torchrun --nproc_per_node 2 eval/calc.py ...`.
+A command writes JSON to stdout and progress to stderr. A command that measures gives the same numbers on several
+processes: `accelerate launch eval/calc.py ...` or `torchrun --nproc_per_node 2 eval/calc.py ...`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from diffdistill.cli.eval.options import processes
 from diffdistill.errors import UserError
 
 COMMANDS = {
-    "ref": "features of real pictures, kept in one file",
-    "calc": "distances of pictures, or of a generator, to a reference",
-    "pairs": "how far pictures are from their originals, one by one",
-    "gen": "pictures of a generator into a folder, in the layout of other tools where asked for",
-    "report": "what a sweep found, as one HTML page",
-    "sweep": "pipelines over steps, guidance and seeds, resumable",
+    "ref": "measure the features of real images, and keep them in one file",
+    "calc": "measure the distance of images, or of a generator, to a reference",
+    "pairs": "measure how far each image is from its original",
+    "gen": "write a generator's images to a folder, also in the layout of other tools",
+    "report": "write the results of a sweep as one HTML page",
+    "sweep": "measure generators over steps, guidance and seeds; can be resumed",
 }
 
 
 def main(argv: Sequence[str]) -> None:
-    """One of `COMMANDS`; `diffdistill eval COMMAND --help` says more.
+    """Run one of `COMMANDS`; `diffdistill eval COMMAND --help` says more.
 
     Raises:
         UserError: bad input, in one line.

@@ -1,4 +1,4 @@
-"""`--agreement align|clip`: the options, the towers, whose caption is which picture's, and the numbers' names."""
+"""`--agreement align|clip`: its options, the towers, and the captions of the images."""
 
 from __future__ import annotations
 
@@ -21,30 +21,35 @@ _CLIP = ("clip_model", "clip_prefix", "clip_weights", "clip_weights_sha256")
 
 
 def agreement_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("agreement of pictures and captions; needs no reference")
-    group.add_argument("--agreement", choices=("align", "clip"), help="by which towers")
+    """Add the options of agreement between images and captions."""
+    group = parser.add_argument_group("agreement of images and captions, which needs no reference")
+    group.add_argument("--agreement", choices=("align", "clip"), help="the towers that measure agreement")
     group.add_argument(
         "--captions",
-        help="of each picture: .txt (one a line, in the order of the pictures), .jsonl, .csv, .tsv or COCO's .json, "
-        "which may name their pictures; by default the .txt or .json beside each picture, or a generator's prompts",
+        help="a caption for each image: .txt (one per line, in the order of the images), or .jsonl, .csv, .tsv or "
+        "COCO's .json, which may name their images; by default the .txt or .json file beside each image, or a "
+        "generator's prompts",
     )
     clip_options(group)
 
 
 def clip_options(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--clip_model", metavar="MODEL/TAG", help="of open_clip, where the protocol names none")
-    parser.add_argument("--clip_prefix", help="put before every caption, where the protocol names no CLIP")
-    parser.add_argument("--clip_weights", help="a file, or download")
-    parser.add_argument("--clip_weights_sha256", help="that of weights which are not the published ones")
+    """Add the options that name a CLIP model and its weights."""
+    model = "model and weights of open_clip, where the protocol names none"
+    parser.add_argument("--clip_model", metavar="MODEL/TAG", help=model)
+    parser.add_argument("--clip_prefix", help="text before every caption, where the protocol names no CLIP")
+    parser.add_argument("--clip_weights", help="CLIP's weights: a file, or download")
+    other = "sha256 of CLIP's weights, where they are not the published ones"
+    parser.add_argument("--clip_weights_sha256", help=other)
 
 
 def check_clip(o: argparse.Namespace) -> None:
-    """Refuse CLIP's options without CLIP, and a model that is not written as one."""
+    """Refuse CLIP's options without CLIP, and a model that is not written as MODEL/TAG."""
     for name in _CLIP:
         if getattr(o, name) is not None and o.agreement != "clip":
             raise UserError(f"--{name} needs --agreement clip")
     if o.clip_model is not None and not all(o.clip_model.partition("/")):
-        raise UserError(f"--clip_model {o.clip_model} should be MODEL/TAG, as ViT-B-32-quickgelu/openai")
+        raise UserError(f"--clip_model {o.clip_model} should be MODEL/TAG, such as ViT-B-32-quickgelu/openai")
 
 
 def check_agreement(o: argparse.Namespace) -> None:
@@ -55,7 +60,7 @@ def check_agreement(o: argparse.Namespace) -> None:
     if o.captions is not None and o.model is not None:
         raise UserError("--captions is for --images; the captions of --model are its --prompts")
     if o.agreement is not None and o.on_corrupt == "skip":
-        raise UserError("--agreement needs every picture, each beside its caption; leave out --on_corrupt skip")
+        raise UserError("--agreement needs every image with its caption; leave out --on_corrupt skip")
 
 
 def captions_of(o: argparse.Namespace, source: Source, n: int) -> PairedCaptions:
@@ -86,5 +91,5 @@ def _with_clip(o: argparse.Namespace, protocol: Protocol) -> Protocol:
                 raise UserError(f"--{name} {given!r}: {protocol} has {getattr(protocol, name)!r}; leave the option out")
         return protocol
     if o.clip_model is None:
-        raise UserError(f"{protocol} names no CLIP; add --clip_model MODEL/TAG, as ViT-B-32-quickgelu/openai")
+        raise UserError(f"{protocol} names no CLIP; add --clip_model MODEL/TAG, such as ViT-B-32-quickgelu/openai")
     return replace(protocol, clip_model=o.clip_model, clip_prefix=o.clip_prefix or "")

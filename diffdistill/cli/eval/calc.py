@@ -25,22 +25,22 @@ METRICS = ("fd", "kd")  # by default
 
 
 def main(argv: Sequence[str]) -> None:
-    """Numbers of stored pictures (--images), or of a generator (--model and --prompts)."""
+    """Measure stored images (--images), or a generator (--model and --prompts), against a reference."""
     parser = parser_of("calc", main.__doc__ or "")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--images", help="folder, .zip, .npz, .tar, folder of .tar shards, emoji set")
-    what.add_argument("--model", help="pipeline folder or hub id: its pictures are measured as they are made")
+    what.add_argument("--images", help="images: a folder, .zip, .npz, .tar, folder of .tar shards, or emoji set")
+    what.add_argument("--model", help="a pipeline folder or hub id, whose images are measured as they are made")
     generator_options(parser)
-    parser.add_argument("--reference", help="what `eval ref` wrote, or pictures; needed for distances")
-    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="fd and kd by default; also prdc, cmmd")
+    parser.add_argument("--reference", help="a file that `eval ref` wrote, or real images; distances need it")
+    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="of fd, kd, prdc and cmmd; by default fd and kd")
     of_floor = parser.add_mutually_exclusive_group()
-    of_floor.add_argument("--real", metavar="PATH", help="real pictures: what they score is reported as the floor")
+    of_floor.add_argument("--real", metavar="PATH", help="other real images, whose distance is reported as the floor")
     of_floor.add_argument(
-        "--split_reference", action="store_true", help="set a part of the reference aside, for the floor, instead"
+        "--split_reference", action="store_true", help="take the floor from images set aside from the reference"
     )
     agreement_options(parser)
-    parser.add_argument("--out", type=Path, help="write the report to this file too")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out")
     o = parse(parser, argv)
     _check(o)
 
@@ -77,16 +77,16 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check(o: argparse.Namespace) -> None:
-    """What is wrong with the options alone."""
+    """Raise UserError for what is wrong with the options alone."""
     for name in ("metrics", "real", "split_reference"):
         if getattr(o, name) and not o.reference:
             raise UserError(f"--{name} needs --reference")
     if not (o.reference or o.agreement):
         raise UserError("there is nothing to measure: add --reference for distances, --agreement for captions, or both")
     if o.real and Path(find(o.real)).resolve() == Path(find(o.reference)).resolve():
-        raise UserError("--real is the reference itself; --split_reference sets a part of it aside")
+        raise UserError("--real is the reference itself; --split_reference sets a part of the reference aside")
     if o.real and not Path(find(o.real)).exists():
-        raise UserError(f"there are no pictures at {o.real}")
+        raise UserError(f"there are no images at {o.real}")
     check_agreement(o)
     if o.out is not None:
         check_free(o.out, o.overwrite)

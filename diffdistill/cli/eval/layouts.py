@@ -1,11 +1,11 @@
-"""Folders of pictures as other tools expect them; their scoring code is theirs and is not here.
+"""The layouts of image folders that other tools expect. The scoring code is that of those tools and is not here.
 
-plain     00000.png, 00001.png ... and prompts.txt
-geneval   00000/samples/0000.png ... and 00000/metadata.jsonl, a prompt a folder
-hpsv2     00000.jpg ... (one folder a style: run it once for each style's prompts) and prompts.txt
+plain     00000.png, 00001.png, ... and prompts.txt
+geneval   00000/samples/0000.png, ... and 00000/metadata.jsonl: one folder for each prompt
+hpsv2     00000.jpg, ... and prompts.txt: one folder for each style, so run the command once for each style's prompts
 
-Of --prompts FILE.jsonl each line is carried whole into metadata.jsonl ("tag" and "include" are what GenEval scores by):
-geneval's has the folder's one line, the others' a line a picture.
+Each line of --prompts FILE.jsonl goes whole into metadata.jsonl, because GenEval scores by its "tag" and "include". In
+geneval's layout that file has the folder's one line; in the others it has one line for each image.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Record = dict[str, Any]  # "prompt" and whatever else a line of --prompts holds
+Record = dict[str, Any]  # "prompt", and whatever else a line of --prompts holds
 
 
 class Layout(NamedTuple):
-    """begin(folder, records, per_prompt), with a record a picture, writes what stands beside the pictures; path says
-    where picture i goes."""
+    """One layout.
+
+    Attributes:
+        begin: writes the files beside the images; takes the folder, one record for each image, and images per prompt.
+        path: the path of an image; takes the folder, the image's index, and images per prompt.
+    """
 
     begin: Callable[[Path, Sequence[Record], int], None]
     path: Callable[[Path, int, int], Path]

@@ -1,4 +1,4 @@
-"""`diffdistill eval pairs`: how far each picture is from its partner of the same name, as codecs are measured."""
+"""`diffdistill eval pairs`: how far each image is from its original of the same name, as codecs are measured."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ if TYPE_CHECKING:
     from diffdistill.evaluation.pairs.pixels import PairMean
 
 METRICS = ("psnr", "ms_ssim", "lpips", "st_lpips", "dists", "patches")
-DEFAULT = ("psnr", "ms_ssim", "st_lpips")  # which need no download
+DEFAULT = ("psnr", "ms_ssim", "st_lpips")  # these need no download
 NETWORKS = {"lpips": ("weights", "heads"), "st_lpips": ("weights",), "dists": ("weights", "heads")}
 FILES = {
     "weights": {
-        "lpips": "torchvision's AlexNet or VGG-16: a file, or download",
-        "st_lpips": "its file; by default the one of `make venv`",
-        "dists": "torchvision's VGG-16: a file, or download",
+        "lpips": "torchvision's AlexNet or VGG-16, for lpips: a file, or download",
+        "st_lpips": "the file of st_lpips; by default the one that `make venv` installs",
+        "dists": "torchvision's VGG-16, for dists: a file, or download",
     },
-    "heads": {"lpips": "its file; by default torchmetrics'", "dists": "its file; by default torchmetrics'"},
+    "heads": {
+        "lpips": "the file of lpips' heads; by default the one of torchmetrics",
+        "dists": "the file of dists' heads; by default the one of torchmetrics",
+    },
 }
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compare pictures with their originals: `--reference PATH --images PATH`, paired by name."""
+    """Compare images with their originals: `--reference PATH --images PATH`, paired by name."""
     o = _options(argv)
 
     from diffdistill.data.loading import batches, share
@@ -96,24 +99,32 @@ def main(argv: Sequence[str]) -> None:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("pairs", main.__doc__ or "")
     parser.set_defaults(batch_size=4)  # photographs, in float64
-    what = "folder, .zip, .tar, folder of .tar shards; or .npz, which pairs in order"
+    what = "a folder, .zip, .tar, folder of .tar shards, or .npz, whose images pair in order"
     parser.add_argument("--reference", required=True, help=f"the originals: {what}")
-    parser.add_argument("--images", required=True, help="what is compared with them, under the same names")
+    parser.add_argument("--images", required=True, help="the images that are compared with them, under the same names")
     parser.add_argument(
-        "--metrics", nargs="+", default=list(DEFAULT), metavar="METRIC", help=f"of {', '.join(METRICS)}"
+        "--metrics",
+        nargs="+",
+        default=list(DEFAULT),
+        metavar="METRIC",
+        help=f"of {', '.join(METRICS)}; by default {', '.join(DEFAULT)}",
     )
-    parser.add_argument("--per_picture", action="store_true", help="list every picture's numbers too")
+    parser.add_argument("--per_picture", action="store_true", help="also list the numbers of each image")
     parser.add_argument("--net", choices=("alex", "vgg"), default="alex", help="the network of lpips and st_lpips")
     for metric, files in NETWORKS.items():
         for file in files:
             parser.add_argument(f"--{file}_{metric}", metavar="PATH", help=FILES[file][metric])
         parser.add_argument(
-            f"--weights_sha256_{metric}", metavar="SHA256", help="that of weights which are not the published ones"
+            f"--weights_sha256_{metric}", metavar="SHA256", help="sha256 of weights that are not the published ones"
         )
-    parser.add_argument("--patch_side", type=int, default=256, help="of patches, whose features --protocol names")
-    parser.add_argument("--second_pass", choices=("hific", "all"), default="hific", help="which shifted patches count")
-    parser.add_argument("--out", type=Path, help="write the report to this file too")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--patch_side", type=int, default=256, help="side of patches in pixels; --protocol names their features"
+    )
+    parser.add_argument(
+        "--second_pass", choices=("hific", "all"), default="hific", help="which shifted patches are measured"
+    )
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out")
     o = parse(parser, argv)
     for name in o.metrics:
         if name not in METRICS:
@@ -124,7 +135,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
                 raise UserError(f"--{option} needs {metric} among the --metrics")
     for option in ("weights", "weights_sha256"):
         if getattr(o, option) is not None and "patches" not in o.metrics:
-            raise UserError(f"--{option} is of the extractor of patches, and they are not among the --metrics")
+            raise UserError(f"--{option} is for the extractor of patches; add patches to the --metrics")
     if o.patch_side < 2 or o.patch_side % 2:
         raise UserError(f"--patch_side is {o.patch_side}; it must be even and at least 2")
     if o.out is not None:
@@ -133,7 +144,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _measures(o: argparse.Namespace) -> tuple[dict[str, PairMean], PatchDistance | None]:
-    """The measures asked for, under the names of their numbers; what they lack is one error that names all of it."""
+    """The measures of --metrics, under the names of their numbers; one error names everything that they lack."""
     means: dict[str, PairMean] = {}
     patches, lacking = None, []
     for metric in dict.fromkeys(o.metrics):
@@ -172,12 +183,12 @@ def _patches(o: argparse.Namespace) -> PatchDistance:
 
     protocol = protocol_named(o.protocol)
     if protocol.crop or protocol.resize_before:
-        raise UserError(f"{protocol} crops or resizes pictures, and patches are cut from them as they are")
+        raise UserError(f"{protocol} crops or resizes images, and patches are cut from images as they are")
     return PatchDistance(PatchFeatures(protocol_of(o)[1], o.patch_side, o.second_pass))
 
 
 def _summary(mean: PairMean) -> dict[str, Any]:
-    """null is infinite: the PSNR of equal pictures."""
+    """The numbers of one measure; None, null in JSON, is infinite: the PSNR of equal images."""
     score, values = mean.compute(), mean.values
     found: dict[str, Any] = {
         "mean": _finite(score.mean),

@@ -1,4 +1,4 @@
-"""`diffdistill eval ref`: features of real pictures, kept in one file."""
+"""`diffdistill eval ref`: features of real images, kept in one file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from diffdistill.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure real pictures once: `--images PATH --protocol NAME --out FILE.safetensors`."""
+    """Measure real images once: `--images PATH --protocol NAME --out FILE.safetensors`."""
     parser = parser_of("ref", main.__doc__ or "")
-    parser.add_argument("--images", required=True, help="folder, .zip, .npz, .tar, folder of .tar shards, emoji set")
-    parser.add_argument("--out", type=Path, required=True, help="the file, ending in .safetensors")
-    parser.add_argument("--statistics", action="store_true", help="keep mean and scatter alone: enough for fd")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument(
+        "--images", required=True, help="images: a folder, .zip, .npz, .tar, folder of .tar shards, or emoji set"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the file of features, ending in .safetensors")
+    parser.add_argument("--statistics", action="store_true", help="keep only mean and scatter, which is enough for fd")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out")
     o = parse(parser, argv)
     if o.out.suffix != ".safetensors":
         raise UserError(f"--out {o.out} should end in .safetensors")

@@ -1,4 +1,4 @@
-"""`diffdistill eval report`: what a sweep found, as one HTML page that needs no network."""
+"""`diffdistill eval report`: the results of a sweep as one HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from diffdistill.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the page of a sweep: `--sweep FOLDER`, which `diffdistill eval sweep` wrote."""
+    """Write the results of a sweep as one HTML page: `--sweep FOLDER`, which `diffdistill eval sweep` wrote."""
     parser = OneLineParser(prog="diffdistill eval report", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("--sweep", type=Path, required=True, help="the folder that holds sweep.json")
     parser.add_argument("--out", type=Path, help="the page; by default report.html in the sweep's folder")
-    parser.add_argument("--title", help="of the page; by default it names the generators")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--title", help="title of the page; by default it names the generators")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page")
     o = parser.parse_args(list(argv))
     out = o.out if o.out is not None else o.sweep / "report.html"
     if out.suffix != ".html":

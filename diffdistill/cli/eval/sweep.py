@@ -1,4 +1,4 @@
-"""`diffdistill eval sweep`: several pipelines over steps, guidance and seeds; interrupted, it goes on where it was."""
+"""`diffdistill eval sweep`: several generators over steps, guidance and seeds; an interrupted sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -24,28 +24,54 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure pipelines over steps, guidance and seeds: `--models DIR ... --students DIR ... --out FOLDER`."""
+    """Measure generators over steps, guidance and seeds: `--models DIR ... --students DIR ... --out FOLDER`."""
     shared = parser_of("sweep", main.__doc__ or "")
     how = {"parents": [shared], "conflict_handler": "resolve"}  # --pictures has another default here
     parser = OneLineParser(prog=shared.prog, description=shared.description, **how)
-    parser.add_argument("--pictures", type=int, help="a cell; by default the protocol's number, or 512")
-    where = "pipeline folders or hub ids, or NAME=PATH"
-    parser.add_argument("--models", nargs="+", default=[], help=f"{where}: measured at every --steps and --guidance")
-    parser.add_argument("--students", nargs="+", default=[], help=f"{where}: measured at every --steps, unguided")
-    parser.add_argument("--steps", dest="step_counts", metavar="N", type=int, nargs="+", default=[1, 2, 4, 8, 25, 50])
-    parser.add_argument("--guidance", dest="scales", metavar="W", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.0])
-    add_eta(parser)
-    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--reference", default="assets/emoji", help="emoji set; with --prompts also as of `eval calc`")
-    parser.add_argument("--prompts", help="text file, one prompt a line; by default captions drawn from --reference")
-    parser.add_argument("--real", help="with --prompts: real pictures, or what `eval ref` wrote, for the floor")
     parser.add_argument(
-        "--metrics", nargs="+", default=["fd", "kd", "prdc"], metavar="METRIC", help="of fd, kd, prdc, cmmd"
+        "--pictures", type=int, help="number of images in a cell; by default the protocol's number, or 512"
     )
-    parser.add_argument("--agreement", choices=("align", "clip", "none"), default="align", help="of picture and prompt")
-    parser.add_argument("--agreement_pictures", type=int, default=128, help="the first so many of a cell, at most all")
+    where = "pipeline folders or hub ids, or NAME=PATH"
+    parser.add_argument("--models", nargs="+", default=[], help=f"{where}, measured at every --steps and --guidance")
+    parser.add_argument(
+        "--students", nargs="+", default=[], help=f"{where}, measured at every --steps without guidance"
+    )
+    parser.add_argument(
+        "--steps",
+        dest="step_counts",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8, 25, 50],
+        help="numbers of steps",
+    )
+    parser.add_argument(
+        "--guidance",
+        dest="scales",
+        metavar="W",
+        type=float,
+        nargs="+",
+        default=[1.0, 2.0, 3.0, 4.0],
+        help="guidance scales",
+    )
+    add_eta(parser)
+    parser.add_argument("--seeds", metavar="SEED", type=int, nargs="+", default=[0, 1, 2], help="seeds")
+    parser.add_argument(
+        "--reference", default="assets/emoji", help="an emoji set; with --prompts, also what `eval calc` takes"
+    )
+    parser.add_argument("--prompts", help="a file of prompts; by default captions are drawn from --reference")
+    parser.add_argument("--real", help="with --prompts: real images, or a file that `eval ref` wrote, for the floor")
+    parser.add_argument(
+        "--metrics", nargs="+", default=["fd", "kd", "prdc"], metavar="METRIC", help="of fd, kd, prdc and cmmd"
+    )
+    parser.add_argument(
+        "--agreement", choices=("align", "clip", "none"), default="align", help="the towers of agreement"
+    )
+    parser.add_argument(
+        "--agreement_pictures", type=int, default=128, help="number of a cell's images on which agreement is measured"
+    )
     clip_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="a folder: new, or that of a sweep to go on with")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder, or that of a sweep to resume")
     o = _checked(parse(parser, argv))
     named = _named(o)
 
@@ -83,7 +109,7 @@ def _checked(o: argparse.Namespace) -> argparse.Namespace:
     if o.real is not None and o.prompts is None:
         raise UserError("--real goes with --prompts; without them, the emoji set gives the real images itself")
     if o.prompts is None and not Path(find(o.reference), "concepts.tsv").is_file():
-        raise UserError(f"--reference {o.reference} is no emoji set to draw prompts from; name --prompts FILE")
+        raise UserError(f"--reference {o.reference} is no emoji set that gives prompts; name --prompts FILE")
     if o.out.exists() and not o.out.is_dir():
         raise UserError(f"--out {o.out} is a file; name a folder")
     if o.out.is_dir() and not (o.out / "cells").is_dir() and any(p.name[0] != "." for p in o.out.iterdir()):
@@ -105,10 +131,10 @@ def _ground(o: argparse.Namespace, plan: SweepPlan, extractor: str) -> Ground:
 
 
 def _named(o: argparse.Namespace) -> dict[str, tuple[str, Literal["model", "student"]]]:
-    """By name, the path as it was given, and "model" or "student".
+    """For each generator's name, its path as it was given, and "model" or "student".
 
     Raises:
-        UserError: a name that is given twice, or cannot be part of a file's.
+        UserError: a name that is given twice, or that cannot be part of a file name.
     """
     found: list[tuple[str, str, Literal["model", "student"]]] = []
     kinds: tuple[tuple[Literal["model", "student"], list[str]], ...] = (("model", o.models), ("student", o.students))

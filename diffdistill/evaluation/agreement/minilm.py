@@ -37,14 +37,14 @@ class SentenceEncoder:
     """Maps captions to vectors of length 1 and size 384.
 
     Args:
-        folder: with config.json, model.safetensors and tokenizer.json; by default that of the package.
+        folder: a folder with config.json, model.safetensors and tokenizer.json; by default the one in the package.
         device: where the network runs.
 
     Attributes:
-        weights_sha256: of the hashes of weights, config and tokenizer together.
+        weights_sha256: a hash of the hashes of weights, config and tokenizer.
 
     Raises:
-        UserError: files that are missing, have another hash or cannot be read.
+        UserError: files are missing, have another hash or cannot be read.
     """
 
     dim = 384
@@ -55,7 +55,7 @@ class SentenceEncoder:
             raise UserError(f"{MINILM_FILE.title} not found{f' in {place}' if place else ''}: {MINILM_FILE.get}")
         self.device = torch.device(device)
         check(MINILM_FILE, place / "model.safetensors")
-        files = ("model.safetensors", "config.json", "tokenizer.json")  # each of them moves the number
+        files = ("model.safetensors", "config.json", "tokenizer.json")  # each of them changes the number
         try:
             hashes = [sha256_of(place / name) for name in files]
         except OSError as error:
@@ -65,7 +65,10 @@ class SentenceEncoder:
         self._network.to(self.device)
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """(N, 384), float32, of length 1, on the CPU; what is beyond 128 tokens is cut off."""
+        """Embeddings of captions: Tensor of shape (N, 384), float32, of length 1, on the CPU.
+
+        Tokens beyond 128 are cut off.
+        """
         done = []
         for start in range(0, len(captions), _CHUNK):
             tokens = self._tokenizer.encode_batch(list(captions[start : start + _CHUNK]))
@@ -79,7 +82,7 @@ class SentenceEncoder:
 
 
 def packaged(package: str, inside: str) -> Path | None:
-    """A file or folder of an installed data package, located without importing it."""
+    """The path of a file or folder in an installed data package, which is not imported; None where it is missing."""
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -93,7 +96,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = BertConfig(**json.loads((folder / "config.json").read_text()))
-        with torch.random.fork_rng(devices=[]):  # what is drawn before the weights are read must not move the caller
+        with torch.random.fork_rng(devices=[]):  # what is drawn here must not change the caller's random state
             network: Any = BertModel.from_pretrained(
                 folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )

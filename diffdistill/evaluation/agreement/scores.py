@@ -1,10 +1,10 @@
-"""How well pictures agree with their captions: the mean cosine of their embeddings, and retrieval among all captions.
+"""How well images agree with their captions: the mean cosine of their embeddings, and retrieval among all captions.
 
 Notable:
-- the same numbers for every pair of towers; the key they are printed under names the towers, because a cosine of
-  other towers, of another prefix or on another scale is another number;
-- retrieval is among the different captions of the set: a picture whose caption occurs twice is right with either;
-- R@1 and R@5 depend on how many captions there are (chance is k over their number): compare at an equal number.
+- every pair of towers gives the same kinds of numbers. The key of a number names the towers, because a cosine by other
+  towers, with another prefix or on another scale is a different number;
+- retrieval is among the distinct captions of the set, so for a caption that occurs twice either one is right;
+- R@1 and R@5 depend on the number of captions (chance is k over that number): compare at equal numbers.
 """
 
 from __future__ import annotations
@@ -20,23 +20,34 @@ _SLACK = 1e-12
 
 
 class Towers(Protocol):
-    """An image and a text tower with one joint space, as `clip.ClipFeatures` and `align.AlignFeatures`."""
+    """An image tower and a text tower with a joint space, such as `clip.ClipFeatures` and `align.AlignFeatures`."""
 
     name: str
     dim: int
-    kind: str  # "clip" or "align": no other towers' number is called CLIP score
-    key: str  # what their numbers' names end in, as "(ViT-g-14/laion2b_s12b_b42k, 'A photo depicts ', x1)"
+    kind: str  # "clip" or "align"; only numbers of CLIP's own towers are called CLIP score
+    key: str  # the end of their numbers' names, such as "(ViT-g-14/laion2b_s12b_b42k, 'A photo depicts ', x1)"
 
     @property
-    def protocol(self) -> dict[str, Any]: ...
+    def protocol(self) -> dict[str, Any]:
+        """What a number has to carry."""
 
-    def __call__(self, images: Tensor | Sequence[Tensor], batch_size: int = 64, progress: bool = False) -> Tensor: ...
+    def __call__(self, images: Tensor | Sequence[Tensor], batch_size: int = 64, progress: bool = False) -> Tensor:
+        """Embeddings of images, Tensor of shape (N, dim), of length 1."""
 
-    def text(self, captions: Sequence[str]) -> Tensor: ...
+    def text(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings of captions, Tensor of shape (N, dim), of length 1."""
 
 
 class Agreement(NamedTuple):
-    """score: mean cosine of picture and caption, in [-1, 1]; se: its standard error; r1, r5: in [0, 1]."""
+    """How well images agree with their captions.
+
+    Attributes:
+        score: mean cosine of image and caption, in [-1, 1].
+        se: standard error of the score.
+        r1, r5: share of images whose caption is the nearest, or among the five nearest, in [0, 1].
+        n: number of images.
+        captions: number of distinct captions.
+    """
 
     score: float
     se: float
@@ -46,32 +57,32 @@ class Agreement(NamedTuple):
     captions: int
 
 
-def agreement(pictures: Tensor, texts: Tensor, captions: Sequence[str]) -> Agreement:
-    """Mean cosine of pictures and their captions, and how often the caption is among the 1 or 5 nearest.
+def agreement(images: Tensor, texts: Tensor, captions: Sequence[str]) -> Agreement:
+    """Mean cosine of images and their captions, and how often a caption is the nearest or among the five nearest.
 
-    The score is Hessel et al. 2021 (arXiv 2104.08718, eq. 1) without its factor 2.5 and without clipping at 0, on
-    the scale of the distillation papers (about 0.3 for a good match by CLIP). Retrieval counts a picture as found
-    at k when fewer than k other captions are strictly nearer, ties ranked at random, so that embeddings that are all
-    equal score k over the number of captions, not 1.
+    The score is that of Hessel et al. 2021 (arXiv 2104.08718, eq. 1) without its factor 2.5 and without clipping at 0,
+    on the scale of the distillation papers (about 0.3 for a good match by CLIP). In retrieval an image counts as found
+    at k when fewer than k other captions are strictly nearer. Ties are ranked at random, so that embeddings that are
+    all equal score k over the number of captions, not 1.
 
     Args:
-        pictures: Tensor of shape (n, d), embeddings of length 1.
-        texts: Tensor of shape (n, d), of length 1; row i belongs to picture i.
-        captions: n strings, of which equal ones have equal rows.
+        images: Tensor of shape (n, d), embeddings of length 1.
+        texts: Tensor of shape (n, d), embeddings of length 1; row i belongs to image i.
+        captions: n strings; equal captions have equal rows.
 
     Raises:
-        ValueError: shapes that do not agree, no row, or values that are not finite.
+        ValueError: shapes that do not agree, no rows, or values that are not finite.
 
     >>> eye = torch.eye(3)
     >>> agreement(eye, eye[[0, 2, 1]], ["a", "b", "c"])
     Agreement(score=0.333..., se=0.333..., r1=0.333..., r5=1.0, n=3, captions=3)
     """
-    if pictures.ndim != 2 or pictures.shape != texts.shape or len(captions) != len(pictures) or not len(pictures):
+    if images.ndim != 2 or images.shape != texts.shape or len(captions) != len(images) or not len(images):
         raise ValueError(
-            f"pictures and texts should have one shape (n, d) with n captions, got {tuple(pictures.shape)}, "
+            f"images and texts should have one shape (n, d) with n captions, got {tuple(images.shape)}, "
             f"{tuple(texts.shape)} and {len(captions)} captions"
         )
-    x, y = pictures.double(), texts.double()
+    x, y = images.double(), texts.double()
     if not bool(x.isfinite().all() and y.isfinite().all()):
         raise ValueError("embeddings hold values that are not finite")
     first = {caption: i for i, caption in reversed(list(enumerate(captions)))}
@@ -83,7 +94,7 @@ def agreement(pictures: Tensor, texts: Tensor, captions: Sequence[str]) -> Agree
         part, mine = x[start : start + _TILE], own[start : start + _TILE]
         all_of = part @ choices.T
         right = all_of.gather(1, mine[:, None])
-        nearer = (all_of > right + _SLACK).sum(1)  # equal rows differ by the rounding of a product's tiles
+        nearer = (all_of > right + _SLACK).sum(1)  # equal rows differ by the rounding of the product's tiles
         tied = ((all_of - right).abs() <= _SLACK).sum(1) - 1
         for k in found:  # with t ties, the rank is uniform on nearer .. nearer + t
             found[k] += float(((k - nearer).double() / (tied + 1)).clamp(0, 1).sum())
@@ -95,7 +106,7 @@ def agreement(pictures: Tensor, texts: Tensor, captions: Sequence[str]) -> Agree
 
 
 def report(towers: Towers, found: Agreement) -> dict[str, Any]:
-    """The numbers under names that say what made them, with the towers' protocol beside them."""
+    """The numbers under names that say which towers made them, with the towers' protocol beside them."""
     kind, key = towers.kind, towers.key
     numbers = {"score": found.score, "score_se": found.se, "r1": found.r1, "r5": found.r5}
     return {

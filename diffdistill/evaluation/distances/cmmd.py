@@ -1,10 +1,10 @@
 """CMMD: maximum mean discrepancy of embeddings under a Gaussian kernel (Jayasumana et al. 2024, arXiv 2401.09603).
 
 Notable:
-- the published number is the biased V-statistic, with the diagonal; the unbiased one is an option;
-- with sigma = 10 on unit vectors every kernel value lies in [.98, 1], so what is summed is k - 1, by expm1: the ones
-  cancel before they are rounded, where a float32 kernel keeps two to four digits of the result;
-- in float64 tiles, so memory does not grow with n^2 (30,000 images would need three matrices of 7.2 GB).
+- the published number is the biased V-statistic, which keeps the diagonal; the unbiased one is an option;
+- with sigma = 10 on unit vectors every kernel value lies in [.98, 1], so k - 1 is summed, by expm1: the ones cancel
+  before they are rounded, whereas a float32 kernel keeps two to four digits of the result;
+- it works in float64 tiles, so memory does not grow with n^2 (30,000 images would need three matrices of 7.2 GB).
 
 It is CMMD only where the embeddings are those of CLIP ViT-L/14 at 336 pixels.
 """
@@ -17,19 +17,20 @@ from diffdistill.evaluation.distances.kernel import check_rows, kernel_sums
 def cmmd(x: Tensor, y: Tensor, unbiased: bool = False, sigma: float = 10.0, scale: float = 1000.0) -> float:
     """Squared maximum mean discrepancy with k(a, b) = exp(-|a - b|^2 / (2 sigma^2)), times `scale`.
 
-    Rows are normalised to unit length first, so |a - b|^2 = 2 - 2 a.b.
+    Rows are first normalised to unit length, so |a - b|^2 = 2 - 2 a.b.
 
     Args:
-        x: Tensor of shape (m, d), m >= 2; embeddings of generated images.
-        y: Tensor of shape (n, d), n >= 2; of real ones.
-        unbiased: leave the diagonals out (Gretton et al. 2012, eq. 3); the value can then be slightly negative.
-            By default they stay in (eq. 5), as published: biased upwards by about scale (1 / m + 1 / n) times the
-            mean of 1 - k. Compare biased values at equal m and n only.
+        x: embeddings of generated images, Tensor of shape (m, d), m >= 2.
+        y: embeddings of real images, Tensor of shape (n, d), n >= 2.
+        unbiased: leave the diagonals out (Gretton et al. 2012, eq. 3). The value can then be slightly negative. By
+            default they stay in (eq. 5), as published, and the value is biased upwards by about scale (1 / m + 1 / n)
+            times the mean of 1 - k. Compare biased values only at equal m and n.
         sigma: width of the kernel.
-        scale: the paper's 1000 makes numbers readable.
+        scale: a factor on the value; the paper's 1000 makes numbers readable.
 
     Raises:
-        ValueError: wrong shapes, too few rows, a row of length zero, sigma not positive, or values not finite.
+        ValueError: wrong shapes, too few rows, a row of length zero, a sigma that is not positive, or values that are
+            not finite.
 
     >>> import torch
     >>> x, y = torch.eye(2), -torch.eye(2)

@@ -1,4 +1,4 @@
-"""The floor of a distance: what real pictures, set aside, score against the reference of the generated ones."""
+"""The floor of a distance: what real images score, set aside, against the reference of the generated images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SEED = 0
 
 
 def set_aside(features: FeatureRows, n: int) -> tuple[FeatureRows, FeatureRows]:
-    """n rows drawn once without replacement, always the same ones, and the others.
+    """n rows, drawn without replacement and always the same ones, and the other rows.
 
-    Pictures lie in the order of their names, in which neighbours are often alike, so the first n would be no sample.
+    Images lie in the order of their names, and neighbours are often alike, so the first n would be no fair sample.
 
     Raises:
         ValueError: fewer rows than n.

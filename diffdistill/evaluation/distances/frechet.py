@@ -1,10 +1,10 @@
 """The Frechet distance between two sets of feature vectors, as pure functions in float64.
 
 Notable:
-- no matrix square root is ever formed: the distance is a sum of singular values, or of square roots of eigenvalues of
-  a symmetric matrix, whichever is smaller;
-- that of two streamed sets takes the exact route through the rows where n <= d, on either side;
-- the extrapolation to infinitely many images takes out the bias of the generated set's n.
+- no matrix square root is formed: the distance is a sum of singular values, or of square roots of the eigenvalues of a
+  symmetric matrix, whichever is the smaller problem;
+- for two streamed sets, rows take the place of a covariance where n <= d on either side, which is exact;
+- the extrapolation to infinitely many images removes the bias that comes from the number of generated images.
 
 It is not FID unless the features are those of FID's Inception network.
 """
@@ -29,6 +29,7 @@ class FrechetTerms(NamedTuple):
 
     @property
     def total(self) -> float:
+        """The squared distance, the sum of both terms."""
         return self.mean_term + self.trace_term
 
 
@@ -36,11 +37,12 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     """Squared Frechet (2-Wasserstein) distance between Gaussians fitted to two sets.
 
     |mean_x - mean_y|^2 + tr Cx + tr Cy - 2 tr (Cx Cy)^(1/2)   (Dowson and Landau 1982), covariances
-    with n - 1. With F^T F = Cx and G^T G = Cy the last trace is the sum of the singular values of F G^T.
-    F is the centred rows over sqrt(n - 1), or its R factor where n > d. That is right for every n, also
-    n < d, and loses no digits to a squared condition number.
+    over n - 1. With F^T F = Cx and G^T G = Cy, the last trace is the sum of the singular values of F G^T. F is the
+    centred rows over sqrt(n - 1), or its R factor where n > d. This holds for every n, also for n < d, and loses no
+    digits to a squared condition number.
 
-    The value is biased upwards, strongly where n is not far above d: compare only at equal n.
+    The value is biased upwards, strongly where n is not far above d: compare it only at equal n. It is FID only on the
+    features of FID's Inception network.
 
     Args:
         x: Tensor of shape (m, d), m >= 2.
@@ -62,9 +64,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 def frechet_distance_from_moments(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
     """The same distance from means (d,) and covariances (d, d), for statistics that were streamed.
 
-    With Cx = L L^T the eigenvalues of Cx Cy are those of the symmetric L^T Cy L, so `eigvalsh` is enough.
-    A singular Cx has no Cholesky factor; its eigenvectors serve instead, which takes five times as long. Where n < d
-    prefer `frechet_distance`: here rounding noise in zero eigenvalues goes through a square root.
+    With Cx = L L^T the eigenvalues of Cx Cy are those of the symmetric L^T Cy L, so `eigvalsh` is enough. A singular Cx
+    has no Cholesky factor, and its eigenvectors take the factor's place, which takes five times as long. Where n < d,
+    prefer `frechet_distance`: here the rounding noise in zero eigenvalues goes through a square root.
 
     Raises:
         ValueError: shapes that do not belong together, or values that are not finite.
@@ -84,8 +86,8 @@ def frechet_distance_from_moments(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor,
 def frechet_terms(x: FeatureStatistics, y: FeatureStatistics) -> FrechetTerms:
     """The squared Frechet distance of two streamed sets, as mean term and trace term, computed on the CPU.
 
-    Where n <= d on one side or both, its rows take the place of its covariance (singular values, or eigenvalues of an
-    n x n matrix): faster, and exact where a covariance would lose half the digits.
+    Where n <= d on a side, its rows take the place of its covariance (singular values, or eigenvalues of an n x n
+    matrix). That is faster, and exact where a covariance would lose half the digits.
 
     Raises:
         UserError: the sets were measured under different protocols.
@@ -114,7 +116,7 @@ def frechet_terms(x: FeatureStatistics, y: FeatureStatistics) -> FrechetTerms:
 
 
 def frechet_distance_of(x: FeatureStatistics, y: FeatureStatistics) -> float:
-    """The sum of both `frechet_terms`."""
+    """The squared Frechet distance of two streamed sets: the sum of both `frechet_terms`."""
     return frechet_terms(x, y).total
 
 
@@ -122,10 +124,10 @@ class Extrapolation(NamedTuple):
     """A distance at infinitely many images.
 
     Attributes:
-        distance: where the line meets 1 / n = 0.
-        standard_error: of that point from the scatter about the line. The sizes share rows, so it is a lower bound.
+        distance: the value of the line at 1 / n = 0.
+        standard_error: of that value, from the scatter about the line. The sizes share rows, so it is a lower bound.
         sizes: numbers of images.
-        distances: the distance at each.
+        distances: the distance at each of these.
     """
 
     distance: float
@@ -139,20 +141,20 @@ def frechet_distance_infinity(
 ) -> Extrapolation:
     """The Frechet distance without the bias of a finite number of generated images (Chong and Forsyth 2020).
 
-    Distances at `points` sizes, evenly spaced from `smallest` to m, each of rows drawn anew without replacement,
-    are fitted by a line in 1 / size. The bias is linear in 1 / size only where sizes are well above d; below d
-    the result is no estimate of anything. The bias of the reference's own n stays.
+    A line in 1 / size is fitted to the distances at `points` sizes, evenly spaced from `smallest` to m. Rows are drawn
+    again for each size, without replacement. The bias is linear in 1 / size only where sizes are well above d; below d
+    the result estimates nothing. The bias that comes from the reference's own n stays.
 
     Args:
-        x: Tensor of shape (m, d): the generated set.
-        reference: the real set.
-        smallest: 5000 by default, or a tenth of the rows where that is less.
-        points: how many sizes, at least 3.
-        seed: of the generator that draws rows; the global one is left alone.
+        x: features of generated images, Tensor of shape (m, d).
+        reference: statistics of real images.
+        smallest: the smallest size; 5000 by default, or a tenth of the rows where that is less.
+        points: number of sizes, at least 3.
+        seed: of the generator that draws rows; torch's global generator is not used.
 
     Raises:
-        ValueError: another feature size than the reference's, fewer than 3 points or rows, `smallest` not from 2 to
-            m - 1, or values that are not finite.
+        ValueError: a feature size other than the reference's, fewer than 3 points or rows, a `smallest` outside 2 .. m
+            - 1, or values that are not finite.
     """
     everything = FeatureStatistics(reference.d, reference.protocol)
     everything.update(x)
@@ -187,9 +189,9 @@ def _trace_term_of_factors(factor_x: Tensor, factor_y: Tensor) -> float:
 
 
 def _trace_term_of_covariances(cov_x: Tensor, cov_y: Tensor) -> float:
-    """The same from the covariances. Memory is that of one more matrix; cov_y is overwritten."""
+    """The same from covariances. It needs the memory of one more matrix, and overwrites cov_y."""
     traces = float(cov_x.trace() + cov_y.trace())
-    # A feature that never varies has a zero row; left out, Cholesky works on the rest.
+    # A feature that never varies has a zero row. It is left out, so that Cholesky works on the others.
     alive = (cov_x.diagonal() > 0) & (cov_y.diagonal() > 0)
     if not bool(alive.all()):
         cov_x, cov_y = cov_x[alive][:, alive], cov_y[alive][:, alive]
@@ -198,8 +200,8 @@ def _trace_term_of_covariances(cov_x: Tensor, cov_y: Tensor) -> float:
         eigenvalues, eigenvectors = torch.linalg.eigh(cov_x)
         lower = torch.linalg.qr((eigenvectors * eigenvalues.clamp_min(0).sqrt()).T, mode="r").R.T
     del cov_x
-    # L^T Cy L in place, its lower triangle alone, which is what eigvalsh reads: d^3 operations, where products that
-    # do not know of the zeros in L take 4 d^3.
+    # L^T Cy L in place, and only its lower triangle, which is what eigvalsh reads: d^3 operations, where products that
+    # do not use the zeros in L take 4 d^3.
     d = len(lower)
     blocks = [slice(i, min(i + _BLOCK, d)) for i in range(0, d, _BLOCK)]
     for j in blocks:

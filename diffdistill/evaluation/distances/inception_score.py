@@ -1,10 +1,10 @@
 """Inception score (Salimans et al. 2016, arXiv 1606.03498, section 4), from logits.
 
 Notable:
-- in float64, by log-softmax throughout, so a class of probability zero contributes zero rather than NaN;
-- with more than one split the order of the images matters: a split of one class only scores 1.
+- it works in float64 and by log-softmax throughout, so a class of probability zero contributes zero, not NaN;
+- with more than one split the order of the images matters: a split that holds a single class scores 1.
 
-It is the Inception score only for the class logits of FID's Inception network, and says nothing about real images.
+It is the Inception score only for the class logits of FID's Inception network, and it does not look at real images.
 """
 
 import math
@@ -14,23 +14,23 @@ from torch import Tensor
 
 
 def inception_score(logits: Tensor, splits: int = 10, shuffle_seed: int | None = None) -> tuple[float, float]:
-    """exp of the mean over images of KL(p(y|x) | p(y)), p(y) the mean of p(y|x) over the images of a split.
+    """exp of the mean over images of KL(p(y|x) | p(y)), where p(y) is the mean of p(y|x) over the images of a split.
 
-    Splits are runs of consecutive rows, i N / splits to (i + 1) N / splits, each rounded down. The value is that of the
-    order given, unless shuffled: with one split it does not depend on it, with more it does, and strongly where
-    images come sorted by class or prompt. It grows with the number of images a split.
+    Splits are runs of consecutive rows, i N / splits to (i + 1) N / splits, each rounded down. With one split the value
+    does not depend on the order of the rows. With more it does, strongly where images come sorted by class or prompt.
+    The value grows with the number of images in a split.
 
     Args:
         logits: Tensor of shape (N, classes), before softmax.
-        splits: how many, from 1 to N.
+        splits: number of splits, from 1 to N.
         shuffle_seed: of a generator that permutes the rows first; None leaves them in order. torch-fidelity permutes
-            by numpy's RandomState(2020).permutation(N); hand in rows permuted so to get its value.
+            by numpy's RandomState(2020).permutation(N); to get its value, pass rows in that order.
 
     Returns:
-        Mean and standard deviation (over splits, not splits - 1) of the scores; each score is from 1 to `classes`.
+        Mean and standard deviation of the scores (over splits, not splits - 1); each score is from 1 to `classes`.
 
     Raises:
-        ValueError: wrong shape or dtype, splits not from 1 to N, or values that are not finite.
+        ValueError: a wrong shape or dtype, a number of splits outside 1 .. N, or values that are not finite.
 
     >>> certain = 100 * torch.eye(4)  # one image of each class
     >>> [round(score, 6) for score in inception_score(certain, splits=1)]

@@ -2,10 +2,10 @@
 
 Notable:
 - every pair is used (no random subsets), in tiles, so memory does not grow with n^2;
-- its standard error is the exact delete-one jackknife, which needs only row sums of the kernel;
-- the published mean over random subsets is there as well, from a generator of its own or from given subsets.
+- its standard error is the exact delete-one jackknife, which needs only the kernel's row sums;
+- the published mean over random subsets is here as well, with subsets drawn by a generator of its own or given.
 
-It is not KID unless the features are those of FID's Inception network.
+It is KID only where the features are those of FID's Inception network.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,16 @@ _TILE = 2048  # a float64 tile of this side is 32 MiB
 def kernel_sums(
     x: Tensor, y: Tensor | None, kernel: Callable[[Tensor], Tensor], tile: int = _TILE
 ) -> tuple[Tensor, Tensor]:
-    """Row and column sums of the kernel matrix of x and y; of x with itself, diagonal left out, without y.
+    """Row and column sums of the kernel matrix of x and y; without y, of x with itself, where the diagonal is left out.
 
     Args:
         x: Tensor of shape (m, d).
         y: Tensor of shape (n, d), or None.
-        kernel: takes a float64 tile of inner products to the kernel's values; may work in place.
-        tile: side of the square tiles; memory is a few of them, whatever m and n.
+        kernel: maps a float64 tile of inner products to the kernel's values; it may work in place.
+        tile: side of the square tiles. Memory is that of a few tiles, whatever m and n.
 
     Returns:
-        Tensors of shape (m,) and (n,), float64; without y the second is zero.
+        Tensors of shape (m,) and (n,), float64; without y the second one is zero.
     """
     other = x if y is None else y
     rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -50,13 +50,13 @@ def kernel_sums(
 def kernel_distance(x: Tensor, y: Tensor, tile: int = _TILE) -> tuple[float, float]:
     """Unbiased squared maximum mean discrepancy with the kernel k(a, b) = (a.b / d + 1)^3.
 
-    The U-statistic of Gretton et al. 2012, eq. 3, with the kernel of Binkowski et al. 2018 (KID), over all
-    samples. Zero on average when both sets come from one distribution, at any n, so single values
-    can be slightly negative.
+    It is the U-statistic of Gretton et al. 2012, eq. 3, with the kernel of Binkowski et al. 2018 (KID), over all
+    samples. Its mean is zero when both sets come from one distribution, at any n, so single values can be slightly
+    negative.
 
-    The standard error is the two-sample delete-one jackknife:
-    var = (m-1)/m sum_i (D_-i - mean)^2 over x, plus the same over y. It takes the images of a set as
-    independent draws. Where the two distributions coincide it errs on the large side (Efron and Stein 1981).
+    The standard error is the two-sample delete-one jackknife: var = (m-1)/m sum_i (D_-i - mean)^2 over x, plus the same
+    over y. It takes the images of a set as independent. Where the two distributions are equal, it is too large rather
+    than too small (Efron and Stein 1981).
 
     Args:
         x: Tensor of shape (m, d), m >= 3.
@@ -101,16 +101,16 @@ def kernel_distance_subsets(
     """The kernel distance as KID is published (Binkowski et al. 2018): mean and deviation over random subsets.
 
     Each subset takes `subset_size` rows of x and of y without replacement. The deviation (over subsets, not n - 1) is
-    that of one subset's value, not the error of the mean; `kernel_distance` says more from the same rows.
+    that of one subset's value and not the error of the mean; `kernel_distance` says more from the same rows.
 
     Args:
         x: Tensor of shape (m, d).
         y: Tensor of shape (n, d).
-        subset_size: rows a subset, from 2 to min(m, n).
-        subsets: how many, where `indices` are not given.
-        seed: of the generator that draws them; the global one is left alone.
-        indices: rows of x and rows of y, two integer Tensors of shape (subsets, subset_size), to take subsets drawn
-            elsewhere. torch-fidelity draws with numpy's RandomState(rng_seed), for each subset x's rows, then y's.
+        subset_size: number of rows in a subset, from 2 to min(m, n).
+        subsets: number of subsets, where `indices` are not given.
+        seed: of the generator that draws subsets; torch's global generator is not used.
+        indices: subsets drawn elsewhere: rows of x and rows of y, two integer Tensors of shape (subsets, subset_size).
+            torch-fidelity draws with numpy's RandomState(rng_seed), for each subset x's rows and then y's.
 
     Returns:
         Mean and standard deviation of the unbiased estimates.
@@ -154,6 +154,7 @@ def kernel_distance_subsets(
 
 
 def check_rows(x: Tensor, y: Tensor, minimum: int) -> None:
+    """Raise ValueError unless x and y are floating-point, finite, of shapes (m, d) and (n, d), with m, n >= minimum."""
     for name, value in (("x", x), ("y", y)):
         if value.ndim != 2:
             raise ValueError(f"{name} should have shape (n, d), got {tuple(value.shape)}")

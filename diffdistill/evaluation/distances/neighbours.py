@@ -1,13 +1,13 @@
-"""What nearest neighbours in feature space say: precision, recall, density, coverage, and the nearest training images.
+"""Numbers from nearest neighbours in feature space: precision, recall, density, coverage, and nearest images.
 
 Notable:
-- all four numbers come from one pass over the distances between the sets, and one within each;
+- all four numbers come from one pass over the distances between the sets, and one within each set;
 - distances are computed in float64 in tiles, so memory does not grow with n^2;
-- accuracy: squared distances are right to 1e-12 (|a|^2 + |b|^2) after centring; balls are closed and widened by as
-  much, so that a copy of an image, or a tie, is inside whatever way the tiles round;
-- distances that `nearest` returns are computed once more from the differences: an exact copy is at exactly zero.
+- squared distances are accurate to 1e-12 (|a|^2 + |b|^2) after centring. Balls are closed and widened by as much, so
+  that a copy of an image, or a tie, is inside however the tiles round;
+- the distances that `nearest` returns are computed again from the differences, so an exact copy is at exactly zero.
 
-A generator that has learned the training set by heart has the best precision there is: look at `nearest` as well.
+A generator that has learned the training set by heart has perfect precision, so look at `nearest` as well.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,10 @@ _SLACK = 1e-12
 
 
 class Neighbourhoods(NamedTuple):
-    """Each from 0 to 1, but density, which is 1 on average where both distributions are equal and has no bound."""
+    """The four numbers. Each is in [0, 1], except density, which has no upper bound.
+
+    Density is 1 on average where both distributions are equal.
+    """
 
     precision: float
     recall: float
@@ -36,17 +39,17 @@ def prdc(
 ) -> Neighbourhoods:
     """Precision, recall, density and coverage.
 
-    The first two are those of Kynkaanniemi et al. 2019 (arXiv 1904.06991, eq. 1 and 2), the others those of Naeem et
-    al. 2020 (arXiv 2002.09797), which are less moved by single outliers in the reference or the generated set.
+    The first two are those of Kynkaanniemi et al. 2019 (arXiv 1904.06991, eq. 1 and 2). The others are those of Naeem
+    et al. 2020 (arXiv 2002.09797), which single outliers in either set move less.
 
-    The ball of a row is closed and reaches to its k-th neighbour in its own set, itself left out. Then
+    The ball of a row is closed, and its radius is the distance to the row's k-th neighbour in its own set. Then
 
         precision   share of generated rows in the ball of any reference row
         recall      share of reference rows in the ball of any generated row
         density     mean over generated rows of (number of reference balls around it) / k
         coverage    share of reference rows whose ball holds any generated row
 
-    All depend on both numbers of rows: compare at equal sizes only (the papers take 50,000 and 10,000).
+    All four depend on both numbers of rows: compare only at equal sizes (the papers take 50,000 and 10,000).
 
     Args:
         generated: Tensor of shape (m, d).
@@ -90,20 +93,20 @@ def prdc(
 
 
 def nearest(x: Tensor, reference: Tensor, k: int = 1, tile: int = _TILE) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of the reference for each row of x: the panel on which memorising shows.
+    """The k nearest rows of the reference for each row of x, which show whether images were memorised.
 
     Args:
         x: Tensor of shape (m, d).
         reference: Tensor of shape (n, d).
-        k: how many, from 1 to n.
+        k: number of neighbours, from 1 to n.
         tile: side of the square tiles of distances.
 
     Returns:
-        Indices into the reference, int64, and Euclidean distances, float64, both of shape (m, k), nearest first. Which
-        one of several at the same distance comes, if not all do, is not defined.
+        Indices into the reference, int64, and Euclidean distances, float64, both of shape (m, k), nearest first. Of
+        rows at the same distance it is not defined which ones are returned, where not all are.
 
     Raises:
-        ValueError: wrong shapes, k not from 1 to n, or values that are not finite.
+        ValueError: wrong shapes, a k outside 1 .. n, or values that are not finite.
 
     >>> indices, distances = nearest(torch.tensor([[2.2]]), torch.tensor([[0.0], [2.0], [3.0]]), k=2)
     >>> indices.tolist(), [round(d, 3) for d in distances[0].tolist()]
@@ -130,7 +133,7 @@ def nearest(x: Tensor, reference: Tensor, k: int = 1, tile: int = _TILE) -> tupl
 def _tiles(
     x: Tensor, y: Tensor, centre: Tensor, tile: int, slack: float = 0.0
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns and squared distances, less `slack` times the squared lengths, of one tile after the other."""
+    """Rows, columns and squared distances of each tile; `slack` times the squared lengths is taken off."""
     for i in range(0, len(x), tile):
         left = x[i : i + tile].detach().double() - centre
         for j in range(0, len(y), tile):
@@ -142,7 +145,7 @@ def _tiles(
 
 
 def _squared_radii(x: Tensor, centre: Tensor, k: int, tile: int) -> Tensor:
-    """Squared distances of each row to its first k neighbours in its own set, itself left out: shape (n, k)."""
+    """Squared distances of each row to its first k neighbours in its own set, without itself: shape (n, k)."""
     best = torch.full((len(x), k), float("inf"), dtype=torch.float64, device=x.device)
     for rows, columns, squared in _tiles(x, x, centre, tile):
         if rows == columns:

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
-from torch import Tensor
 
 from diffdistill.evaluation.distances.cmmd import cmmd
 from diffdistill.evaluation.distances.frechet import FrechetTerms, frechet_terms
@@ -29,12 +27,11 @@ from diffdistill.evaluation.distances.kernel import kernel_distance, kernel_dist
 from diffdistill.evaluation.distances.neighbours import Neighbourhoods, prdc
 from diffdistill.evaluation.features.base import Extractor
 from diffdistill.evaluation.features.feature_rows import FeatureRows
-from diffdistill.evaluation.features.feature_set import FeatureSet, require_same_protocol
+from diffdistill.evaluation.features.feature_set import require_same_protocol
+from diffdistill.evaluation.features.space import Images, feature_space
 from diffdistill.evaluation.features.statistics import FeatureStatistics
-from diffdistill.evaluation.protocols import protocol_named
 
 S = TypeVar("S", FeatureStatistics, FeatureRows)
-Images = Tensor | Sequence[Tensor]
 
 
 class SetDistance(ABC, Generic[S]):
@@ -62,7 +59,7 @@ class SetDistance(ABC, Generic[S]):
         reference: S | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self._space = _space(features, reference, device)
+        self._space = feature_space(features, reference, device)
         self.protocol = self._space.protocol
         self.generated: S = self._empty("generated")
         self.real: S = self._empty("real") if reference is None else reference
@@ -287,38 +284,3 @@ class InceptionScore(RowDistance):
     def compute(self) -> tuple[float, float]:
         """Mean and standard deviation over the splits."""
         return inception_score(self.generated.features, self.splits, self.shuffle_seed)
-
-
-class _Space(NamedTuple):
-    """How images become features: their size, the protocol's record, and the extractor where there is one."""
-
-    d: int
-    protocol: dict[str, Any]
-    device: torch.device
-    extractor: Extractor | None = None
-    preprocess: Callable[[Images], Images] = lambda images: images
-
-    def __call__(self, images: Images) -> Tensor:
-        if isinstance(images, Tensor) and images.ndim == 2:
-            return images
-        if self.extractor is None:
-            raise ValueError(
-                f"features should have shape (N, {self.d}), and images need an extractor: pass features=EXTRACTOR or a "
-                f"protocol's name; got {tuple(images.shape) if isinstance(images, Tensor) else 'a sequence'}"
-            )
-        return self.extractor(self.preprocess(images))
-
-
-def _space(features: str | Extractor | int | None, reference: FeatureSet | None, device: str | torch.device) -> _Space:
-    device = torch.device(device)
-    if features is None:
-        if reference is None:
-            raise ValueError("name features (a protocol, an extractor or a feature size), or give a reference")
-        return _Space(reference.d, reference.protocol, device)
-    if isinstance(features, str):
-        protocol = protocol_named(features)
-        built = protocol.build_extractor(device=device)
-        return _Space(built.dim, protocol.record(built), device, built, protocol.preprocess)
-    if isinstance(features, int):
-        return _Space(features, {} if reference is None else reference.protocol, device)
-    return _Space(features.dim, features.protocol, device, features)

@@ -1,13 +1,13 @@
-"""What a feature extractor is, and the registry of those there are, each imported and built only when asked for.
+"""The base class of feature extractors, and the table of those that exist, imported only when they are used.
 
     images uint8 (N, 3, H, W) -> `prepare`: resize, normalise -> `network` -> features float32 (N, dim), on the CPU
 
 Notable:
-- images in floats are rounded to 8 bits first, so what is measured is what a PNG file holds;
-- the network always runs on the same number of images (`chunk`, the last one filled up), since matrix kernels round
-  differently at different sizes: features depend neither on `batch_size` nor on how images are dealt to processes;
-- plain float32, whatever the caller runs under: neither autocast nor TF32 may move a number;
-- `protocol` says all that a number made from the features has to carry, the hash of the weights included.
+- images in floats are first rounded to 8 bits, so the measured image is the one that a PNG file holds;
+- the network always runs on the same number of images (`chunk`; the last chunk is filled up), because matrix kernels
+  round differently at different sizes. So features depend neither on `batch_size` nor on the number of processes;
+- the network runs in plain float32: neither autocast nor TF32 changes a number;
+- `protocol` holds what a number made from the features has to carry, including the hash of the weights.
 """
 
 import difflib
@@ -28,13 +28,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Extractor(ABC):
-    """Base of the extractors; a subclass sets the attributes and gives `prepare` and `network`.
+    """Base of the extractors; a subclass sets the attributes and defines `prepare` and `network`.
 
     Attributes:
         name: its name in a protocol.
         dim: number of features d.
-        resize: how images come to the network's size, as "clean-299".
-        weights_sha256: of the file the network was loaded from.
+        resize: how images are resized for the network, such as "clean-299".
+        weights_sha256: hash of the file that the network was loaded from.
         device: where the network runs.
     """
 
@@ -43,11 +43,11 @@ class Extractor(ABC):
     resize: str
     weights_sha256: str
     device: torch.device
-    chunk: ClassVar[int] = 8  # on a CPU larger ones are no faster (measured with Inception)
+    chunk: ClassVar[int] = 8  # on a CPU larger chunks are no faster (measured with Inception)
 
     @property
     def size(self) -> int:
-        """Images the network runs on at a time."""
+        """Number of images that the network runs on at a time."""
         return self.chunk if self.device.type == "cpu" else 8 * self.chunk
 
     @property
@@ -63,11 +63,11 @@ class Extractor(ABC):
 
     @abstractmethod
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 of shape (N, 3, H, W), on the device -> the network's input, float32 of one size."""
+        """Map uint8 images (N, 3, H, W), on the device, to the network's input, float32 of one size."""
 
     @abstractmethod
     def network(self, x: Tensor) -> Tensor:
-        """What `prepare` gives -> features of shape (N, dim)."""
+        """Map the output of `prepare` to features of shape (N, dim)."""
 
     def __call__(self, images: Tensor | Sequence[Tensor], batch_size: int = 64, progress: bool = False) -> Tensor:
         """Features of images.
@@ -75,15 +75,15 @@ class Extractor(ABC):
         Args:
             images: Tensor of shape (N, 3, H, W), or a sequence of N tensors of shape (3, H, W) that may differ in
                 size; uint8 in [0, 255] or floating point in [0, 1].
-            batch_size: images resized at a time, rounded up to whole chunks. It bounds memory; features don't
-                depend on it.
+            batch_size: number of images resized at a time, rounded up to whole chunks. It bounds memory; features do
+                not depend on it.
             progress: show a progress bar on stderr.
 
         Returns:
             Tensor of shape (N, dim), float32, on the CPU.
 
         Raises:
-            ValueError: wrong shape or dtype, or floating-point values outside [0, 1].
+            ValueError: a wrong shape or dtype, or floating-point values outside [0, 1].
         """
         return self.run(images, self.network, self.dim, batch_size, progress)
 
@@ -95,7 +95,7 @@ class Extractor(ABC):
         batch_size: int = 64,
         progress: bool = False,
     ) -> Tensor:
-        """`__call__` with another function of the prepared images, giving (N, dim); see there."""
+        """`__call__` with another function of the prepared images, which returns (N, dim)."""
         _check_shapes(images)
         if batch_size < 1:
             raise ValueError(f"batch_size should be at least 1, got {batch_size}")
@@ -122,7 +122,7 @@ class Extractor(ABC):
 
 
 def filled(network: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
-    """The network on the rows of x, filled up to `size` rows with copies of the last."""
+    """The network's output for the rows of x, which are filled up to `size` rows with copies of the last one."""
     missing = size - len(x)
     return network(torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]) if missing else x)[: len(x)]
 
@@ -138,10 +138,10 @@ def _check_shapes(images: Tensor | Sequence[Tensor]) -> None:
 
 
 def to_uint8(images: Tensor, truncate: bool = False) -> Tensor:
-    """Rounds [0, 1] to 8 bits, or cuts off what is below a level; uint8 is returned as it is.
+    """Images as uint8: values in [0, 1] are rounded to 8 bits, or truncated; uint8 is returned as it is.
 
     Raises:
-        ValueError: another dtype, NaN, or what would give a level outside 0..255, which is a mistake.
+        ValueError: another dtype, NaN, or values that would give a level outside 0..255.
     """
     if images.dtype == torch.uint8:
         return images
@@ -159,17 +159,17 @@ def to_uint8(images: Tensor, truncate: bool = False) -> Tensor:
 
 
 def normalise(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Levels 0..255 of shape (N, 3, H, W) -> (levels / 255 - mean) / std, a channel at a time."""
+    """(levels / 255 - mean) / std for levels 0..255 of shape (N, 3, H, W), channel by channel."""
     centre, scale = (torch.tensor(list(v), device=levels.device).view(3, 1, 1) for v in (mean, std))
     return (levels.to(torch.float32) / 255 - centre) / scale
 
 
 @contextmanager
 def plain_float32(device: torch.device) -> Iterator[None]:
-    """float32 arithmetic without autocast, TF32 or bfloat16 products; what was set before is set again after."""
+    """Plain float32 arithmetic: no autocast, TF32 or bfloat16 products. Earlier settings are restored afterwards."""
     cudnn: Any = torch.backends.cudnn
     places: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9, where the older names may then fail
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # since torch 2.9, where the older names may fail
         mkldnn: Any = torch.backends.mkldnn
         parts = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)
         places += [(part, "fp32_precision", "ieee") for part in parts]
@@ -187,7 +187,7 @@ def plain_float32(device: torch.device) -> Iterator[None]:
 
 
 class Entry(NamedTuple):
-    """A registered extractor: where its class is, and what to build it with."""
+    """An extractor in the table: the module and name of its class, and the arguments to build it with."""
 
     module: str
     cls: str
@@ -211,18 +211,18 @@ def build_extractor(
     allow_other_weights: bool | str = False,
     **options: Any,
 ) -> Extractor:
-    """Builds a registered extractor.
+    """Build an extractor by its name.
 
     Args:
         name: one of `EXTRACTORS`.
-        weights: its file or folder; None to look where such files are kept; "download" to fetch it first.
+        weights: its file or folder; None looks where such files are kept; "download" fetches it first.
         device: where the network runs.
-        allow_other_weights: True for any weights of the right layout, or the sha256 of the ones meant. The protocol
-            carries the hash of the file that was read.
-        options: more arguments of the extractor's class, as `resize` of Inception.
+        allow_other_weights: True accepts any weights of the right layout; a sha256 accepts the file that has it. The
+            protocol carries the hash of the file that was read.
+        options: more arguments of the extractor's class, such as Inception's `resize`.
 
     Raises:
-        UserError: an unknown name, a package or file that is missing, or a file with another hash.
+        UserError: an unknown name, a missing package or file, or a file with another hash.
     """
     if name not in EXTRACTORS:
         near = difflib.get_close_matches(name, EXTRACTORS, 1, 0.4)

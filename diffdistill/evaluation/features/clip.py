@@ -1,14 +1,14 @@
-"""Features of CLIP's two towers by open_clip, normalised to length 1.
+"""Features of CLIP's two towers, by open_clip, normalised to length 1.
 
 Notable:
-- the image tower is an extractor like the others (for CMMD, FD-CLIP), the text tower sits beside it;
-- the prefix of the captions ("A photo depicts " in the COCO protocol) is an argument and part of the protocol, since
-  it moves CLIP scores;
-- images are resized in Pillow's own 8-bit arithmetic, as open_clip's preprocessing does, but batched;
-- nothing of open_clip is imported before a tower is built.
+- the image tower is an extractor like the others (for CMMD and FD-CLIP); the text tower stands beside it;
+- the prefix of the captions ("A photo depicts " in the COCO protocol) is an argument and part of the protocol, because
+  it changes CLIP scores;
+- images are resized in Pillow's own 8-bit arithmetic, as open_clip's preprocessing does, but in batches;
+- open_clip is not imported before a tower is built.
 
-The cosine of an image's and a caption's features is on the scale 0..1 of the distillation papers (about 0.3 for a good
-match); torchmetrics prints 100 times it, Hessel et al. 2021 2.5 times it.
+The cosine of an image's and a caption's features is on the scale of the distillation papers, about 0.3 for a good
+match. torchmetrics reports 100 times this number, and Hessel et al. 2021 report 2.5 times.
 """
 
 from collections.abc import Sequence
@@ -39,17 +39,17 @@ class ClipFeatures(Extractor):
         uint8 (N, 3, H, W) -> shorter side to S, bicubic, 8 bits -> centre S x S -> mean/std -> tower -> length 1
 
     Args:
-        model: an open_clip model, as "ViT-g-14". Weights by OpenAI need its "-quickgelu" variant.
-        pretrained: the tag of the weights. With `weights` given it is only a name.
-        weights: a file of weights, safetensors or a state dict; by default ViT-g-14 is looked for in diffdistill's
-            cache and the hub's; "download" fetches it, or, for other models, lets open_clip fetch the tag.
-        prefix: put before every caption.
+        model: an open_clip model, such as "ViT-g-14". OpenAI's weights need the "-quickgelu" variant.
+        pretrained: the tag of the weights. Where `weights` is given, it is only a name.
+        weights: a file of weights, safetensors or a state dict. By default ViT-g-14 is looked for in diffdistill's
+            cache and in the hub's. "download" fetches it; for other models it lets open_clip fetch the tag.
+        prefix: text that is put before every caption.
         device: where the towers run.
-        allow_other_weights: True for any weights of the right layout, or the sha256 of the ones meant.
+        allow_other_weights: True accepts any weights of the right layout; a sha256 accepts the file that has it.
 
     Raises:
-        UserError: open_clip is not installed, an unknown model, weights that are missing, have another hash or do
-            not fit.
+        UserError: open_clip is not installed, the model is unknown, or the weights are missing, have another hash or do
+            not fit the model.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ClipFeatures(Extractor):
         how = self._towers.visual.preprocess_cfg
         sides = {how["size"]} if isinstance(how["size"], int) else set(how["size"])
         if len(sides) != 1 or (how["interpolation"], how["resize_mode"]) != ("bicubic", "shortest"):
-            raise UserError(f"CLIP {model} should resize by bicubic, shorter side, to a square; its config: {how}")
+            raise UserError(f"CLIP {model} should resize its shorter side by bicubic, to a square; its config is {how}")
         self._side: int = sides.pop()
         self._mean, self._std = how["mean"], how["std"]
         self.name = f"clip-{model}/{pretrained}"
@@ -85,24 +85,24 @@ class ClipFeatures(Extractor):
         return super().protocol | {"prefix": self.prefix}
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 of shape (N, 3, H, W) -> (N, 3, S, S)."""
+        """Map uint8 images (N, 3, H, W) to (N, 3, S, S)."""
         height, width = images.shape[-2:]
         short, side = min(height, width), self._side
         x = resize(images, (side * height // short, side * width // short), "pil-bicubic")
-        # Half of what is left over, rounded to even, on each axis: torchvision's center_crop.
+        # On each axis, half of what is left over, rounded to even, as in torchvision's center_crop.
         top, left = (round((length - side) / 2) for length in x.shape[-2:])
         return normalise(x[..., top : top + side, left : left + side], self._mean, self._std)
 
     def network(self, x: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N, dim), of length 1."""
+        """Map prepared images (N, 3, S, S) to features (N, dim) of length 1."""
         return F.normalize(self._towers.encode_image(x), dim=-1)
 
     def text_network(self, tokens: Tensor) -> Tensor:
-        """Tokens of shape (N, 77) -> (N, dim), of length 1."""
+        """Map tokens of shape (N, 77) to features (N, dim) of length 1."""
         return F.normalize(self._towers.encode_text(tokens), dim=-1)
 
     def text(self, captions: Sequence[str]) -> Tensor:
-        """Features of captions, with the prefix put before each; what is beyond 77 tokens is cut off.
+        """Features of captions, with the prefix before each; tokens beyond 77 are cut off.
 
         Returns:
             Tensor of shape (N, dim), float32, of length 1, on the CPU.
@@ -152,7 +152,7 @@ def _path(open_clip: Any, model: str, pretrained: str, weights: str | Path | Non
 def _load(open_clip: Any, model: str, path: Path) -> Any:
     if model not in open_clip.list_models():
         raise UserError(f"open_clip has no model {model!r}; open_clip.list_models() names those it has")
-    # The weights drawn before the file is read must not move the caller's random state.
+    # The weights that are drawn before the file is read must not change the caller's random state.
     with torch.random.fork_rng(devices=[]):
         try:
             towers = open_clip.create_model(model, pretrained=str(path), weights_only=True)

@@ -1,10 +1,11 @@
-"""Features of DINOv2: the class token, as FD-DINOv2 takes it (Stein et al. 2023, Karras et al. 2024).
+"""Features of DINOv2: the class token, on which FD-DINOv2 is defined (Stein et al. 2023, Karras et al. 2024).
 
 Notable:
-- the network is transformers' Dinov2Model from a local folder of safetensors, checked by hash, nothing left random;
-- position embeddings are brought to 16 x 16 patches as the authors' own code does it, by a scale factor with 0.1 added,
-  since published numbers come from there; transformers alone interpolates to a size, which shifts them slightly;
-- images are resized by antialiased bicubic in floats, as EDM2 does (dgm-eval rounds to 8 bits in between).
+- the network is transformers' Dinov2Model, from a local folder of safetensors that is checked by hash; no weight stays
+  random;
+- position embeddings are interpolated to 16 x 16 patches as the authors' own code does, by a scale factor with 0.1
+  added, because published numbers come from that code. transformers interpolates to a size, which shifts them slightly;
+- images are resized by antialiased bicubic in floats, as in EDM2 (dgm-eval rounds to 8 bits in between).
 """
 
 import warnings
@@ -44,14 +45,14 @@ class Dinov2Features(Extractor):
         uint8 (N, 3, H, W) -> bicubic, antialiased, to 224 x 224 -> ImageNet mean/std -> network -> token 0
 
     Args:
-        weights: a folder with config.json and model.safetensors; by default looked for in diffdistill's cache and
-            the hub's; "download" fetches them.
+        weights: a folder with config.json and model.safetensors. By default it is looked for in diffdistill's cache and
+            in the hub's; "download" fetches it.
         device: where the network runs.
-        allow_other_weights: True for another DINOv2 (of another size, too), or the sha256 of the model.safetensors
-            that is meant.
+        allow_other_weights: True accepts another DINOv2, also of another size; a sha256 accepts the model.safetensors
+            that has it.
 
     Raises:
-        UserError: a file that is missing or has another hash, or tensors that do not fit the network.
+        UserError: a file is missing or has another hash, or its tensors do not fit the network.
     """
 
     name = "dinov2-vitl14"
@@ -78,17 +79,17 @@ class Dinov2Features(Extractor):
             self.name = f"dinov2-{self.dim}"
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 of shape (N, 3, H, W) -> (N, 3, 224, 224)."""
+        """Map uint8 images (N, 3, H, W) to (N, 3, 224, 224)."""
         return normalise(resize(images, _SIDE, "bicubic-antialias"), IMAGENET_MEAN, IMAGENET_STD)
 
     def network(self, x: Tensor) -> Tensor:
-        """(N, 3, 224, 224) -> (N, dim)."""
+        """Map prepared images (N, 3, 224, 224) to features (N, dim)."""
         token: Tensor = self._network(x).last_hidden_state[:, 0]
         return token
 
 
 def positions(grid: Tensor, side: int, offset: float = _OFFSET) -> Tensor:
-    """Position embeddings of a square of patches, brought to another side.
+    """Position embeddings of a square of patches, interpolated to another side.
 
     Args:
         grid: Tensor of shape (1, M * M, d).
@@ -107,7 +108,7 @@ def positions(grid: Tensor, side: int, offset: float = _OFFSET) -> Tensor:
 def _load(folder: Path) -> Any:
     from transformers import Dinov2Model
 
-    # What is drawn before the weights are read must not move the caller's random state.
+    # What is drawn before the weights are read must not change the caller's random state.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

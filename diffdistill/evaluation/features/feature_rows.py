@@ -14,9 +14,12 @@ from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 
 class FeatureRows(FeatureSet):
-    """Features kept as they come, for what needs every row; otherwise as `FeatureStatistics`.
+    """A set of features that keeps every row. float16 and bfloat16 are kept as float32.
 
-    float16 and bfloat16 are kept as float32.
+    Args:
+        d: size of a feature.
+        protocol: what a number made from these features has to carry, as JSON values.
+        source: where the images came from, for messages and reports.
 
     >>> rows = FeatureRows(2, {"extractor": "tiny"})
     >>> rows.update(torch.tensor([[1.0, 2.0]]))
@@ -32,7 +35,7 @@ class FeatureRows(FeatureSet):
 
     @property
     def n(self) -> int:  # type: ignore[override]
-        """Rows kept."""
+        """Number of rows."""
         return sum(len(batch) for batch in self._batches)
 
     @property
@@ -43,17 +46,17 @@ class FeatureRows(FeatureSet):
         return self._batches[0]
 
     def update(self, features: Tensor) -> None:
-        """Keeps rows: a Tensor of shape (N, d) of any floating-point dtype.
+        """Add rows: a Tensor of shape (N, d) of any floating-point dtype.
 
         Raises:
-            ValueError: another shape, another dtype, or values that are not finite. Nothing is kept then.
+            ValueError: another shape or dtype, or values that are not finite. Nothing is added then.
         """
         self._check(features)
         dtype = torch.promote_types(features.dtype, torch.float32)
         self._batches.append(features.detach().to("cpu", dtype, copy=True))
 
     def merge(self, other: FeatureRows) -> None:
-        """Keeps the rows of another set after its own.
+        """Add the rows of another set after the rows of this one.
 
         Raises:
             UserError: the other set was measured under another protocol.
@@ -63,7 +66,7 @@ class FeatureRows(FeatureSet):
         self._batches.extend(list(other._batches))
 
     def all_reduce(self) -> FeatureRows:
-        """The rows of all processes, in a new set; a copy without torch.distributed.
+        """The rows of all processes, in a new set; without torch.distributed, a copy.
 
         Raises:
             UserError: the processes disagree about protocol or feature size; on all of them.
@@ -88,15 +91,15 @@ class FeatureRows(FeatureSet):
         return statistics
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file with `rows` (n, d), whole or not at all; folders on the way are made."""
+        """Write one safetensors file with `rows` (n, d), in one rename; missing folders are made."""
         self._write(path, {"rows": self.features})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureRows:
-        """Reads what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: no such file, not one of these files, or one whose contents contradict its record.
+            UserError: there is no such file, it is of another kind, or its contents contradict its record.
         """
         record, tensors = cls._read(path)
         rows = cls(record["d"], record["protocol"], record["source"])

@@ -1,9 +1,9 @@
-"""What sets of features have in common: a protocol, a file, and processes that share the work.
+"""The base of feature sets: a protocol, a file, and processes that share the work.
 
 Notable:
-- each set carries the protocol it was measured under, and sets of different protocols refuse to meet;
-- a file is safetensors with a JSON record, written in one rename; nothing is pickled;
-- a file is read as if it were hostile: record, names, shapes, dtypes and values are checked.
+- each set carries the protocol that it was measured under, and sets of different protocols cannot be compared;
+- a file is safetensors with a JSON record, written in one rename; it holds no pickle;
+- a file is not trusted: record, names, shapes, dtypes and values are checked when it is read.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _RECORD = "diffdistill"  # the key of the JSON record in a file's metadata
 
 
 class FeatureSet:
-    """What sets of features have in common: size, protocol, source, a file, and processes that share the work.
+    """A set of features under one protocol; `FeatureRows` keeps every row and `FeatureStatistics` keeps moments.
 
     Attributes:
         d: size of a feature.
-        protocol: what a number made from these features has to carry; JSON values.
+        n: number of rows.
+        protocol: what a number made from these features has to carry, as JSON values.
         source: where the images came from, for messages and reports.
     """
 
@@ -45,7 +46,7 @@ class FeatureSet:
         try:
             self.protocol: dict[str, Any] = json.loads(json.dumps(dict(protocol or {}), allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"a protocol should hold JSON values alone: {error}") from error
+            raise ValueError(f"a protocol should hold only JSON values: {error}") from error
         self.d = d
         self.source = source
 
@@ -71,7 +72,7 @@ class FeatureSet:
             raise ValueError(f"features should have size {self.d}, got {other.d}")
 
     def _counts(self, flag: bool) -> tuple[list[int], list[bool]]:
-        """Rows of each process, and what each says by the flag; one entry without torch.distributed."""
+        """Each process's number of rows and its flag; one entry without torch.distributed."""
         if not (dist.is_available() and dist.is_initialized()):
             return [self.n], [flag]
         canonical = json.dumps(self.protocol, sort_keys=True).encode()
@@ -113,11 +114,11 @@ class FeatureSet:
 
     @classmethod
     def _read(cls, path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Record and tensors, of which number, names, shapes, dtypes and values are checked."""
+        """The record and the tensors of a file, with names, shapes, dtypes and values checked."""
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise UserError(f"no file {path}; `diffdistill eval ref` makes one")
+            raise UserError(f"there is no file {path}; `diffdistill eval ref` writes one")
         try:
             with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {})[_RECORD])
@@ -144,7 +145,7 @@ class FeatureSet:
 
 
 def kind_of(path: str | os.PathLike[str]) -> str | None:
-    """What kind of features a file says it holds; None where it says nothing that can be read."""
+    """The kind of features in a file, by its record; None where there is no record that can be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -156,10 +157,10 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def require_same_protocol(a: FeatureSet, b: FeatureSet) -> None:
-    """Features that were made differently do not compare.
+    """Refuse to compare features that were made differently.
 
     Raises:
-        UserError: names each key that differs, with both values.
+        UserError: the protocols differ; each key that differs is named, with both values.
     """
     ours, theirs = _flat(a.protocol), _flat(b.protocol)
     differing = [key for key in sorted({*ours, *theirs}) if ours.get(key, _ABSENT) != theirs.get(key, _ABSENT)]
@@ -184,5 +185,5 @@ def _flat(protocol: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def collective_device() -> torch.device:
-    """Where a collective finds its tensors: NCCL moves the GPU's alone."""
+    """The device whose tensors a collective can move; NCCL moves only those of a GPU."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -1,14 +1,14 @@
-"""Features of FID's Inception network, run fast.
+"""Features of FID's Inception network, in a fast implementation.
 
 Notable:
-- batch norm is folded into the convolutions in float64 when the weights are loaded, and images stay channels last
-  throughout: about 1.4 times the images per second of the network as published, one thread;
-- every stage of the network can be tapped: pool3 (2048, the one of FID), the earlier maps (768, 192, 64), and the
-  class scores without bias that Inception score takes;
-- the resize is a choice (`tf1-bilinear` for FID as first published, `clean`, `bilinear-antialias`), and part of the
-  extractor's protocol.
+- batch norm is folded into the convolutions in float64 when weights are loaded, and images stay channels last: about
+  1.4 times the images per second of the published network, on one thread;
+- every stage of the network can be read: pool3 (2048 features, those of FID), the earlier maps (768, 192, 64), and the
+  class scores without bias, which the Inception score takes;
+- the resize can be chosen (`tf1-bilinear` for FID as first published, `clean`, `bilinear-antialias`) and is part of
+  the extractor's protocol.
 
-Only with the published weights and the 2048 features is a Frechet distance on these features FID.
+A Frechet distance on these features is FID only with the published weights and the 2048 features.
 """
 
 import pickle
@@ -41,16 +41,16 @@ class InceptionFeatures(Extractor):
         uint8 (N, 3, H, W) -> resize to 299 x 299, float32 -> (x - 128) / 128 -> network -> spatial mean (N, 2048)
 
     Args:
-        weights: the file `weights-inception-2015-12-05-6726825d.pth` or a folder with it (pytorch-fid's
-            `pt_inception-2015-12-05-6726825d.pth` is the same file); by default looked for in diffdistill's cache
+        weights: the file `weights-inception-2015-12-05-6726825d.pth`, or a folder that holds it (pytorch-fid's
+            `pt_inception-2015-12-05-6726825d.pth` is the same file). By default it is looked for in diffdistill's cache
             and in torch.hub's, where torch-fidelity and torchmetrics keep it; "download" fetches it.
         device: where the network runs.
-        allow_other_weights: True for any weights of the right layout, or the sha256 of the ones meant.
+        allow_other_weights: True accepts any weights of the right layout; a sha256 accepts the file that has it.
         features: one of `TAPS`.
         resize: one of `RESIZES`.
 
     Raises:
-        UserError: weights that are missing, have another hash, or are not this network's; an unknown choice.
+        UserError: the weights are missing, have another hash or are not this network's; or an unknown choice.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class InceptionFeatures(Extractor):
         self._classes = (state["fc.weight"].to(self.device), state["fc.bias"].to(self.device))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 of shape (N, 3, H, W) -> (N, 3, 299, 299), levels as (level - 128) / 128."""
+        """Map uint8 images (N, 3, H, W) to (N, 3, 299, 299), with levels as (level - 128) / 128."""
         x = resize(images, SIDE, self._kind).sub_(128).mul_(1 / 128)
         return x.contiguous(memory_format=torch.channels_last)
 
     def network(self, x: Tensor) -> Tensor:
-        """(N, 3, 299, 299) -> (N, dim)."""
+        """Map prepared images (N, 3, 299, 299) to features (N, dim)."""
         return self._at((self._tap,), x)[0]
 
     def taps(
@@ -88,15 +88,15 @@ class InceptionFeatures(Extractor):
         """Several of `TAPS` from one pass.
 
         Args:
-            images: as for a call.
-            names: which, as ("2048", "logits_unbiased") for FID and Inception score.
-            batch_size, progress: as for a call.
+            images: as in a call.
+            names: which features, such as ("2048", "logits_unbiased") for FID and the Inception score.
+            batch_size, progress: as in a call.
 
         Returns:
-            By name, a Tensor of shape (N, TAPS[name]), float32, on the CPU.
+            For each name, a Tensor of shape (N, TAPS[name]), float32, on the CPU.
 
         Raises:
-            ValueError: an unknown name, and as for a call.
+            ValueError: an unknown name, and whatever a call raises.
         """
         if unknown := [name for name in names if name not in TAPS]:
             raise ValueError(f"features should be of {', '.join(TAPS)}, got {unknown[0]!r}")
@@ -109,7 +109,7 @@ class InceptionFeatures(Extractor):
         return dict(zip(names, together.split(sizes, 1), strict=True))
 
     def _at(self, names: Sequence[str], x: Tensor) -> list[Tensor]:
-        """The named features of prepared images; the network stops after the last map that is needed."""
+        """The named features of prepared images; the network stops after the last map that it needs."""
         maps = {"2048" if name.startswith("logits") else name for name in names}
         found: dict[str, Tensor] = {}
         for tap, y in walk(x, self._convolve):
@@ -134,7 +134,7 @@ def load_state_dict(
     """The tensors of a weight file, checked by hash, name and shape, and the file's sha256.
 
     Raises:
-        UserError: as `InceptionFeatures`.
+        UserError: as in `InceptionFeatures`.
     """
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     also = [hub / INCEPTION_FILE.name, hub / "pt_inception-2015-12-05-6726825d.pth"]
@@ -151,7 +151,7 @@ def load_state_dict(
 
 
 def fold(state: Mapping[str, Tensor], name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A unit's convolution with its batch norm in it: weight (out, in, kh, kw), channels last, and bias (out,)."""
+    """A unit's convolution with its batch norm folded in: weight (out, in, kh, kw), channels last, and bias (out,)."""
     weight = state[f"{name}.conv.weight"].double()
     gain, bias, mean, variance = (
         state[f"{name}.bn.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")

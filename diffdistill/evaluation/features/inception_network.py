@@ -1,14 +1,14 @@
-"""The architecture of the Inception network that FID is defined on (TensorFlow's of 2015-12-05), as one table.
+"""The architecture of the Inception network that FID is defined on (TensorFlow's, of 2015-12-05), as one table.
 
 Notable:
-- the table gives the state dict (566 entries, under the names the converted weights are published with), so a
-  file is checked by name and shape before anything runs;
-- `walk` runs the table as it stands, one unit after the other, with the unit's arithmetic left to the caller: the
-  slow way that the fast one of `inception.py` is tested against;
-- `random_state_dict` draws weights that keep activations alive, where the published file is not at hand.
+- the table gives the state dict (566 entries, under the names of the published converted weights), so a file is checked
+  by name and shape before anything runs;
+- `walk` runs the table one unit after the other and leaves a unit's arithmetic to the caller, so that the fast network
+  of `inception.py` can be tested against the plain one;
+- `random_state_dict` draws weights that keep activations alive, for where the published file is missing.
 
-It is not torchvision's Inception v3: average pools leave out the padding, the last block pools by maximum, there are
-1008 classes, and the weights are others (Szegedy et al. 2015; Heusel et al. 2017, whose FID it defines).
+It differs from torchvision's Inception v3: average pools leave out the padding, the last block pools by maximum, there
+are 1008 classes, and the weights differ (Szegedy et al. 2015; Heusel et al. 2017 define FID on it).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ EPS = 1e-3  # of batch norm
 
 
 class Unit(NamedTuple):
-    """Convolution without bias, batch norm, ReLU."""
+    """A convolution without bias, then batch norm, then ReLU."""
 
     name: str
     out: int
@@ -36,11 +36,12 @@ class Unit(NamedTuple):
 
     @property
     def padding(self) -> tuple[int, int]:
+        """Zeros on each side, along height and width."""
         return (self.kernel[0] // 2, self.kernel[1] // 2) if self.same else (0, 0)
 
 
 class Pool(NamedTuple):
-    """3x3 pooling; an average at the border is over the pixels that exist."""
+    """3x3 pooling; an average at the border is over the pixels inside the image."""
 
     kind: str  # "average" or "maximum"
     stride: int = 1
@@ -97,13 +98,14 @@ def _halving(name: str, out: int) -> Unit:
 
 
 class Block(NamedTuple):
-    """Parallel branches, concatenated. Its name prefixes its units' names; the stem's blocks have none."""
+    """Parallel branches whose outputs are concatenated. Its name prefixes its units' names; the stem has no name."""
 
     name: str
     branches: tuple[Branch, ...]
-    tap: str = ""  # what the spatial mean of its output is called, where that is a feature
+    tap: str = ""  # the name of its output's spatial mean, where that is a feature
 
     def full(self, unit: Unit) -> str:
+        """A unit's full name, as in the state dict."""
         return f"{self.name}.{unit.name}" if self.name else unit.name
 
 
@@ -149,7 +151,7 @@ BLOCKS: tuple[Block, ...] = (
 
 
 def pool(x: Tensor, how: Pool) -> Tensor:
-    """Tensor of shape (N, C, H, W) -> the same, or about half of each side at stride 2."""
+    """Pool a Tensor of shape (N, C, H, W); stride 1 keeps the size, stride 2 gives about half of each side."""
     padding = 1 if how.stride == 1 else 0
     if how.kind == "maximum":
         return F.max_pool2d(x, 3, how.stride, padding)
@@ -157,11 +159,11 @@ def pool(x: Tensor, how: Pool) -> Tensor:
 
 
 def walk(x: Tensor, apply: Callable[[str, Unit, Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Runs the table unit by unit and yields (tap, map of shape (N, C, H, W)) where a block has a tap.
+    """Run the table unit by unit, and yield (tap, map of shape (N, C, H, W)) where a block has a tap.
 
     Args:
-        x: Tensor of shape (N, 3, 299, 299), pixels as (level - 128) / 128.
-        apply: what a unit does, given its full name, itself and its input.
+        x: Tensor of shape (N, 3, 299, 299), with pixels as (level - 128) / 128.
+        apply: computes a unit's output from its full name, the unit and its input.
     """
     for block in BLOCKS:
         outputs = []
@@ -181,7 +183,7 @@ def walk(x: Tensor, apply: Callable[[str, Unit, Tensor], Tensor]) -> Iterator[tu
 
 
 def units() -> Iterator[tuple[str, Unit, int]]:
-    """Every unit with its full name and number of input channels, in order."""
+    """Every unit, in order: its full name, the unit, and its number of input channels."""
     channels = 3
     for block in BLOCKS:
         total = 0
@@ -198,7 +200,7 @@ def units() -> Iterator[tuple[str, Unit, int]]:
 
 
 def state_dict_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the 566 tensors of a weight file."""
+    """The names and shapes of the 566 tensors of a weight file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, unit, c in units():
         shapes[f"{name}.conv.weight"] = (unit.out, c, *unit.kernel)
@@ -209,10 +211,10 @@ def state_dict_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def check_state_dict(state: Mapping[str, Tensor], where: str) -> None:
-    """Refuses weights of another network.
+    """Refuse weights of another network.
 
     Raises:
-        UserError: names missing or in excess, a shape that is not the network's, or values that are not finite.
+        UserError: names are missing or unknown, a shape differs from the network's, or values are not finite.
     """
     shapes = state_dict_shapes()
     for problem, names in (("lacks", shapes.keys() - state.keys()), ("has unknown", state.keys() - shapes.keys())):
@@ -230,8 +232,8 @@ def check_state_dict(state: Mapping[str, Tensor], where: str) -> None:
 def random_state_dict(seed: int = 0) -> dict[str, Tensor]:
     """Seeded random weights in the published layout, for tests and timings without the published file.
 
-    Convolutions are drawn as He et al. 2015 do; running means and variances are then set, unit by unit, to what
-    four seeded images give, so that features differ between images and neither vanish nor explode.
+    Convolutions are drawn as in He et al. 2015. Then running means and variances are set, unit by unit, to those of
+    four seeded images, so that features differ between images and neither vanish nor explode.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -260,7 +262,7 @@ def random_state_dict(seed: int = 0) -> dict[str, Tensor]:
 
 
 def normalised(state: Mapping[str, Tensor], name: str, y: Tensor) -> Tensor:
-    """The batch norm of a unit, in evaluation mode, of its convolution's output."""
+    """A unit's batch norm, in evaluation mode, applied to its convolution's output."""
     mean, variance, gain, bias = (
         state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
     )

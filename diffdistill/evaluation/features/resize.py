@@ -1,4 +1,4 @@
-"""Resizing as the evaluation tools do it, batched, each kind equal to the tool it is named after.
+"""Resizing as evaluation tools do it, in batches; each kind equals the tool that it is named after.
 
     kind                 filter                                             whose
     tf1-bilinear         2 taps, corners not aligned, source index i * s    torch-fidelity, TensorFlow 1, NVlabs EDM
@@ -10,10 +10,11 @@
     pil-lanczos          the same with 3 lobes                              Pillow, so GigaGAN and DMD2 on COCO
 
 Notable:
-- the pil kinds are done in Pillow's own fixed-point arithmetic, in float64 where every product and sum is exact, so
-  they give Pillow's bytes on any device. They go along rows first, as Pillow 12 and older always do; Pillow 13 goes
-  along columns first where the height shrinks much more than the width, which changes levels there (not in squares);
-- the first five return float32 levels in 0..255 (bicubic without clipping also a little beyond), the pil kinds uint8.
+- the pil kinds use Pillow's own fixed-point arithmetic, in float64, where every product and sum is exact, so they give
+  Pillow's bytes on any device. They resample rows first, as Pillow 12 and older always do. Pillow 13 resamples columns
+  first where the height shrinks much more than the width, which changes levels there (not for squares);
+- the first five return float32 levels in 0..255 (bicubic without clipping also a little beyond); the pil kinds return
+  uint8.
 """
 
 import math
@@ -37,7 +38,7 @@ _PIL_BITS = 22  # of the fraction in Pillow's 8-bit resampling weights
 
 
 def resize(images: Tensor, size: int | tuple[int, int], kind: str) -> Tensor:
-    """Resizes images by one of `KINDS`.
+    """Resize images by one of `KINDS`.
 
     Args:
         images: Tensor of shape (N, C, H, W): uint8, or floating-point levels in 0..255 (not for the pil kinds).
@@ -68,9 +69,9 @@ def resize(images: Tensor, size: int | tuple[int, int], kind: str) -> Tensor:
 
 
 def centre_square(images: Tensor) -> Tensor:
-    """The largest square in the middle: Tensor of shape (N, C, H, W) -> (N, C, S, S), S = min(H, W), a view.
+    """The largest centred square of images: (N, C, H, W) to (N, C, S, S) with S = min(H, W), as a view.
 
-    An odd remainder is split as torchvision's center_crop does: half of it, rounded to even.
+    An odd remainder is split as in torchvision's center_crop: half of it, rounded to even.
     """
     height, width = images.shape[-2:]
     side = min(height, width)
@@ -82,10 +83,10 @@ def _tf1_bilinear(x: Tensor, height: int, width: int) -> Tensor:
     """TensorFlow 1's resize_bilinear without aligned corners: along each row, then between rows."""
     columns, next_column, dx = _tf1_taps(x.shape[3], width, x.device)
     rows, next_row, dy = _tf1_taps(x.shape[2], height, x.device)
-    if x.shape[2] > 2 * height:  # most rows have no part in the result
+    if x.shape[2] > 2 * height:  # most rows do not enter the result
         x = x.index_select(2, torch.cat([rows, next_row]))
         rows, next_row = torch.arange(2 * height, device=x.device).chunk(2)
-    # The axis that is picked from goes first, so that what is picked lies together.
+    # The axis that is indexed comes first, so that what is read lies together in memory.
     x = x.permute(0, 3, 2, 1).contiguous().to(torch.float32)
     left = x.index_select(1, columns)
     x = x.index_select(1, next_column).sub_(left).mul_(dx[:, None, None]).add_(left)
@@ -96,7 +97,7 @@ def _tf1_bilinear(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _tf1_taps(n_in: int, n_out: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Index of the left tap, of the right one, and the right one's weight, each of shape (n_out,)."""
+    """The left tap's index, the right tap's index and the right tap's weight, each of shape (n_out,)."""
     position = torch.arange(n_out, dtype=torch.float32, device=device) * torch.tensor(n_in / n_out, dtype=torch.float32)
     left = position.long()
     return left, (left + 1).clamp_max(n_in - 1), position - left
@@ -106,7 +107,7 @@ def _pil(images: Tensor, height: int, width: int, name: str) -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(f"pil-{name} works on uint8 images, got {images.dtype}")
     n, c, old_height, old_width = images.shape
-    # One image at a time: float64 takes eight times the room of the bytes.
+    # One image at a time: float64 takes eight times the memory of bytes.
     done = []
     for image in images:
         if old_width != width:
@@ -118,14 +119,14 @@ def _pil(images: Tensor, height: int, width: int, name: str) -> Tensor:
 
 
 def _pil_pass(image: Tensor, weights: Tensor) -> Tensor:
-    """Resamples the last axis: uint8 of shape (..., n_in), weights (n_out, n_in) -> uint8 of shape (..., n_out)."""
+    """Resample the last axis: uint8 (..., n_in) with weights (n_out, n_in) gives uint8 (..., n_out)."""
     total = image.double() @ weights.to(image.device).T  # integers below 2^53, so exact
     return total.add_(1 << (_PIL_BITS - 1)).mul_(2.0**-_PIL_BITS).floor_().clamp_(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
 def _pil_weights(n_in: int, n_out: int, name: str) -> Tensor:
-    """Pillow's weights in units of 2^-22, whole numbers held in float64, of shape (n_out, n_in)."""
+    """Pillow's weights in units of 2^-22, as whole numbers in float64, of shape (n_out, n_in)."""
     reach, kernel = _FILTERS[name]
     scale = n_in / n_out
     stretch = max(scale, 1.0)
@@ -143,7 +144,7 @@ def _pil_weights(n_in: int, n_out: int, name: str) -> Tensor:
 
 
 def _bicubic(x: float) -> float:
-    """Keys 1981 with a = -1/2."""
+    """The kernel of Keys 1981 with a = -1/2."""
     x = abs(x)
     if x < 1:
         return (1.5 * x - 2.5) * x * x + 1

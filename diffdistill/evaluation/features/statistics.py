@@ -1,11 +1,11 @@
-"""Means and covariances of features: streamed in float64, merged, summed over processes, kept in one file.
+"""Mean and covariance of features: streamed in float64, merged, summed over processes, kept in one file.
 
 Notable:
 - memory is 2 d^2 float64 numbers, whatever the number of images;
-- rows are taken in blocks of max(d, 256), whatever the batches: the split into batches changes no bit of a result;
-- sums are kept about the running mean, so features far from the origin lose no digits: plain sums of x x^T with mean
-  1e4 and deviation 1 would leave 8 of 16;
-- while n <= d the rows themselves are in the first block, and the exact rank-deficient route stays open.
+- rows are taken in blocks of max(d, 256), whatever the batches, so the batches do not change a single bit;
+- sums are kept about the running mean, so features far from the origin lose no digits. Plain sums of x x^T at mean 1e4
+  and standard deviation 1 would keep 8 digits of 16;
+- while n <= d, the first block holds the rows themselves, which an exact distance can use.
 """
 
 from __future__ import annotations
@@ -25,19 +25,17 @@ _LEAST_BLOCK = 256
 
 
 class FeatureStatistics(FeatureSet):
-    """Number, mean and scatter of the rows seen so far.
+    """A set of features that keeps only n, the mean and the scatter S = sum_i (x_i - mean)(x_i - mean)^T.
 
-    Kept are n, the mean and the scatter S = sum_i (x_i - mean)(x_i - mean)^T; the plain sums are sum x = n mean and
-    sum x x^T = S + n mean mean^T. Two sets pool as (Chan, Golub and LeVeque 1983, eq. 2.1), with delta the difference
-    of their means:
+    Two sets a and b are pooled by Chan, Golub and LeVeque 1983, eq. 2.1, with delta the difference of their means:
 
         n = n_a + n_b,   mean = mean_a + delta n_b / n,   S = S_a + S_b + delta delta^T n_a n_b / n
 
     Args:
         d: size of a feature.
-        protocol: what a number made from these features has to carry; JSON values.
+        protocol: what a number made from these features has to carry, as JSON values.
         source: where the images came from, for messages and reports.
-        device: where sums are kept and the Gram matrices are computed.
+        device: where sums are kept and Gram matrices are computed.
 
     >>> statistics = FeatureStatistics(1)
     >>> statistics.update(torch.tensor([[1.0], [2.0]]))
@@ -66,7 +64,7 @@ class FeatureStatistics(FeatureSet):
 
     @property
     def n(self) -> int:  # type: ignore[override]
-        """Rows seen."""
+        """Number of rows."""
         return self._folded + self._waiting
 
     @property
@@ -85,19 +83,19 @@ class FeatureStatistics(FeatureSet):
         return self.moments()[1].div_(self.n - 1)
 
     def update(self, features: Tensor) -> None:
-        """Takes in rows.
+        """Add rows.
 
         Args:
             features: Tensor of shape (N, d) of any floating-point dtype.
 
         Raises:
-            ValueError: another shape, another dtype, or values that are not finite. Nothing is taken in then.
+            ValueError: another shape or dtype, or values that are not finite. Nothing is added then.
         """
         self._check(features)
         features = features.detach()
         while len(features):
             if self._scatter is None or self._buffer is None:
-                # Written to at once, so that memory is the same from the first batch to the last.
+                # All of it is written at once, so that memory use is the same from the first batch to the last.
                 self._scatter = self._zeros(self.d) if self._scatter is None else self._scatter
                 self._buffer = self._zeros(self._block)
             if self._waiting == self._block:
@@ -110,7 +108,7 @@ class FeatureStatistics(FeatureSet):
             features = features[len(taken) :]
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Takes in the rows of another set, which stays as it is.
+        """Add the rows of another set, which stays as it is.
 
         Raises:
             UserError: the other set was measured under another protocol.
@@ -131,11 +129,11 @@ class FeatureStatistics(FeatureSet):
             self.update(rows)
 
     def all_reduce(self) -> FeatureStatistics:
-        """The set of all processes' rows; this one stays as it is, so asking twice does not count twice.
+        """The rows of all processes, in a new set; this one stays as it is, so a second call does not count twice.
 
-        Without torch.distributed, or with it not initialised, a copy. To be called by every process; means first and
-        then one sum over d^2 numbers, or the rows themselves where all of them fit in a block. If process r of w
-        took images r, r + w, r + 2w ..., rows come back in the order of the images.
+        Every process has to call it; without torch.distributed it returns a copy. Means are gathered first, and then
+        d^2 numbers are summed; where all rows fit in a block, the rows themselves are gathered. If process r of w took
+        images r, r + w, r + 2w, ..., rows come back in the order of the images.
 
         Raises:
             UserError: the processes disagree about protocol or feature size; on all of them.
@@ -165,7 +163,7 @@ class FeatureStatistics(FeatureSet):
         return FeatureStatistics(self.d, self.protocol, self.source, self.device)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean of shape (d,) and scatter of shape (d, d), as copies on this set's device, zero without rows."""
+        """Mean of shape (d,) and scatter of shape (d, d), as copies on this set's device; zero without rows."""
         mean = self._mean.clone()
         scatter = self._zeros(self.d) if self._scatter is None else self._scatter.clone()
         n = self._folded
@@ -175,7 +173,7 @@ class FeatureStatistics(FeatureSet):
         return mean, scatter
 
     def factor(self) -> Tensor | None:
-        """F of shape (n, d) with F^T F the covariance, exactly, where 2 <= n <= d and the rows are there; else None."""
+        """F of shape (n, d) with F^T F exactly the covariance; None unless 2 <= n <= d and the rows are kept."""
         if self._folded or self._buffer is None or not 2 <= self._waiting <= self.d:
             return None
         rows = self._buffer[: self._waiting]
@@ -190,10 +188,10 @@ class FeatureStatistics(FeatureSet):
         protocol: Mapping[str, Any] | None = None,
         source: str = "",
     ) -> FeatureStatistics:
-        """Statistics published as mean (d,) and covariance (d, d) of n images.
+        """A set from published statistics: the mean (d,) and the covariance (d, d) of n images.
 
         Raises:
-            ValueError: shapes that do not belong together, n below 2, or values that are not finite.
+            ValueError: shapes that do not belong together, an n below 2, or values that are not finite.
         """
         d = mean.numel()
         if mean.shape != (d,) or covariance.shape != (d, d):
@@ -208,10 +206,10 @@ class FeatureStatistics(FeatureSet):
         return statistics
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file, whole or not at all; folders on the way are made.
+        """Write one safetensors file in one rename; missing folders are made.
 
-        It holds `rows` (n, d) while all rows are there and n <= max(d, 256), else `mean` (d,) and `scatter` (d, d);
-        float64. Reading it back gives the same mean and covariance bit for bit.
+        It holds `rows` (n, d) while n <= max(d, 256), and otherwise `mean` (d,) and `scatter` (d, d), in float64.
+        Reading it back gives the same mean and covariance bit for bit.
         """
         if self._folded == 0 and self._buffer is not None:
             self._write(path, {"rows": self._buffer[: self._waiting]})
@@ -220,10 +218,10 @@ class FeatureStatistics(FeatureSet):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FeatureStatistics:
-        """Reads what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            UserError: no such file, not one of these files, or one whose contents contradict its record.
+            UserError: there is no such file, it is of another kind, or its contents contradict its record.
         """
         record, tensors = cls._read(path)
         n, d = record["n"], record["d"]
@@ -241,12 +239,12 @@ class FeatureStatistics(FeatureSet):
         return torch.zeros(rows, self.d, dtype=torch.float64, device=self.device)
 
     def _waiting_rows(self) -> Sequence[Tensor]:
-        """The rows not folded yet, in pieces, so that reading needs little memory."""
+        """The rows that are not in mean and scatter yet, in pieces, so that reading them needs little memory."""
         return () if self._buffer is None or not self._waiting else self._buffer[: self._waiting].split(_LEAST_BLOCK)
 
     @staticmethod
     def _pool(mean: Tensor, scatter: Tensor, n: int, rows: Tensor) -> None:
-        """Adds rows to the moments of n others, all in place; the rows come out centred."""
+        """Add rows to the moments of n others, all in place; the rows are centred by it."""
         centre = rows.mean(0)
         rows -= centre
         scatter.addmm_(rows.T, rows)

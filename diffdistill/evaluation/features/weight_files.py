@@ -1,9 +1,9 @@
-"""Weight files of feature extractors: where they are looked for, what they must hash to, where to get them.
+"""Weight files of feature extractors: where they are looked for, their hashes, and where to get them.
 
 Notable:
-- a file is hashed before it is read, and the hash it has goes into the protocol of every number made with it;
-- nothing is downloaded unless `weights="download"` asks for it;
-- another file than the published one is taken only when the caller says so, by its hash or by `True`.
+- a file is hashed before it is read, and its hash goes into the protocol of every number made with it;
+- a file is downloaded only where `weights="download"` asks for it;
+- a file other than the published one is accepted only where the caller allows it, by its hash or by `True`.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class WeightFile:
     Args:
         title: what it holds, for messages.
         name: its file name; in `cache_folder()` it may lie in a subfolder, "folder/file".
-        sha256: its full hash; None where none is known, so that the file can't be checked.
-        url: where `weights="download"` fetches it; "" where that is not offered.
-        get: how to get it instead, as the end of the sentence "get the file ...".
+        sha256: its full hash; None where no hash is known, so that the file cannot be checked.
+        url: where `weights="download"` fetches it; "" where a download is not offered.
+        get: how to get it otherwise, as the end of the sentence "get the file ...".
     """
 
     title: str
@@ -40,21 +40,21 @@ class WeightFile:
 
     @property
     def advice(self) -> str:
-        """How to come by the file, as the end of an error's line."""
+        """How to get the file, as the end of an error message."""
         pinned = f"sha256 {self.sha256}" if self.sha256 else "no sha256 known to check it against"
         then = 'pass weights=PATH, or weights="download"' if self.url else "pass weights=PATH"
         return f"get {Path(self.name).name} ({pinned}) {self.get or f'from {self.url}'}, then {then}"
 
 
 def cache_folder() -> Path:
-    """Where weights are kept: $DIFFDISTILL_WEIGHTS, or weights in `user_cache()`."""
+    """The folder of weights: $DIFFDISTILL_WEIGHTS, or `weights` in `user_cache()`."""
     if folder := os.environ.get(FOLDER_VARIABLE):
         return Path(folder)
     return user_cache() / "weights"
 
 
 def hub_cached(repo: str, name: str) -> list[Path]:
-    """The file of a Hugging Face repository in the hub's own cache, if it is there; asks no network."""
+    """A Hugging Face repository's file in the hub's own cache, if it is there; it needs no network."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, name)
@@ -65,9 +65,9 @@ def find(file: WeightFile, weights: str | os.PathLike[str] | None = None, also: 
     """The path of a weight file.
 
     Args:
-        file: which one.
-        weights: its path, or a folder that holds it under its name; "download" to fetch it into `cache_folder()`
-            where it is not there yet; None to look in `cache_folder()` and `also`.
+        file: the file to find.
+        weights: its path, or a folder that holds it under its name; "download" fetches it into `cache_folder()` where
+            it is not there yet; None looks in `cache_folder()` and `also`.
         also: more places to look, such as another tool's cache.
 
     Raises:
@@ -88,7 +88,7 @@ def find(file: WeightFile, weights: str | os.PathLike[str] | None = None, also: 
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, short enough for the line a user reads."""
+    """The first line of an exception's message, for an error that a user reads."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -99,16 +99,16 @@ def sha256_of(path: Path) -> str:
 
 
 def check(file: WeightFile, path: Path, allow_other: bool | str = False) -> str:
-    """Hashes a weight file and refuses a wrong one.
+    """Hash a weight file and refuse a wrong one.
 
     Args:
-        file: the published file that is meant.
-        path: the one found.
-        allow_other: True takes any file (fine-tuned weights, or random ones for a test); a sha256 takes the file that
-            has it.
+        file: the published file.
+        path: the file that was found.
+        allow_other: True accepts any file (fine-tuned weights, or random ones for a test); a sha256 accepts the file
+            that has it.
 
     Returns:
-        The sha256 that the file has.
+        The sha256 of the file.
 
     Raises:
         UserError: the hash is neither the published nor the allowed one.
@@ -126,17 +126,17 @@ def check(file: WeightFile, path: Path, allow_other: bool | str = False) -> str:
 
 
 def download(file: WeightFile, folder: Path | None = None) -> Path:
-    """Fetches a weight file, checks it, and keeps it under its name; a failed download leaves nothing behind.
+    """Download a weight file, check it, and keep it under its name; a failed download leaves nothing behind.
 
     Args:
-        file: which one.
-        folder: where to; `cache_folder()` by default.
+        file: the file to download.
+        folder: where it is kept; `cache_folder()` by default.
 
     Raises:
-        UserError: no URL is known, the network failed, or what came is not the published file.
+        UserError: no URL is known, the network failed, or the downloaded file is not the published one.
     """
     if not file.url:
-        raise UserError(f"{file.title} weights can't be downloaded from here; {file.advice}")
+        raise UserError(f"{file.title} weights cannot be downloaded; {file.advice}")
     target = (cache_folder() if folder is None else folder) / file.name
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)

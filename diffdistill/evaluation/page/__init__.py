@@ -1,1 +1,1 @@
-"""A sweep as one self-contained page: `report.html_report` draws what `record.read_sweep` has checked."""
+"""A sweep as one self-contained page: `report.html_report` draws what `read.read_sweep` has checked."""

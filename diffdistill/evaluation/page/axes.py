@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Axis:
-    """The affine map from values low .. high (their log2 where `log2`) to pixels start .. end."""
+    """The affine map from values low .. high (from their log2 where `log2`) to pixels start .. end."""
 
     low: float
     high: float
@@ -23,7 +23,7 @@ class Axis:
 
 
 def axis_over(values: Sequence[float], start: float, end: float, log2: bool = False) -> Axis:
-    """An axis over values with 5% of air at both ends; equal values get air as well.
+    """An axis over values with 5% of space at both ends, also where all values are equal.
 
     >>> axis_over([0.0, 10.0], 0, 110)
     Axis(low=-0.5, high=10.5, start=0, end=110, log2=False)
@@ -37,7 +37,7 @@ def axis_over(values: Sequence[float], start: float, end: float, log2: bool = Fa
 
 
 def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten in [low, high], about so many.
+    """Multiples of 1, 2 or 5 times a power of ten in [low, high], about `about` of them.
 
     >>> round_ticks(0.03, 0.58)
     [0.1, 0.2, 0.3, 0.4, 0.5]
@@ -50,12 +50,12 @@ def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart that are nearest to the wanted ones (least squares), in [low, high] if they fit.
+    """Positions at least `gap` apart, nearest to the wanted ones (least squares), and in [low, high] if they fit.
 
-    With z[i] = y[i] - i gap, the y are `gap` apart where the z do not fall: pools of adjacent violators are averaged.
+    With z[i] = y[i] - i gap, the y are `gap` apart where the z do not fall, so adjacent z that fall are averaged.
 
     Args:
-        wanted: n positions, rising.
+        wanted: n positions, in rising order.
 
     >>> spread([10.0, 11.0, 40.0], 4, 0, 100)
     [8.5, 12.5, 40.0]
@@ -73,7 +73,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def written(ticks: Sequence[float]) -> list[tuple[float, str]]:
-    """Ticks and their text, with as many decimals as the longest needs, and a real minus.
+    """Ticks and their texts, with as many decimals as the longest one needs, and a real minus sign.
 
     >>> written([-0.5, 0.0, 0.25])
     [(-0.5, '−0.50'), (0.0, '0.00'), (0.25, '0.25')]

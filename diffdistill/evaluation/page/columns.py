@@ -1,4 +1,4 @@
-"""The numbers of a sweep as columns: what each is called, which way is better, how many digits, and which row is best.
+"""The numbers of a sweep as columns: name, which way is better, number of digits, and which row is best.
 
 Importing this module needs no torch.
 """
@@ -19,13 +19,13 @@ NAMES = {
     "cmmd": "CMMD",
     "fd": "FD",
     "fid": "FID",
-    "seconds_per_image": "s a picture",
+    "seconds_per_image": "s per image",
     "nearest_median": "nearest, median",
 }
-FIRST = ("kd", "kid", "cmmd", "fd", "fid")  # then agreement, then what is not here
+FIRST = ("kd", "kid", "cmmd", "fd", "fid")  # then agreement, then everything that is not listed here
 THEN = ("recall", "precision", "coverage", "density")
 LAST = ("nearest_median", "seconds_per_image")
-LOWER = {"kd", "kid", "cmmd", "fd", "fid"}  # not seconds, which say as much of the machine as of the generator
+LOWER = {"kd", "kid", "cmmd", "fd", "fid"}  # not seconds, which depend on the machine as much as on the generator
 HIGHER = {"recall", "precision", "coverage", "density"}
 HELD_OUT = "held-out concepts"
 IN_WORDS = {
@@ -34,16 +34,23 @@ IN_WORDS = {
     "cmmd": "kernel distance of CLIP embeddings",
     "fd": "Fréchet distance",
     "fid": "Fréchet distance",
-    "recall": "share of real pictures that lie near generated ones: variety",
-    "precision": "share of pictures that lie near real ones: fidelity",
-    "coverage": "share of real pictures with a generated one near",
-    "density": "how many real pictures' neighbourhoods hold a generated one",
+    "recall": "share of real images that lie near generated ones: variety",
+    "precision": "share of images that lie near real ones: fidelity",
+    "coverage": "share of real images with a generated one near",
+    "density": "how many real images' neighbourhoods hold a generated one",
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """better: "lower", "higher", or "" where neither is better; decimals: as many for every row."""
+    """One number of a sweep.
+
+    Attributes:
+        key: its key in sweep.json.
+        label: its short name.
+        better: "lower", "higher", or "" where neither is better.
+        decimals: number of decimals, the same for every row.
+    """
 
     key: str
     label: str
@@ -52,10 +59,11 @@ class Column:
 
     @property
     def arrow(self) -> str:
+        """Which way is better, as an arrow; "" where neither is."""
         return {"lower": "↓", "higher": "↑", "": ""}[self.better]
 
     def number(self, value: float | None) -> str:
-        """The number with a real minus, a dash where there is none; zero has no sign.
+        """The number with a real minus sign, or a dash where there is no number; zero has no sign.
 
         >>> Column("kd", "KD", "lower", 3).number(-0.0123), Column("kd", "KD", "lower", 3).number(-0.0001)
         ('−0.012', '0.000')
@@ -66,16 +74,16 @@ class Column:
         return text.replace("-", "−" if any(c in "123456789" for c in text) else "")
 
     def with_error(self, measured: Measured) -> str:
-        """Mean ± `error_of`, the mean alone where there is no error."""
+        """Mean ± `error_of`, or the mean alone where there is no error."""
         error = error_of(measured, self.key)
         mean = self.number(measured.mean.get(self.key))
         return mean if error is None or mean == "–" else f"{mean} ± {self.number(error)}"
 
 
 def columns_of(sweep: Sweep) -> list[Column]:
-    """A column for every number that some row has, in the order they are shown.
+    """A column for each number that some row has, in the order in which columns are shown.
 
-    Standard errors and the number of captions stand beside other numbers, not in columns of their own.
+    Standard errors and the number of captions stand beside other numbers and have no column.
     """
     sets = _all_sets(sweep)
     keys = list(dict.fromkeys(key for s in sets for key, value in s.mean.items() if value is not None))
@@ -89,13 +97,13 @@ def columns_of(sweep: Sweep) -> list[Column]:
 
 
 def plotted(sweep: Sweep, columns: Iterable[Column]) -> list[Column]:
-    """Those that have a curve: distances, agreement, and shares."""
-    keys = {*FIRST, *THEN, sweep.agreement_metric} - {"density"}  # which coverage has replaced
+    """The columns that are plotted: distances, agreement and shares."""
+    keys = {*FIRST, *THEN, sweep.agreement_metric} - {"density"}  # coverage shows the same, with a bound
     return [column for column in columns if column.key in keys]
 
 
 def label_of(key: str, sweep: Sweep) -> str:
-    """A short name; agreement's full key, which names the towers, stands in the protocol.
+    """The short name of a number. Agreement's full key, which names the towers, stands in the protocol.
 
     >>> class S: agreement_metric, rows = "clip_score(ViT-g-14, 'A photo depicts ', x1)", []
     >>> label_of(S.agreement_metric, S), label_of("clip_r1(ViT-g-14)", S), label_of("kd", S)
@@ -109,14 +117,14 @@ def label_of(key: str, sweep: Sweep) -> str:
 
 
 def of_agreement(key: str, sweep: Sweep) -> str:
-    """Which of agreement's numbers a key is: "score", "r1", "r5" or "captions"; "" of any other."""
+    """Which of agreement's numbers a key is: "score", "r1", "r5" or "captions"; "" for any other key."""
     kind, _, _ = (sweep.agreement_metric or "").partition("_")
     towers, _, what = key.partition("(")[0].partition("_")
     return what if kind and towers == kind and what in ("score", "r1", "r5", "captions") else ""
 
 
 def captions_among(sweep: Sweep) -> str:
-    """Among how many different captions rows were retrieved, as "64" or "60 to 64"; "" where it is not known."""
+    """The number of captions that retrieval was among, such as "64" or "60 to 64"; "" where it is not known."""
     found = {
         round(value)
         for row in sweep.rows
@@ -128,41 +136,41 @@ def captions_among(sweep: Sweep) -> str:
 
 
 def better_of(key: str, sweep: Sweep) -> str:
-    """Which way is better, "" where it is not known."""
+    """Which way a number is better: "lower", "higher", or "" where it is not known."""
     return "lower" if key in LOWER else "higher" if key in HIGHER or of_agreement(key, sweep) else ""
 
 
 def headline_column(columns: Iterable[Column]) -> Column | None:
-    """What rows are ranked by: KD where it is measured, else the first that has a better side."""
+    """The column that rows are ranked by: KD where it is measured, otherwise the first where one way is better."""
     return next((column for column in columns if column.better), None)
 
 
 def error_of(measured: Measured, key: str) -> float | None:
-    """Standard deviation over the seeds measured; of a sweep of one seed, the standard error over pictures.
+    """The standard deviation over the measured seeds; in a sweep of one seed, the standard error over images.
 
-    The two are never mixed: a row of one seed, where the sweep has several, has no error.
+    The two are not mixed: where a sweep has several seeds, a row with one seed has no error.
     """
     return measured.mean.get(f"{key}_se") if measured.of_seeds == 1 else measured.sd.get(key)
 
 
 def fewer_seeds(measured: Measured) -> str:
-    """Said of a row that some seeds are missing of: "2 of 3 seeds", else ""."""
+    """What is said of a row that lacks some seeds, such as "2 of 3 seeds"; "" for a row that has them all."""
     n = len(measured.seeds)
     return f"{n} of {measured.of_seeds} seeds" if n < measured.of_seeds else ""
 
 
 class Real(NamedTuple):
-    """Real pictures as a row: what sets them apart from others, in a few words, and their numbers."""
+    """Real images as a row: in a few words which ones they are, and their numbers."""
 
     how: str
     measured: Measured
 
 
 def real_rows(sweep: Sweep) -> list[Real]:
-    """The floor; and, where prompts are training captions, held-out concepts, which have numbers that it has not.
+    """The rows of real images: the floor, and, where prompts are training captions, images of held-out concepts.
 
-    Those are the distance to the nearest training picture, and agreement where its towers were trained on the prompts.
-    R@1 and R@5 are left out where they are among another number of captions.
+    Held-out concepts have the distance to the nearest training image, and agreement where the towers were trained on
+    the prompts. R@1 and R@5 are left out where retrieval was among another number of captions.
     """
     floor = sweep.floor
     if floor is None:
@@ -183,16 +191,16 @@ def real_rows(sweep: Sweep) -> list[Real]:
 
 
 def level_of(sweep: Sweep, column: Column) -> tuple[float, str] | None:
-    """What honest pictures have of a column, and which pictures those are."""
+    """The number of real images in a column, and which real images those are; None where there is no such number."""
     for how, measured in reversed(real_rows(sweep)):
         if (value := measured.mean.get(column.key)) is not None:
-            own_pairs = column.key == sweep.agreement_metric == "align_score"  # which its towers were trained on
-            return value, how if how == HELD_OUT or (how and own_pairs) else "real pictures"
+            own_pairs = column.key == sweep.agreement_metric == "align_score"  # the towers were trained on these pairs
+            return value, how if how == HELD_OUT or (how and own_pairs) else "real images"
     return None
 
 
 def best_of(rows: Iterable[Row], column: Column | None) -> Row | None:
-    """The row whose mean is best; of equal ones the one with fewer passes; None where no row has the number."""
+    """The row whose mean is best, and of equal rows the one with fewer passes; None where no row has the number."""
     if column is None:
         return None
     sign = -1 if column.better == "higher" else 1
@@ -203,23 +211,23 @@ def best_of(rows: Iterable[Row], column: Column | None) -> Row | None:
 
 
 def rows_of(sweep: Sweep, generator: str) -> list[Row]:
-    """A generator's rows by guidance and steps."""
+    """A generator's rows, in order of guidance and then of steps."""
     return sorted((r for r in sweep.rows if r.generator == generator), key=lambda r: (r.guidance, r.steps))
 
 
 def setting(row: Row, with_guidance: bool = True) -> str:
-    """A row's sampler in words: "1 step", "50 steps at guidance 3"."""
+    """A row's sampler in words, such as "1 step" or "50 steps at guidance 3"."""
     steps = f"{row.steps} step{'' if row.steps == 1 else 's'}"
     return f"{steps} at guidance {row.guidance:g}" if with_guidance else steps
 
 
 def described(sweep: Sweep, row: Row) -> str:
-    """`setting`, and the seeds where some are missing."""
+    """A row's sampler in words, and its number of seeds where some are missing."""
     return ", ".join(filter(None, (setting(row, guided(sweep, row.generator)), fewer_seeds(row))))
 
 
 def guided(sweep: Sweep, generator: str) -> bool:
-    """Whether guidance is worth naming: the generator was measured at other ones than 1."""
+    """Whether guidance has to be named: the generator was measured at a guidance scale other than 1."""
     return any(row.guidance != 1 for row in sweep.rows if row.generator == generator)
 
 
@@ -228,7 +236,7 @@ def _all_sets(sweep: Sweep) -> list[Measured]:
 
 
 def _decimals(sets: Iterable[Measured], key: str) -> int:
-    """`digits` of the means, and one more where most errors would be nought without it and are not with it."""
+    """`digits` of the means, and one more where most errors are zero without it and are not with it."""
     sets = list(sets)
     needed = digits([v for s in sets if (v := s.mean.get(key)) is not None])
     errors = [error for s in sets if (error := error_of(s, key))]
@@ -236,7 +244,7 @@ def _decimals(sets: Iterable[Measured], key: str) -> int:
 
 
 def digits(values: Iterable[float]) -> int:
-    """Decimals that show three digits or four of the largest value.
+    """The number of decimals that shows three or four digits of the largest value.
 
     >>> [digits([value]) for value in (1234, 248.31, 12.312, 0.2384, 0.01234)]
     [1, 1, 2, 3, 4]

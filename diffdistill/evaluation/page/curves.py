@@ -1,4 +1,4 @@
-"""A sweep's numbers as plots: each metric against steps, and what guidance trades between distance and agreement."""
+"""A sweep's numbers as plots: each metric against steps, and distance against agreement as guidance grows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffdistill.evaluation.page.record import Row, Sweep
 
 
 def curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None) -> list[str]:
-    """An SVG for each column: a line for each generator and guidance, against steps on a log-2 axis."""
+    """An SVG for each column: one line for each generator and guidance scale, against steps on a log-2 axis."""
     drawn = []
     for column in columns:
         series = []
@@ -45,7 +45,7 @@ def curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None) ->
 
 
 def trade_off(sweep: Sweep, distance: Column | None, agreement: Column | None) -> str:
-    """Distance against agreement, a path along guidance at each generator's most steps; "" without either."""
+    """Distance against agreement along guidance, at each generator's largest number of steps; "" without either."""
     if distance is None or agreement is None or distance == agreement:
         return ""
     series = []

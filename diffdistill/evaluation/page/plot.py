@@ -1,4 +1,4 @@
-"""Line plots as SVG text: lines with error bars, a dashed floor, labels at the lines' ends; hover shows the numbers.
+"""Line plots as SVG text: lines with error bars, a dashed floor, and labels at the ends of the lines.
 
     ^ y       o------o------o - teacher, guidance 1       a label for each line, moved apart where they would overlap
     |            o------o---- - teacher, guidance 3
@@ -6,8 +6,8 @@
     |  - - - - - - - - - - -  - real                      dashed: the floor
     +---1---2---4---8--16---> steps
 
-Colours are the page's: a group's number picks class g0 .. g5, its shade (ordered, as guidance is) the property --mix.
-Every number that is drawn is also in the title of its point. All lengths are pixels of the SVG.
+Colours come from the page: a group's number gives the class g0 .. g5, and its shade, which is ordered as guidance is,
+gives the property --mix. The title of a point, shown on hovering, holds its numbers. Lengths are in pixels of the SVG.
 """
 
 from __future__ import annotations
@@ -21,15 +21,22 @@ from diffdistill.evaluation.page.axes import Axis, axis_over, round_ticks, sprea
 
 WIDTH, HEIGHT = 360, 284
 TOP, BOTTOM, LEFT = 34, 40, 44
-LABEL_GAP = 14  # between baselines of labels
+LABEL_GAP = 14  # between the baselines of labels
 LABEL_CHARACTERS = 17
-CHARACTER = 5.9  # mean width of one at 11 px
+CHARACTER = 5.9  # mean width of a character at 11 px
 GROUPS = 6
 
 
 @dataclass(frozen=True)
 class Point:
-    """error and x_error: half the length of the bars, in the units of y and x; label: a few characters beside it."""
+    """One point of a line.
+
+    Attributes:
+        x, y: its place.
+        error, x_error: half the length of the error bars, in units of y and x; None for no bar.
+        title: text shown on hovering.
+        label: a few characters beside the point.
+    """
 
     x: float
     y: float
@@ -41,7 +48,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One line. group: its colour and marker; shade: in [0, 1], 1 is the full colour; strong: thicker and on top."""
+    """One line.
+
+    Attributes:
+        label: its name, at its end.
+        points: at least one.
+        group: number of its colour and marker.
+        shade: in [0, 1]; 1 is the full colour.
+        strong: whether the line is thicker and on top.
+    """
 
     label: str
     points: Sequence[Point]
@@ -55,13 +70,14 @@ class Plot:
     """What a plot shows.
 
     Args:
-        title, note: above it, in bold and in grey.
-        x_label: below it.
-        series: lines; each has a point at least.
-        x_ticks: values to mark on the x axis, rising; None for round ones.
+        title, note: text above the plot, in bold and in grey.
+        x_label: text below the plot.
+        series: the lines; each has at least one point.
+        x_ticks: values to mark on the x axis, in rising order; None for round ones.
         log2: whether x is on a log-2 axis.
-        floor: a value of y, drawn dashed, and its label.
-        carry: whether a line that ends early is carried to the right edge, dotted.
+        floor: a value of y, drawn as a dashed line, and its label.
+        carry: whether a line that ends early is continued to the right edge, dotted.
+        width, height: in pixels.
     """
 
     title: str
@@ -80,7 +96,7 @@ def draw(plot: Plot) -> str:
     """The plot as one <svg> element.
 
     Raises:
-        ValueError: no series, or one without a point.
+        ValueError: no series, or a series without a point.
     """
     if not plot.series or not all(series.points for series in plot.series):
         raise ValueError("a plot needs a series, and every series a point")
@@ -108,7 +124,10 @@ def draw(plot: Plot) -> str:
 
 
 def marker(group: int, x: float, y: float, r: float = 3.6) -> str:
-    """A circle, diamond, square, triangle, triangle downwards or cross: groups differ without their colours."""
+    """The marker of a group: a circle, diamond, square, triangle, inverted triangle or cross.
+
+    So groups differ even without their colours.
+    """
     shapes = (
         (),
         ((0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)),
@@ -125,7 +144,7 @@ def marker(group: int, x: float, y: float, r: float = 3.6) -> str:
 
 
 def cut(text: str, most: int = LABEL_CHARACTERS) -> str:
-    """A label short enough for the margin, without its middle."""
+    """A label that fits the margin: a long text loses its middle."""
     return text if len(text) <= most else f"{text[: most - 8]}…{text[-7:]}"
 
 
@@ -145,7 +164,7 @@ def _frame(plot: Plot, x: Axis, y: Axis) -> str:
         place = x(tick)
         parts.append(f'<path class="axis" d="M{_n(place)} {_n(y.start)}v4"/>')
         half = CHARACTER * len(text) / 2
-        if place - half > free:  # a tick whose number would touch the last one's goes without
+        if place - half > free:  # a tick has no number where it would touch the number before it
             parts.append(f'<text class="tick x" x="{_n(place)}" y="{_n(y.start + 17)}">{text}</text>')
             free = place + half + 4
     middle = (x.start + x.end) / 2
@@ -179,12 +198,12 @@ def _series(series: Series, x: Axis, y: Axis, carry: bool) -> str:
 
 
 def _early(x: Axis) -> float:
-    """A line that ends left of this pixel does not reach the right edge, where the axis has its air."""
+    """The pixel that a line has to reach in order to count as ending at the right edge."""
     return x.end - 0.06 * (x.end - x.start)
 
 
 def _bars(p: Point, x: Axis, y: Axis) -> str:
-    """Path of a point's error bars, capped by 3 pixels."""
+    """The path of a point's error bars, with caps of 3 pixels."""
     path = ""
     if p.error:
         top, bottom = y(p.y + p.error), y(p.y - p.error)
@@ -196,7 +215,7 @@ def _bars(p: Point, x: Axis, y: Axis) -> str:
 
 
 def _point_labels(plot: Plot, x: Axis, y: Axis) -> str:
-    """Labels beside their points, on the first of four sides where nothing is yet, else above."""
+    """Labels beside their points, on the first of four sides that is free, otherwise above."""
     points = [p for series in plot.series for p in series.points]
     around = [_around(p, x, y) for p in points]
     taken, parts = [*around], []
@@ -225,7 +244,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _end_labels(plot: Plot, labels: Sequence[str], x: Axis, y: Axis) -> str:
-    """The legend: a label at each line's end, with a thin line to it where it had to move."""
+    """The legend: a label at the end of each line, with a thin line to it where it had to move."""
     ends: list[tuple[float, str, Series | None]] = [
         (y(series.points[-1].y), label, series) for series, label in zip(plot.series, labels, strict=False)
     ]

@@ -1,10 +1,10 @@
-"""A sweep as one HTML page that needs nothing else: no network, no library, and no script to be read.
+"""A sweep as one HTML page that needs no network and no library, and that can be read without scripts.
 
 Notable:
-- curves, pictures, numbers and protocol of `sweep.json`, and the record itself, in the order they are asked for;
-- every string of the record is escaped; a content security policy forbids the page to load anything, and any script
-  but its own, by hash;
-- the same sweep gives the same bytes: no date, no random id.
+- it holds curves, images, all numbers, the protocol and the record `sweep.json` itself;
+- every string of the record is escaped. A content security policy forbids the page to load anything, and allows its own
+  script alone, by its hash;
+- the same sweep gives the same bytes: there is no date and no random id.
 
 Importing this module needs no torch.
 """
@@ -34,8 +34,9 @@ from diffdistill.evaluation.page.columns import (
     rows_of,
 )
 from diffdistill.evaluation.page.curves import curves, trade_off
-from diffdistill.evaluation.page.pictures import grids, neighbours
-from diffdistill.evaluation.page.record import Sweep, read_sweep
+from diffdistill.evaluation.page.images import grids, neighbours
+from diffdistill.evaluation.page.read import read_sweep
+from diffdistill.evaluation.page.record import Sweep
 from diffdistill.evaluation.page.style import SCRIPT, STYLE
 from diffdistill.evaluation.page.tables import all_rows, best_rows, generators, medians
 from diffdistill.evaluation.page.words import (
@@ -51,16 +52,18 @@ from diffdistill.evaluation.page.words import (
 
 @dataclass
 class Numbered:
-    """Captions, numbered in the order in which they are asked for."""
+    """Captions of figures and tables, numbered in the order in which they are made."""
 
     figures: int = 0
     tables: int = 0
 
     def figure(self, text: str) -> str:
+        """The caption of the next figure."""
         self.figures += 1
         return f"<figcaption><b>Figure {self.figures}.</b> {text}</figcaption>"
 
     def table(self, text: str) -> str:
+        """The caption of the next table."""
         self.tables += 1
         return f"<figcaption><b>Table {self.tables}.</b> {text}</figcaption>"
 
@@ -69,11 +72,11 @@ def html_report(folder: str | Path, title: str | None = None) -> str:
     """The page of the sweep in `folder`.
 
     Args:
-        folder: what `diffdistill eval sweep` wrote: sweep.json and PNG files.
-        title: of the page; by default it names the generators.
+        folder: a folder that `diffdistill eval sweep` wrote, with sweep.json and PNG files.
+        title: the page's title; by default it names the generators.
 
     Raises:
-        UserError: the sweep is not as its contract says, or has no row.
+        UserError: the sweep breaks its contract, or has no row.
     """
     sweep = read_sweep(folder)
     columns = columns_of(sweep)
@@ -84,14 +87,16 @@ def html_report(folder: str | Path, title: str | None = None) -> str:
     sections = [
         ("curves", "Curves", _curves(sweep, columns, ranked_by, captions)),
         ("pictures", "Side by side", _pictures(sweep, ranked_by, captions)),
-        ("nearest", f"Nearest {sweep.nearest_of} pictures", _nearest(sweep, ranked_by, captions)),
+        ("nearest", f"Nearest {sweep.nearest_of} images", _nearest(sweep, ranked_by, captions)),
         ("numbers", "All numbers", _numbers(sweep, columns, captions)),
         ("protocol", "Protocol", _protocol(sweep)),
     ]
     there = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in there)
     body = "".join(f'<section id="{key}"><h2>{name}</h2>{inside}</section>\n' for key, name, inside in there)
-    record = json.dumps(sweep.raw, ensure_ascii=False).replace("<", "\\u003c")  # so that nothing in it ends the element
+    record = json.dumps(sweep.raw, ensure_ascii=False).replace(
+        "<", "\\u003c"
+    )  # so that nothing in it ends the script element
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -120,7 +125,7 @@ def html_report(folder: str | Path, title: str | None = None) -> str:
 
 
 def headline(sweep: Sweep, ranked_by: Column | None) -> list[tuple[str, str]]:
-    """The best row of each generator, students first: who and how, and the number with its error."""
+    """Each generator's best row, students first: its name and setting, and its number with the error."""
     said: list[tuple[str, str]] = []
     for generator in sorted(sweep.generators, key=lambda g: g.kind != "student"):
         rows = rows_of(sweep, generator.name)
@@ -143,11 +148,11 @@ def _what_was_measured(sweep: Sweep, columns: Sequence[Column]) -> str:
     protocol = sweep.protocol.get("protocol")
     under = f" under protocol <code>{escape(protocol)}</code>" if isinstance(protocol, str) else ""
     text = (
-        f"{escape(listed(names) or 'Numbers')} of {sweep.pictures:,} pictures a seed ({_seeds(sweep)}) against "
+        f"{escape(listed(names) or 'Numbers')} of {sweep.pictures:,} images per seed ({_seeds(sweep)}) against "
         f"{sweep.reference_n:,} real ones of <code>{escape(sweep.reference)}</code>{under}"
     )
     if sweep.agreement_metric:
-        of = f" of {sweep.agreement_pictures:,} pictures" if sweep.agreement_pictures else ""
+        of = f" of {sweep.agreement_pictures:,} images" if sweep.agreement_pictures else ""
         text += f"; agreement{of} with their captions by <code>{escape(towers_of(sweep))}</code>"
     steps = listed([str(steps) for steps in sorted({row.steps for row in sweep.rows})])
     guidances = listed([f"{guidance:g}" for guidance in sorted({row.guidance for row in sweep.rows})])
@@ -171,9 +176,9 @@ def _best(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, cap
     if ranked_by is None or all(best_of(rows_of(sweep, g.name), ranked_by) is None for g in sweep.generators):
         return ""
     text = (
-        f"The row of each generator whose {escape(ranked_by.label)} is best. As the best of all its steps and "
-        "guidance, chosen by the very numbers that are shown, it comes out a little too good, the more so the more "
-        f"settings there are. {errors(sweep)} Passes: of the network, for one picture, as counted. "
+        f"The row of each generator whose {escape(ranked_by.label)} is best. It is chosen by the numbers shown, out of "
+        "all steps and guidance scales, so it looks a little better than it is, and the more so the more settings "
+        f"there are. {errors(sweep)} Passes: counted network passes for one image. "
         f"{timing(sweep, columns)}"
     )
     return f"<figure>{best_rows(sweep, columns, ranked_by, captions.table(text))}</figure>"
@@ -191,7 +196,7 @@ def _curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, c
         text += f", thick is where its {escape(ranked_by.label)} is best)" if ranked_by else ")"
     text += f". {errors(sweep, 'Bars')} Dotted: a line\u2019s last value carried across, not measured along it."
     if any(level_of(sweep, column) for column in shown):
-        text += " Dashed: real pictures that are not in the reference, measured the same way"
+        text += " Dashed: real images that are not in the reference, measured in the same way"
         text += f"; {agreement_level(sweep)}." if agreement_level(sweep) else "."
     text += " Hover over a point for its numbers."
     words = "".join(f"<dt>{escape(column.label)}</dt><dd>{_in_words(sweep, column)}</dd>" for column in shown)
@@ -199,8 +204,8 @@ def _curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, c
     distance = next((column for column in shown if column.better == "lower"), None)
     agreement = next((column for column in shown if column.key == sweep.agreement_metric), None)
     if plot := trade_off(sweep, distance, agreement):
-        text = "What guidance trades, at each generator\u2019s largest number of steps. "
-        text += "The number beside a point is its guidance. " if several else ""
+        text = "Distance against agreement as guidance grows, at each generator\u2019s largest number of steps. "
+        text += "The number beside a point is its guidance scale. " if several else ""
         text += _level_point(sweep, distance, agreement)
         out += f'<figure class="beside"><div>{plot}</div>{captions.figure(text)}</figure>'
     return out
@@ -209,16 +214,16 @@ def _curves(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, c
 def _level_point(sweep: Sweep, *columns: Column | None) -> str:
     found = [(column, level) for column in columns if column is not None and (level := level_of(sweep, column))]
     said = [
-        f"{escape(column.label)} {column.number(value)}".replace(" ", "\u00a0")  # which no line ends within
-        + ("" if whose == "real pictures" else f" ({whose})")
+        f"{escape(column.label)} {column.number(value)}".replace(" ", "\u00a0")  # so that no line breaks within it
+        + ("" if whose == "real images" else f" ({whose})")
         for column, (value, whose) in found
     ]
-    return f"Real pictures, not drawn: {', '.join(said)}." if said else ""
+    return f"Real images, not drawn: {', '.join(said)}." if said else ""
 
 
 def _in_words(sweep: Sweep, column: Column) -> str:
     if column.key == sweep.agreement_metric:
-        words = f"mean cosine of a picture and its caption, <code>{escape(towers_of(sweep))}</code>"
+        words = f"mean cosine of an image and its caption, <code>{escape(towers_of(sweep))}</code>"
     else:
         words = IN_WORDS.get(column.key, "")
     return f"{words}; {column.better} is better" if column.better else words
@@ -228,7 +233,9 @@ def _pictures(sweep: Sweep, ranked_by: Column | None, captions: Numbered) -> str
     drawn = grids(sweep, ranked_by)
     if not drawn:
         return ""
-    text = f"The same {len(sweep.prompts)} prompts and the same starting noise in every row, none chosen by its look."
+    text = (
+        f"The same {len(sweep.prompts)} prompts and the same starting noise in every row. None was chosen by its look."
+    )
     if ranked_by:
         text += f" Best guidance: by {escape(ranked_by.label)}."
     return f"<figure>{drawn}{captions.figure(text)}</figure>"
@@ -242,19 +249,19 @@ def _nearest(sweep: Sweep, ranked_by: Column | None, captions: Numbered) -> str:
     out = ""
     if drawn:
         text = (
-            f"Each picture, and under it the {sweep.nearest_of} picture nearest to it. The number is their distance in "
-            "the protocol\u2019s features."
+            f"Each image above the {sweep.nearest_of} image that is nearest to it. The number is their distance in the "
+            "protocol\u2019s features."
         )
         out += f"<figure>{drawn}{captions.figure(text)}</figure>"
     if table:
         text = (
-            f"How to read it: a distance of 0 is a copy of a {sweep.nearest_of} picture. Real pictures that are not "
-            "among them say how near pictures come that were not copied. A median far below theirs is a hint of "
+            f"How to read it: a distance of 0 is a copy of a {sweep.nearest_of} image. Real images that are not "
+            "among them show how near images come that were not copied. A median far below theirs is a hint of "
             "copying and no proof: "
         )
         text += (
-            "generators are given training prompts, whose own pictures are in the training set, and held-out "
-            "concepts have siblings there."
+            "generators are given training prompts, whose own images are in the training set, and held-out "
+            "concepts have similar images there."
             if sweep.nearest_of == "training"
             else "what the generators were trained on is not known here, and the prompts may be those of the reference."
         )
@@ -264,7 +271,7 @@ def _nearest(sweep: Sweep, ranked_by: Column | None, captions: Numbered) -> str:
 
 def _numbers(sweep: Sweep, columns: Sequence[Column], captions: Numbered) -> str:
     text = f"Every row. {errors(sweep)} Bold: the best of a column. A dash: not measured. A click on a head sorts. "
-    text += f"Seeds: how many are measured so far, of {len(sweep.seeds)}. " if some_fewer(sweep) else ""
+    text += f"Seeds: how many of {len(sweep.seeds)} are measured so far. " if some_fewer(sweep) else ""
     text += timing(sweep, columns)
     return f"<figure>{all_rows(sweep, columns, captions.table(text))}</figure>"
 
@@ -275,10 +282,10 @@ def _protocol(sweep: Sweep) -> str:
     text = re.sub(r"\[\n([\d\s,]+?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)  # seeds in one line
     prompts = "".join(f"<li>{escape(prompt)}</li>" for prompt in sweep.prompts)
     return (
-        f"{towers_in_words(sweep)}<p>Numbers compare only under one protocol, one reference and one number of "
-        "pictures. What these were "
+        f"{towers_in_words(sweep)}<p>Numbers compare only under the same protocol, reference and number of "
+        "images. What these were "
         f'made with, to copy:</p>{generators(sweep)}<pre tabindex="0">{escape(text)}</pre>'
-        f"<details><summary>The {len(sweep.prompts)} prompts of the pictures</summary><ol>{prompts}</ol></details>"
+        f"<details><summary>The {len(sweep.prompts)} prompts of the images</summary><ol>{prompts}</ol></details>"
     )
 
 

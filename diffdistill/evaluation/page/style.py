@@ -1,6 +1,7 @@
-"""How a report page looks, and its one script: sorting, and a count of the pictures that loaded.
+"""The style sheet of a report page, and its one script, which sorts tables and counts the images that loaded.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart, lighter on a dark page; a shade mixes one with the page.
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart, and lighter on a dark page. A shade
+mixes a colour with the page.
 """
 
 STYLE = """

@@ -1,4 +1,4 @@
-"""A sweep's numbers as tables: the best row of each generator, and every row, which the page's script can sort."""
+"""A sweep's numbers as tables: the best row of each generator, and all rows, which the page's script can sort."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from diffdistill.evaluation.page.columns import (
     real_rows,
     rows_of,
 )
-from diffdistill.evaluation.page.pictures import median_distance
+from diffdistill.evaluation.page.images import median_distance
 from diffdistill.evaluation.page.record import Measured, Row, Sweep
 
 BEST = 5  # metrics in the short table
 
 
 def best_rows(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None, caption: str) -> str:
-    """The best row of each generator, by `ranked_by`, and the floor; "" where no row has that number."""
+    """The best row of each generator by one column, and the floor; "" where no row has that number."""
     best = [row for g in sweep.generators if (row := best_of(rows_of(sweep, g.name), ranked_by)) is not None]
     if not best:
         return ""
@@ -42,7 +42,7 @@ def best_rows(sweep: Sweep, columns: Sequence[Column], ranked_by: Column | None,
 
 
 def medians(sweep: Sweep, ranked_by: Column | None, caption: str) -> str:
-    """Median distances to the nearest training picture, side by side, and over that of real pictures."""
+    """Median distances to the nearest training image, and their ratios to that of real images."""
     entries: list[tuple[str, str, Measured]] = []
     for generator in sweep.generators:
         rows = [row for row in rows_of(sweep, generator.name) if "nearest_median" in row.mean]
@@ -51,7 +51,7 @@ def medians(sweep: Sweep, ranked_by: Column | None, caption: str) -> str:
             entries.append((row.generator, described(sweep, row), row))
     floor = median_distance(sweep.floor)[0] if sweep.floor else None
     if sweep.floor and floor is not None:
-        entries.append(("real pictures", HELD_OUT if sweep.prompts_of == "training" else "", sweep.floor))
+        entries.append(("real images", HELD_OUT if sweep.prompts_of == "training" else "", sweep.floor))
     lines, decimals = [], digits([value for *_, m in entries if (value := median_distance(m)[0]) is not None])
     for name, how, measured in entries:
         value, error = median_distance(measured)
@@ -71,10 +71,10 @@ def medians(sweep: Sweep, ranked_by: Column | None, caption: str) -> str:
 
 
 def all_rows(sweep: Sweep, columns: Sequence[Column], caption: str) -> str:
-    """Every row, mean ± error of every metric, the best of a column in bold; data-v holds what a cell is sorted by."""
+    """Every row with mean ± error of every metric, the best of a column in bold; cells are sorted by their data-v."""
     best = {column.key: _best_value(sweep, column) for column in columns}
     sets = [*sweep.rows, *(measured for _, measured in real_rows(sweep))]
-    seeds = any(fewer_seeds(measured) for measured in sets)  # said only where rows differ
+    seeds = any(fewer_seeds(measured) for measured in sets)  # shown only where rows differ
     fixed = ["generator", "steps", "guidance", "passes", *(["seeds"] if seeds else [])]
     head = "".join(f"<th>{name}</th>" for name in fixed)
     for column in columns:
@@ -100,18 +100,18 @@ def all_rows(sweep: Sweep, columns: Sequence[Column], caption: str) -> str:
 
 
 def _foot(sweep: Sweep, columns: Sequence[Column], before: str, after: str = "", seeds: bool = False) -> str:
-    """Real pictures under the generators; `seeds` adds their number."""
+    """Real images below the generators; `seeds` adds a column with their number."""
     lines = []
     for how, measured in real_rows(sweep):
         numbers = "".join(f"<td>{with_small_error(column, measured)}</td>" for column in columns)
         count = f"<td>{len(measured.seeds)}</td>" if seeds else ""
         small = f"<small>{escape(how)}</small>" if how else ""
-        lines.append(f"<tr><th>real pictures{small}</th>{before}{count}{numbers}{after}</tr>")
+        lines.append(f"<tr><th>real images{small}</th>{before}{count}{numbers}{after}</tr>")
     return f"<tfoot>{''.join(lines)}</tfoot>" if lines else ""
 
 
 def generators(sweep: Sweep) -> str:
-    """Names, folders and digests."""
+    """The generators' names, kinds, folders and digests."""
     lines = "".join(
         f"<tr><th>{escape(g.name)}</th><td>{g.kind}</td><td><code>{escape(g.model)}</code></td>"
         f"<td><code>{escape(g.digest)}</code></td></tr>"
@@ -122,7 +122,7 @@ def generators(sweep: Sweep) -> str:
 
 
 def with_small_error(column: Column, measured: Measured) -> str:
-    """A cell's number, its error in grey."""
+    """A cell's number, with its error in grey."""
     mean, _, error = column.with_error(measured).partition(" ± ")
     return f'{mean} <span class="pm">± {error}</span>' if error else mean
 

@@ -1,4 +1,4 @@
-"""What a page says of its errors, its seconds and its towers: the sentences that depend on the sweep.
+"""The sentences of a page that depend on the sweep: about errors, seconds and towers.
 
 Importing this module needs no torch.
 """
@@ -13,7 +13,7 @@ from diffdistill.evaluation.page.record import Sweep
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words in a sentence.
+    """Words as a list in a sentence.
 
     >>> listed(["kd"]), listed(["kd", "fd"]), listed(["kd", "fd", "recall"])
     ('kd', 'kd and fd', 'kd, fd and recall')
@@ -22,16 +22,18 @@ def listed(words: Sequence[str]) -> str:
 
 
 def errors(sweep: Sweep, what: str = "±") -> str:
-    """What the errors of `columns.error_of` are."""
+    """What the errors are that `columns.error_of` gives."""
     are = "are" if what == "Bars" else "is"
     n, few = sweep.pictures, sweep.agreement_pictures
     fewer = sweep.agreement_metric and few and few != n
     if len(sweep.seeds) > 1:
         over = "the seeds measured" if some_fewer(sweep) else f"{len(sweep.seeds)} seeds"
         of_agreement = f", {few:,} for agreement" if fewer else ""
-        return f"{what} {are} the standard deviation over {over}, {n:,} pictures each{of_agreement}."
+        return f"{what} {are} the standard deviation over {over}, {n:,} images each{of_agreement}."
     of_agreement = f", of agreement over {few:,}" if fewer else ""
-    return f"{what} {are} a standard error over {n:,} pictures{of_agreement}, where there is one; there is one seed."
+    return (
+        f"{what} {are} the standard error over {n:,} images{of_agreement}, where it is known; the sweep has one seed."
+    )
 
 
 def some_fewer(sweep: Sweep) -> bool:
@@ -40,25 +42,25 @@ def some_fewer(sweep: Sweep) -> bool:
 
 
 def timing(sweep: Sweep, columns: Sequence[Column]) -> str:
-    """What seconds a picture are of; they say as much of the machine as of the generator."""
+    """How the seconds per image were measured; they depend on the machine as much as on the generator."""
     if not any(column.key == "seconds_per_image" for column in columns):
         return ""
     where = [f"{on.threads} thread{'' if on.threads == 1 else 's'} of {escape(on.device)}" for on in sweep.timing]
     on = f", on {listed(where)}" if where else ""
     return (
-        "Seconds are of generation alone, the median over chunks of pictures, measured while the sweep ran"
-        f"{on}: what else ran there is in them, and no row is called best by them."
+        "Seconds per image are those of generation alone, the median over chunks, measured while the sweep ran"
+        f"{on}. Other work on the machine changes them, and no row is called best by them."
     )
 
 
 def towers_of(sweep: Sweep) -> str:
-    """The metric with the key that its towers' numbers end in, as "clip_score(ViT-g-14/laion2b, '', x1)"."""
+    """The metric with the key of its towers, such as "clip_score(ViT-g-14/laion2b, '', x1)"."""
     metric, key = sweep.agreement_metric or "", (sweep.agreement or {}).get("key")
     return metric if "(" in metric or not isinstance(key, str) else f"{metric}{key}"
 
 
 def towers_in_words(sweep: Sweep) -> str:
-    """Which towers, with which prefix, and what is known of how well they do on what they have not seen."""
+    """Which towers measured agreement, with which prefix, and how well they do on concepts they were not trained on."""
     if sweep.agreement_metric is None or sweep.agreement is None:
         return ""
     extractor, prefix = (sweep.agreement.get(key) for key in ("extractor", "prefix"))
@@ -67,25 +69,27 @@ def towers_in_words(sweep: Sweep) -> str:
     text += f", with <code>{escape(repr(prefix))}</code> before every caption." if isinstance(prefix, str) else "."
     if sweep.agreement_metric == "align_score" and sweep.prompts_of == "training":
         text += (
-            " The prompts are captions of the emoji set\u2019s training pictures. On those of "
-            "<code>assets/emoji</code> the heads of these towers were trained, so that the prompts\u2019 own pictures "
-            "score higher than others that fit as well: the level to compare with is that of held-out concepts."
+            " The prompts are captions of the emoji set\u2019s training images. The heads of these towers were trained "
+            "on those of <code>assets/emoji</code>, so the prompts\u2019 own images score higher than other images "
+            "that fit as well. Compare with the level of held-out concepts instead."
         )
     if held := sweep.held_out:
         text += (
-            f" For pictures of concepts held out from their training, these heads\u2019 R@1 is {held.r1:.3f} and "
-            f"R@5 {held.r5:.3f} among {held.among:,} captions, the mean cosine {held.score:.3f}."
+            f" For images of concepts held out from their training, these heads have an R@1 of {held.r1:.3f} and an "
+            f"R@5 of {held.r5:.3f} among {held.among:,} captions, and a mean cosine of {held.score:.3f}."
         )
     return f"<p>{text}</p>"
 
 
 def agreement_level(sweep: Sweep) -> str:
-    """Which pictures the dashed line of agreement is of, where they are not those of the other lines."""
+    """Which images the dashed line of agreement shows, where they differ from those of the other dashed lines."""
     if sweep.agreement_metric != "align_score" or sweep.prompts_of != "training" or not sweep.floor:
         return ""
     trained = "the prompts are training captions, and align_score\u2019s heads were trained on those of assets/emoji"
     if not sweep.floor.unseen:
-        return f"of agreement, the prompts\u2019 own, with no held-out ones to compare with ({trained})"
+        return (
+            f"for agreement, the prompts\u2019 own images, since there are no held-out ones to compare with ({trained})"
+        )
     n = sweep.floor.unseen.get("n")
-    those = f"{n:,.0f} real pictures" if n else "real pictures"
-    return f"of agreement, {those} of held-out concepts with their own captions ({trained})"
+    those = f"{n:,.0f} real images" if n else "real images"
+    return f"for agreement, {those} of held-out concepts with their own captions ({trained})"

@@ -3,12 +3,13 @@
     pair in [0, 1] -> trunk (AlexNet or VGG-16), five feature maps each -> compared map by map -> one number
 
 Notable:
-- networks are read from files and built here; no package is imported, and nothing is downloaded unless asked;
-- a distance has its published name only where every file has its published hash. With any other it is called
-  "perceptual-...", and its protocol carries the hashes in every case;
-- ST-LPIPS needs no more than the package stlpips-pytorch; the other two need a trunk that no package has. Its scale
-  is another one: its numbers do not compare with LPIPS;
-- pairs run one at a time, at their own size: no number depends on a batch, and equal images are at exactly 0.
+- networks are read from files and built here. No package is imported, and files are downloaded only on request;
+- a distance has its published name only where every file has its published hash. Otherwise it is called
+  "perceptual-...". Its protocol always carries the hashes;
+- ST-LPIPS needs only the package stlpips-pytorch; the other two need a trunk that no package has. Its scale differs, so
+  its numbers do not compare with LPIPS;
+- pairs run one at a time, at their own size: no number depends on a batch, and equal images have a distance of exactly
+  0.
 """
 
 import importlib.util
@@ -43,12 +44,12 @@ SHA256 = {
 
 
 class PerceptualDistance(ABC):
-    """Distance of image pairs; built by `lpips`, `st_lpips` and `dists`.
+    """A distance of image pairs; `lpips`, `st_lpips` and `dists` build one.
 
     Attributes:
-        name: what the number may be called; a published name with published weights only.
+        name: the name of the number; a published name only with published weights.
         protocol: what a number has to carry: the name and the hashes of all files.
-        least_side: fewest pixels a side.
+        least_side: the smallest side of an image, in pixels.
         device: where the network runs.
     """
 
@@ -71,7 +72,8 @@ class PerceptualDistance(ABC):
             Tensor of shape (N,), float64, on the CPU; 0 where both images are equal.
 
         Raises:
-            ValueError: wrong or different shapes, images too small, NaN, or floating-point values outside [0, 1].
+            ValueError: wrong or different shapes, images that are too small, NaN, or floating-point values outside
+                [0, 1].
         """
         x, y = unit_pair(x, y)
         if x.shape[1] != 3:
@@ -88,14 +90,19 @@ class PerceptualDistance(ABC):
 
     @abstractmethod
     def distance(self, pair: Tensor) -> Tensor:
-        """The distance, of shape (), of a pair: float32 of shape (2, 3, H, W), in [0, 1], on the device."""
+        """The distance of one pair, of shape (), with its graph.
+
+        Args:
+            pair: float32 of shape (2, 3, H, W), in [0, 1], on the device.
+        """
 
 
 class HeadDistance(PerceptualDistance):
     """The form of LPIPS (Zhang et al. 2018, arXiv 1801.03924, eq. 1).
 
-    sum over maps of the mean over pixels of sum_c w_c (u_c - v_c)^2, with u and v the maps of both images at unit
-    length over channels, and w >= 0 the learned head. Images are taken to [-1, 1], then to (x - shift) / scale.
+    It is the sum over maps of the mean over pixels of sum_c w_c (u_c - v_c)^2. Here u and v are the maps of both
+    images, at unit length over channels, and w >= 0 is the learned head. Images are scaled to [-1, 1], then to
+    (x - shift) / scale.
     """
 
     def distance(self, pair: Tensor) -> Tensor:
@@ -111,8 +118,8 @@ class HeadDistance(PerceptualDistance):
 class TextureDistance(PerceptualDistance):
     """The form of DISTS (Ding et al. 2020, arXiv 2004.07728).
 
-    1 - sum over maps and channels of alpha l + beta s, with l and s the luminance and structure terms of SSIM from
-    moments over all pixels, c1 = c2 = 1e-6, and the image itself as a sixth map; all alpha and beta add up to 1.
+    It is 1 - sum over maps and channels of alpha l + beta s. Here l and s are the luminance and structure terms of SSIM
+    from moments over all pixels, with c1 = c2 = 1e-6. The image itself is a sixth map. All alpha and beta add up to 1.
     """
 
     def distance(self, pair: Tensor) -> Tensor:
@@ -136,20 +143,20 @@ def lpips(
     device: str | torch.device = "cpu",
     allow_other_weights: bool | str = False,
 ) -> PerceptualDistance:
-    """LPIPS v0.1.
+    """Build LPIPS v0.1 (Zhang et al. 2018, arXiv 1801.03924): a function of two image batches.
 
     Args:
-        net: "alex", by which codecs are measured, or "vgg".
+        net: "alex", which codecs are measured by, or "vgg".
         weights: torchvision's file of that network, `alexnet-owt-7be5be79.pth` or `vgg16-397923af.pth`, or a folder
-            with it; by default looked for in diffdistill's cache and in torch.hub's; "download" fetches it.
-        heads: LPIPS' own file, `alex.pth` or `vgg.pth`, or a folder with it; by default the one in the package
+            that holds it. By default it is looked for in diffdistill's cache and in torch.hub's; "download" fetches it.
+        heads: LPIPS' own file, `alex.pth` or `vgg.pth`, or a folder that holds it; by default the one in the package
             torchmetrics or lpips.
         device: where the network runs.
-        allow_other_weights: True for any files of the right layout, or the sha256 of the trunk that is meant. The
+        allow_other_weights: True accepts any files of the right layout; a sha256 accepts the trunk that has it. The
             distance is then called "perceptual-alex" or "perceptual-vgg".
 
     Raises:
-        UserError: files that are missing, have another hash, or are not this network's; an unknown net.
+        UserError: files are missing, have another hash or are not this network's; or an unknown net.
     """
     trunk = trunk_named(net)
     convolutions, digest = _load_torchvision(net, trunk, weights, allow_other_weights)
@@ -169,17 +176,17 @@ def st_lpips(
     device: str | torch.device = "cpu",
     allow_other_weights: bool | str = False,
 ) -> PerceptualDistance:
-    """Shift-tolerant LPIPS (Ghildyal and Liu 2022, arXiv 2207.13686): blurs before it halves, own trunk and head.
+    """Build shift-tolerant LPIPS (Ghildyal and Liu 2022, arXiv 2207.13686), whose trunk blurs before it halves.
 
     Args:
         net: "alex" or "vgg".
-        weights: `alex_shift_tolerant.pth` or `vgg_shift_tolerant.pth`, or a folder with it; by default the one in
+        weights: `alex_shift_tolerant.pth` or `vgg_shift_tolerant.pth`, or a folder that holds it; by default the one in
             the package stlpips-pytorch, which is located but never imported.
         device: where the network runs.
-        allow_other_weights: as of `lpips`; the name is then "perceptual-shift-tolerant-alex" or "...-vgg".
+        allow_other_weights: as in `lpips`; the name is then "perceptual-shift-tolerant-alex" or "...-vgg".
 
     Raises:
-        UserError: a file that is missing, has another hash, or is not this network's; an unknown net.
+        UserError: the file is missing, has another hash or is not this network's; or an unknown net.
     """
     trunk = trunk_named(net, tolerant=True)
     how = "by `make venv`, or `pip install --no-deps stlpips-pytorch`"
@@ -199,17 +206,17 @@ def dists(
     device: str | torch.device = "cpu",
     allow_other_weights: bool | str = False,
 ) -> PerceptualDistance:
-    """DISTS, on images at their own size.
+    """Build DISTS (Ding et al. 2020, arXiv 2004.07728), on images at their own size.
 
     Args:
-        weights: VGG-16's, as of `lpips`.
-        heads: alpha and beta, `weights.pt`, or a folder with it; by default the one in the package torchmetrics or
-            dists-pytorch.
+        weights: VGG-16's, as in `lpips`.
+        heads: the file of alpha and beta, `weights.pt`, or a folder that holds it; by default the one in the package
+            torchmetrics or dists-pytorch.
         device: where the network runs.
-        allow_other_weights: as of `lpips`; the name is then "perceptual-texture-vgg".
+        allow_other_weights: as in `lpips`; the name is then "perceptual-texture-vgg".
 
     Raises:
-        UserError: files that are missing, have another hash, or are not this network's.
+        UserError: files are missing, have another hash or are not this network's.
     """
     trunk = replace(trunk_named("vgg"), pool=l2_pool, least_side=1)
     convolutions, digest = _load_torchvision("vgg", trunk, weights, allow_other_weights)
@@ -250,7 +257,7 @@ def _load(
     shapes: Mapping[str, tuple[int, ...]],
     argument: str = "weights",
 ) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file that `shapes` names, checked, and the file's sha256. `also` may be paths in packages."""
+    """The tensors of a file that `shapes` names, checked, and the file's sha256; `also` may name paths in packages."""
     if isinstance(also, Mapping):
         found = [(importlib.util.find_spec(package), path) for package, path in also.items()]
         folders = [(spec.submodule_search_locations or [], path) for spec, path in found if spec]

@@ -1,10 +1,10 @@
 """The trunks of perceptual distances: AlexNet and VGG-16, plain or shift-tolerant, as tables of convolutions.
 
-    normalised images (N, 3, H, W) -> five stages of convolutions, halved between them -> five feature maps
+    normalised images (N, 3, H, W) -> five stages of convolutions, with halving between them -> five feature maps
 
 Notable:
-- a trunk holds no weights; `maps` is given them by name, under the names that the published files have;
-- the tables name the module each convolution is in those files.
+- a trunk holds no weights: they are passed to `maps`, under the names of the published files;
+- the tables say which module of those files each convolution is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from diffdistill.errors import UserError
 
 
 class Convolution(NamedTuple):
-    """A convolution and its ReLU; `blurred` blurs and halves between the two."""
+    """A convolution and its ReLU; where `blurred`, a blur that halves comes between the two."""
 
     name: str
     inputs: int
@@ -32,13 +32,13 @@ class Convolution(NamedTuple):
 
 @dataclass(frozen=True)
 class Trunk:
-    """Convolutions in five stages, each giving a feature map.
+    """Convolutions in five stages, each of which gives a feature map.
 
     Args:
-        stages: of convolutions.
-        pooled: stages before which `pool` is applied.
+        stages: the convolutions of each stage.
+        pooled: the stages before which `pool` is applied.
         pool: halves a map.
-        least_side: fewest pixels a side that leave a map at the end.
+        least_side: the smallest side of an image, in pixels, that leaves a map at the end.
     """
 
     stages: Sequence[Sequence[Convolution]]
@@ -48,14 +48,14 @@ class Trunk:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of all tensors, by name."""
+        """The shapes of all tensors, by name."""
         layers = [layer for stage in self.stages for layer in stage]
         weights = {f"{v.name}.weight": (v.outputs, v.inputs, v.kernel, v.kernel) for v in layers}
         return weights | {f"{v.name}.bias": (v.outputs,) for v in layers}
 
     @property
     def channels(self) -> list[int]:
-        """Of each feature map."""
+        """The number of channels of each feature map."""
         return [stage[-1].outputs for stage in self.stages]
 
     def maps(self, tensors: Mapping[str, Tensor], x: Tensor) -> Iterator[Tensor]:
@@ -70,17 +70,17 @@ class Trunk:
 
 
 def blur_and_halve(x: Tensor) -> Tensor:
-    """Every second value after the binomial filter (1, 2, 1) / 4 along both axes, the border reflected, two wide."""
+    """Every second value after the binomial filter (1, 2, 1) / 4 along both axes, with borders of two reflected."""
     return _binomial(F.pad(x, (2, 2, 2, 2), mode="reflect"))
 
 
 def l2_pool(x: Tensor) -> Tensor:
-    """sqrt(g * x^2) at every second value (Ding et al. 2020), g a Hann window of three taps, zeros past the border."""
+    """sqrt(g * x^2) at every second value (Ding et al. 2020), with g a Hann window of three taps and zero borders."""
     return (_binomial(F.pad(x.square(), (1, 1, 1, 1))) + 1e-12).sqrt()
 
 
-# By network: channels and kernels of the stages, and where their convolutions lie among all modules, torchvision's and
-# those with blurs between them.
+# For each network: channels and kernels of the stages, and the positions of their convolutions among all modules, for
+# torchvision's networks and for those with blurs in between.
 _WIDTHS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
 _KERNELS = {"alex": (11, 5, 3, 3, 3), "vgg": (3, 3, 3, 3, 3)}
 _MODULES = {
@@ -93,10 +93,10 @@ _LEAST_SIDES = {("alex", False): 31, ("alex", True): 21, ("vgg", False): 16, ("v
 
 
 def trunk_named(net: str, tolerant: bool = False) -> Trunk:
-    """The trunk of "alex" or "vgg", with the names that torchvision's file has, or those of ST-LPIPS' ("tolerant").
+    """The trunk of "alex" or "vgg", with torchvision's tensor names, or, where `tolerant`, with those of ST-LPIPS.
 
-    Shift-tolerant pooling is a maximum at every place and then a blur that halves, and AlexNet's first stride of 4
-    is a stride of 1 and such a blur.
+    Shift-tolerant pooling takes a maximum at every place and then blurs and halves. In place of AlexNet's first stride
+    of 4 it has a stride of 1 and such a blur.
 
     Raises:
         UserError: an unknown net.

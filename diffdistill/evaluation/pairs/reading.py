@@ -1,4 +1,4 @@
-"""Pictures of two sources as pairs, by name, or in order where a source has no names."""
+"""The images of two sources as pairs: by name, or in order where a source has no names."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from diffdistill.data.listing import normal, without_ending
 from diffdistill.data.source import Source
 from diffdistill.errors import UserError
 
-_NAMED = 3  # missing partners a message names
+_NAMED = 3  # missing partners that a message names
 
 
 class Pairs(Source):
-    """Each picture of `reference` above the picture of `images` of the same name: uint8 (6, H, W), in its order.
+    """Each image of `reference` with the image of `images` of the same name: uint8 (6, H, W), in the reference's order.
 
-    Names are paths inside the source without their endings, in whichever Unicode normal form; of an .npz, which has
-    none, pictures pair in order.
+    A name is the path inside the source without its ending; Unicode normal forms do not matter. The images of an .npz,
+    which has no names, pair in order.
 
     Attributes:
         paired_by: "name" or "order".
 
     Raises:
-        UserError: a picture without a partner, two of one name, or, from `read`, two of different sizes.
+        UserError: an image without a partner, or two images of one name; from `read`, a pair of two sizes.
     """
 
     def __init__(self, reference: Source, images: Source) -> None:
@@ -34,8 +34,8 @@ class Pairs(Source):
             self.paired_by = "order"
             if len(reference) != len(images):
                 raise UserError(
-                    f"{reference.name} holds {len(reference)} pictures, {images.name} {len(images)}; "
-                    "pictures without names, as of an .npz, pair in order, so there must be as many"
+                    f"{reference.name} holds {len(reference)} images, {images.name} {len(images)}; "
+                    "images without names, such as those of an .npz, pair in order, so the numbers must be equal"
                 )
             self._places = [(i, i) for i in range(len(reference))]
             return
@@ -72,6 +72,6 @@ def _by_name(source: Source) -> dict[str, int]:
         name = without_ending(normal(source.path(index) or source.label(index)))
         if name in found:
             first, second = source.label(found[name]), source.label(index)
-            raise UserError(f"{source.name} holds two pictures named {name}: {first} and {second}")
+            raise UserError(f"{source.name} holds two images named {name}: {first} and {second}")
         found[name] = index
     return found

@@ -1,14 +1,14 @@
-"""One cell of a sweep: what determines it, its numbers and pictures from one pass, and its file.
+"""One cell of a sweep: its numbers and images from one pass, and its file.
 
-    OUT/cells/HASH.json           made_from: all that determines it; numbers; nearest_distances; facts
-    OUT/cells/HASH-strip.png      the first pictures side by side        both for the first seed only; their
-    OUT/cells/HASH-nearest.png    the same over their nearest training   hashes are in the JSON, which is written last
+    OUT/cells/HASH.json           made_from: everything that determines the cell; numbers; nearest_distances; facts
+    OUT/cells/HASH-strip.png      the first images side by side          both for the first seed only; their hashes
+    OUT/cells/HASH-nearest.png    the same above their nearest images    are in the JSON, which is written last
 
 Notable:
-- the pictures of a panel are fitted to squares of one side, at most 128 pixels, so that a report can show any;
-- network passes are counted, not assumed; seconds are the median over chunks, and say on what they were measured;
-- HASH is over `made_from`, so what an option changes is another cell, and what was measured once is never mixed up;
-- a file that is damaged, or whose pictures are, counts as absent.
+- the images of a panel are fitted to squares of one side, at most 128 pixels, so that a report can show any image;
+- network passes are counted, not assumed. Seconds are the median over chunks, and carry what they were measured on;
+- HASH is a hash of `made_from`, so an option that changes a number gives another cell;
+- a file that is damaged, or whose images are damaged, counts as absent.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from diffdistill.evaluation.sweep.ground import Training
 from diffdistill.files import write_atomic, write_json_atomic
 
 VERSION = 2
-SAMPLES = 12  # pictures shown of a cell
+SAMPLES = 12  # images of a cell that are shown
 NOT_NUMBERS = ("n", "n_reference", "reference", "protocol", "fd_mean_term")  # of what `distances` returns
 
 Numbers = dict[str, float | None]
@@ -48,11 +48,15 @@ Numbers = dict[str, float | None]
 
 @dataclass
 class Cell:
-    """Numbers by name, None where not finite; of the first seed also distances and pictures, uint8 (3, H, W).
+    """What was measured for one generator at one number of steps, one guidance scale and one seed.
 
-    facts: n_reference, pictures of the reference that were read; of a generator, nfe, network passes a picture, and
-    timing, the threads and the device that seconds_per_image is of; of the floor, unseen, agreement of pictures of
-    held-out concepts.
+    Attributes:
+        numbers: by name; None where a number is not finite.
+        facts: n_reference, the number of reference images that were read. For a generator also nfe, the network passes
+            of an image, and timing, the threads and the device behind seconds_per_image. For the floor also unseen,
+            the agreement of images of held-out concepts.
+        nearest_distances: of the images shown, for the first seed.
+        pictures: panels, uint8 (3, H, W), for the first seed: "strip" and "nearest".
     """
 
     numbers: Numbers
@@ -61,20 +65,20 @@ class Cell:
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
     def take_nearest(self, median: float, shown: list[float], panel: Tensor | None) -> None:
-        """What `nearest_training` returns."""
+        """Keep what `nearest_training` returns."""
         self.numbers["nearest_median"] = median
         if panel is not None:
             self.nearest_distances, self.pictures["nearest"] = shown, panel
 
 
 class Watched(Source):
-    """A generator's pictures, timed as they are made, of which the first `keep` are kept as this process makes them.
+    """A generator's images, timed and counted as they are made; the first ones are kept.
 
     Args:
-        source: of which batches are made at once.
-        keep: pictures 0 .. keep - 1 are kept.
-        chunk: pictures the generator makes at a time; those it fills up with count as made.
-        network: whose passes are counted, by the rows of its first argument.
+        source: a source that makes a batch at once.
+        keep: images 0 .. keep - 1 are kept by the process that makes them.
+        chunk: number of images that the generator makes at a time; those that fill up a chunk count as made.
+        network: its passes are counted, by the rows of its first argument.
     """
 
     together = True
@@ -82,7 +86,7 @@ class Watched(Source):
     def __init__(self, source: Source, keep: int, chunk: int, network: nn.Module) -> None:
         self._source, self._keep, self._chunk, self._network = source, keep, chunk, network
         self.name, self._kept = source.name, dict[int, Tensor]()
-        self._seconds: list[float] = []  # of every chunk
+        self._seconds: list[float] = []  # one for each chunk
         self._passes = 0
 
     def __len__(self) -> int:
@@ -111,17 +115,17 @@ class Watched(Source):
         self._passes += len(args[0] if args else next(iter(named.values())))
 
     def seconds_per_image(self) -> float:
-        """Of generation alone: wall time of a process, the median over the chunks of all processes."""
+        """Seconds of generation alone: wall time of a process, the median over the chunks of all processes."""
         chunks = [seconds for part in from_all_processes(self._seconds) for seconds in part]
         return statistics.median(chunks) / self._chunk
 
     def nfe(self) -> int:
-        """Network passes a picture, guidance's second one counted."""
+        """Network passes for an image; guidance's second pass counts."""
         everyone = from_all_processes((self._passes, len(self._seconds)))
         return round(sum(n for n, _ in everyone) / (self._chunk * sum(chunks for _, chunks in everyone)))
 
     def kept(self, truncate: bool) -> list[Tensor]:
-        """On every process, the pictures kept by any, in order, as bytes."""
+        """The images kept by any process, in order, as uint8; on every process."""
         mine = {i: to_uint8(image, truncate) for i, image in self._kept.items()}
         found = {i: image for part in from_all_processes(mine) for i, image in part.items()}
         return [found[i] for i in sorted(found)]
@@ -130,52 +134,52 @@ class Watched(Source):
 def numbers_of(
     features: Features, reference: Features, metrics: Sequence[str], seconds_per_image: float | None
 ) -> Numbers:
-    """The metrics, under the names that `eval calc` gives them, and the seconds."""
+    """The metrics, under the names that `eval calc` gives them, and the seconds for an image."""
     found = {k: v for k, v in distances(features, reference, metrics).items() if k not in NOT_NUMBERS}
     return finite({**found, "seconds_per_image": seconds_per_image})
 
 
 def finite(numbers: Mapping[str, float | None]) -> Numbers:
-    """None for what JSON has no form for."""
+    """The numbers, with None in place of those that are not finite, for which JSON has no form."""
     return {k: None if v is None or not math.isfinite(v) else float(v) for k, v in numbers.items()}
 
 
 def nearest_training(
     features: FeatureRows, training: Training, shown: Mapping[int, Tensor]
 ) -> tuple[float, list[float], Tensor | None]:
-    """Median distance to the nearest training picture; those of the pictures shown, and the panel of them.
+    """How far images are from the nearest training image, and a panel of some of them.
 
     Args:
-        features: of the pictures asked about.
+        features: of the images.
         training: where the nearest are sought.
-        shown: some of the pictures, by row of the features: uint8 (3, H, W).
+        shown: some of the images, by row of the features: uint8 (3, H, W).
 
     Returns:
-        The median over all rows; the distances of those shown; and a picture of shape (3, 2 side, len(shown) side)
+        The median over all rows; the distances of those shown; and an image of shape (3, 2 side, len(shown) side)
         with each one above its nearest, None where none is shown.
     """
     indices, found = nearest(features.features, training.features.features)
     of_all: list[float] = found[:, 0].tolist()
     panel = None
     if shown:
-        below = [training.pictures.read(int(indices[row, 0])) for row in shown]
+        below = [training.images.read(int(indices[row, 0])) for row in shown]
         side = side_of([*shown.values(), *below])
         panel = torch.cat([side_by_side([*shown.values()], side), side_by_side(below, side)], 1)
     return statistics.median(of_all), [of_all[row] for row in shown], panel
 
 
 def side_of(pictures: Sequence[Tensor]) -> int:
-    """The side of squares that hold all of the pictures (3, h, w): the longest there is, at most `PICTURE_SIDE`."""
+    """The side of squares that hold all of the images (3, h, w): the longest side, at most `PICTURE_SIDE`."""
     return min(PICTURE_SIDE, max(max(p.shape[1:]) for p in pictures))
 
 
 def side_by_side(pictures: Sequence[Tensor], side: int | None = None) -> Tensor:
-    """uint8 pictures (3, h, w) as one of shape (3, side, n side); by default `side_of` them."""
+    """uint8 images (3, h, w) side by side, as one of shape (3, side, n side); `side` is `side_of` them by default."""
     return torch.cat([in_square(p, side or side_of(pictures)) for p in pictures], 2)
 
 
 def in_square(picture: Tensor, side: int) -> Tensor:
-    """A uint8 picture (3, h, w) in the middle of a white square, made smaller where it is larger, never stretched.
+    """A uint8 image (3, h, w) in the middle of a white square, made smaller where it is larger, never stretched.
 
     >>> in_square(torch.zeros(3, 2, 8, dtype=torch.uint8), 4)[0].tolist()
     [[255, 255, 255, 255], [0, 0, 0, 0], [255, 255, 255, 255], [255, 255, 255, 255]]
@@ -189,7 +193,7 @@ def in_square(picture: Tensor, side: int) -> Tensor:
 
 
 class Cells:
-    """The cells of a folder, by what they were made from."""
+    """The cells in a folder, found by what they were made from."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -198,10 +202,11 @@ class Cells:
         return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:24]
 
     def picture(self, made_from: Mapping[str, Any], kind: str) -> Path:
+        """The file of a cell's panel; kind is "strip" or "nearest"."""
         return self.folder / f"{self._stem(made_from)}-{kind}.png"
 
     def load(self, made_from: Mapping[str, Any], shown: bool) -> dict[str, Any] | None:
-        """What `save` wrote, or None; `shown` asks for a cell that was made with pictures to show."""
+        """The record that `save` wrote, or None. `shown` asks for a cell that was made with images to show."""
         try:
             found = json.loads((self.folder / f"{self._stem(made_from)}.json").read_text(encoding="utf-8"))
             whole = (
@@ -219,7 +224,7 @@ class Cells:
         return found if whole else None
 
     def save(self, made_from: Mapping[str, Any], cell: Cell, shown: bool) -> dict[str, Any]:
-        """Write the pictures, then the JSON, each in one rename; returns what `load` will."""
+        """Write the panels and then the JSON, each in one rename; returns the record, as `load` will."""
         hashes = {}
         for kind, image in cell.pictures.items():
             path = self.picture(made_from, kind)

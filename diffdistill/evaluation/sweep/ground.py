@@ -1,17 +1,16 @@
-"""What the pictures of a sweep are asked for and compared with, seed by seed: prompts, reference, real pictures.
+"""The prompts, the reference and the real images of a sweep, seed by seed.
 
-    emoji set      per seed a permutation draws `pictures` training pictures: their captions are the prompts, all the
-                   other training pictures the reference, and they themselves the floor; held-out concepts show how
-                   far from the training set an honest picture lies
-    prompts file   its first `pictures` lines, one reference for all seeds, and real pictures for the floor if given
+    emoji set      for each seed, a permutation draws `images` training images. Their captions are the prompts, all
+                   other training images are the reference, and they themselves are the floor. Images of held-out
+                   concepts show how far from the training set an image lies that is no copy
+    prompts file   its first `images` lines, one reference for all seeds, and real images for the floor if given
 
 Notable:
-- features are measured (or read from the cache) by `measure`, and only if it is called: a sweep whose cells are all
-  there needs none;
-- `identity` names the contents of all that the numbers of a cell depend on, and is known before;
-- of a prompts file, what a generator was trained on is not known: nearest pictures are sought in the reference;
-- in an emoji set the nearest training picture is sought in the whole training set, the prompts' own pictures included,
-  so that a generator that has learned them by heart shows it.
+- only `measure` measures features or reads them from the cache: a sweep whose cells are all there needs no features;
+- `identity` names the contents of everything that the numbers of a cell depend on, and is known before `measure`;
+- with a prompts file it is not known what a generator was trained on, so nearest images are sought in the reference;
+- in an emoji set the nearest training image is sought in the whole training set, the prompts' own images included, so
+  that a generator that has learned them by heart shows it.
 """
 
 from __future__ import annotations
@@ -39,29 +38,36 @@ from diffdistill.evaluation.reference import SUFFIX, read_reference
 
 
 class Training(NamedTuple):
-    """Features of training pictures, and the pictures themselves: row i is of picture i."""
+    """Features of training images, and the images themselves; row i belongs to image i."""
 
     features: FeatureRows
-    pictures: Source
+    images: Source
 
 
 class Unseen(NamedTuple):
-    """Pictures that are not of the training set, the same for every seed.
+    (
+        """Images outside the training set, the same for every seed.
 
-    pictures: row i of the features is of picture i; None where there are features alone. captions: of each, None where
-    they have none, or are not of concepts held out.
+    Attributes:
+        features: one row for each image.
+        images: in the order of the rows; None where only features are known.
+        captions: one for each image; None where they have none, or where their concepts were not held out.
     """
+        ""
+    )
 
     features: FeatureRows
-    pictures: Source | None
+    images: Source | None
     captions: list[str] | None
 
 
 class Real(NamedTuple):
-    """Real pictures in the place of a generator's.
+    """Real images in a generator's place.
 
-    features: of as many pictures as a cell has. captioned: the pictures of the prompts, in their order, None where no
-    picture belongs to a prompt. unseen: None where there are none.
+    Attributes:
+        features: of as many images as a cell has.
+        captioned: the prompts' own images, in the prompts' order; None where no image belongs to a prompt.
+        unseen: images outside the training set; None where there are none.
     """
 
     features: Features
@@ -74,12 +80,13 @@ class Ground(ABC):
 
     Attributes:
         name: how the record names the reference.
-        identity: of the reference, the training pictures and whatever else a generator's numbers depend on.
-        real_identity: of the real pictures of the floor, beside that; None without a floor.
-        prompts_of: "training", captions of an emoji set, or "file".
-        nearest_of: "training" or "reference": what `training` is.
-        reference_source: the pictures that are the whole reference of every seed; None where it is something else.
-        training: after `measure`, where nearest pictures are sought; None where there are none.
+        identity: contents of the reference, of the training images and of whatever else a generator's numbers depend
+            on.
+        real_identity: contents of the floor's real images; None without a floor.
+        prompts_of: "training" for captions of an emoji set, or "file".
+        nearest_of: "training" or "reference": which images `training` holds.
+        reference_source: the images that are the whole reference of every seed; None where there is no such set.
+        training: where nearest images are sought, once `measure` was called; None where there is nothing to search.
     """
 
     name: str
@@ -101,50 +108,54 @@ class Ground(ABC):
 
     @abstractmethod
     def measure(self, protocol: Protocol, extractor: Extractor, rows: bool, reading: Reading) -> None:
-        """Features of all that is real, by all processes together; `rows` says whether the metrics need every row.
+        """Measure the features of everything that is real, by all processes together.
+
+        Args:
+            protocol, extractor, reading: how images are measured.
+            rows: whether the metrics need every row.
 
         Raises:
-            UserError: features of another protocol, without the rows that are needed, or of too few pictures.
+            UserError: features of another protocol, without the rows that are needed, or of too few images.
         """
 
     @abstractmethod
     def reference(self, seed: int) -> Features:
-        """After `measure`."""
+        """The reference of a seed; known after `measure`."""
 
     @abstractmethod
     def real(self, seed: int) -> Real | None:
-        """After `measure`; None without a floor."""
+        """The real images of a seed, known after `measure`; None without a floor."""
 
 
 class EmojiGround(Ground):
-    """An emoji set, split anew for each seed.
+    """An emoji set, split again for each seed.
 
     Args:
-        path: folder laid out as assets/emoji.
-        pictures: drawn per seed.
-        metrics: that the split has to leave enough pictures for.
-        extractor: its name.
+        path: a folder laid out as assets/emoji.
+        images: number of images that each seed draws.
+        metrics: the split has to leave enough images for these.
+        extractor: the extractor's name.
         name: how the record names the set; the path by default.
 
     Raises:
-        UserError: no emoji set, or more pictures than leave a reference.
+        UserError: no emoji set, or so many images that too few stay as the reference.
     """
 
     prompts_of = nearest_of = "training"
 
     def __init__(
-        self, path: str | Path, pictures: int, metrics: Sequence[str], extractor: str, name: str | None = None
+        self, path: str | Path, images: int, metrics: Sequence[str], extractor: str, name: str | None = None
     ) -> None:
-        self.path, self.pictures, self.name = Path(path), pictures, name or str(path)
+        self.path, self.images, self.name = Path(path), images, name or str(path)
         self._set, unseen = load_emoji(path), load_emoji(path, "heldout")
         self._unseen = InMemory(unseen.images, unseen.captions, f"{path}, held-out concepts")
-        left = len(self._set) - pictures
+        left = len(self._set) - images
         least = max(2, *(FEWEST.get(name, 2) for name in metrics))
         if left < least:
             raise UserError(
-                f"images is {pictures}; the set has {len(self._set)}, of which {least} must stay as reference"
+                f"images is {images}; the set has {len(self._set)}, of which {least} must stay as the reference"
             )
-        check_metrics(metrics, min(pictures, left), extractor)
+        check_metrics(metrics, min(images, left), extractor)
         digest = open_source(path).digest()
         self.identity = {"emoji": digest, "n": left}
         self.real_identity = {"emoji": digest, "heldout": self._unseen.digest()}
@@ -153,7 +164,7 @@ class EmojiGround(Ground):
 
     def prompts(self, seed: int) -> list[str]:
         captions = self._set.captions
-        return [captions[i] for i in _order(len(self._set), seed)[: self.pictures]]
+        return [captions[i] for i in _order(len(self._set), seed)[: self.images]]
 
     def measure(self, protocol: Protocol, extractor: Extractor, rows: bool, reading: Reading) -> None:
         found = read_reference(self.path, protocol, extractor, True, reading)
@@ -166,38 +177,38 @@ class EmojiGround(Ground):
             self._unseen_rows = unseen
 
     def _some(self, chosen: list[int], name: str) -> FeatureRows:
-        assert self._rows is not None, "measure comes first"
+        assert self._rows is not None, "`measure` has to be called first"
         rows = chosen_rows(self._rows, torch.tensor(chosen))
         rows.source = name
         return rows
 
     def reference(self, seed: int) -> Features:
-        return self._some(_order(len(self._set), seed)[self.pictures :], str(self.path))
+        return self._some(_order(len(self._set), seed)[self.images :], str(self.path))
 
     def real(self, seed: int) -> Real:
-        chosen = _order(len(self._set), seed)[: self.pictures]
+        chosen = _order(len(self._set), seed)[: self.images]
         drawn = self._set.subset(chosen)
-        captioned = InMemory(drawn.images, drawn.captions, f"{self.path}, the prompts' own pictures")
+        captioned = InMemory(drawn.images, drawn.captions, f"{self.path}, the prompts' own images")
         held_out = self._unseen
         unseen = None if self._unseen_rows is None else Unseen(self._unseen_rows, held_out, held_out.captions())
         return Real(self._some(chosen, captioned.name), captioned, unseen)
 
 
 class GivenGround(Ground):
-    """Prompts and a reference that are the same for all seeds.
+    """Prompts and a reference that are the same for every seed.
 
     Args:
-        prompts: as many as there are; the first `pictures` are taken.
-        pictures: of a cell.
-        reference: pictures, or a file that `eval ref` wrote; only among pictures is the nearest one sought.
-        real: pictures or such a file, for the floor, of which each seed draws `pictures`; None for no floor.
-        metrics: that are going to be asked for.
-        extractor: its name.
-        on_corrupt: what a corrupt real picture does; where some are left out, no nearest picture is sought.
+        prompts: at least one; the first `images` of them are taken.
+        images: number of images in a cell.
+        reference: images, or a file that `eval ref` wrote. Nearest images are sought only among images.
+        real: images, or such a file, for the floor; each seed draws `images` of them. None for no floor.
+        metrics: the metrics that will be measured.
+        extractor: the extractor's name.
+        on_corrupt: what a corrupt real image does. Where some are left out, no nearest image is sought.
         name: how the record names the reference; its path by default.
 
     Raises:
-        UserError: nothing there, too few pictures, or real ones that are the reference itself.
+        UserError: no images at a path, too few images, or real images that are the reference itself.
     """
 
     prompts_of, nearest_of = "file", "reference"
@@ -205,7 +216,7 @@ class GivenGround(Ground):
     def __init__(
         self,
         prompts: Sequence[str],
-        pictures: int,
+        images: int,
         reference: str | Path,
         real: str | Path | None,
         metrics: Sequence[str],
@@ -213,16 +224,16 @@ class GivenGround(Ground):
         on_corrupt: str,
         name: str | None = None,
     ) -> None:
-        self._prompts, self.pictures, self._path = list(prompts)[:pictures], pictures, Path(reference)
+        self._prompts, self.images, self._path = list(prompts)[:images], images, Path(reference)
         self._metrics, self.name = list(metrics), name or str(reference)
         self._source, self.identity = _opened(self._path, on_corrupt)
         self.reference_source = self._source
-        check_metrics(metrics, pictures if self._source is None else min(pictures, len(self._source)), extractor)
+        check_metrics(metrics, images if self._source is None else min(images, len(self._source)), extractor)
         self._real_path, self._real_source, self.real_identity = real, None, None
         if real is not None:
             self._real_source, self.real_identity = _opened(Path(real), on_corrupt)
             if self.real_identity == self.identity:
-                raise UserError(f"real {real} is the reference itself; name other real pictures")
+                raise UserError(f"real {real} is the reference itself; name other real images")
             if self._real_source is not None:
                 self._enough(len(self._real_source), len(self._real_source))
         self._features: Features | None = None
@@ -235,40 +246,42 @@ class GivenGround(Ground):
         rows = rows or self._source is not None
         self._features = read_reference(self._path, protocol, extractor, rows, reading)
         found, source = self._features, self._source
-        check_metrics(self._metrics, min(self.pictures, found.n), extractor.name)
-        if source is not None and isinstance(found, FeatureRows) and found.n == len(source):  # else not in step
+        check_metrics(self._metrics, min(self.images, found.n), extractor.name)
+        if (
+            source is not None and isinstance(found, FeatureRows) and found.n == len(source)
+        ):  # otherwise rows and images are not in step
             self.training = Training(found, source)
         if self._real_path is not None:
             real = read_reference(self._real_path, protocol, extractor, True, reading)
             assert isinstance(real, FeatureRows)
             self._enough(real.n, real.n if self._real_source is None else len(self._real_source))
             if isinstance(found, FeatureRows) and torch.equal(real.features, found.features):
-                raise UserError(f"real {self._real_path} is the reference itself; name other real pictures")
+                raise UserError(f"real {self._real_path} is the reference itself; name other real images")
             self._real_rows = real
 
     def _enough(self, n: int, of: int) -> None:
-        if n < self.pictures:
-            holds = f"holds {of} pictures" if n == of else f"holds {of} pictures, of which {n} could be read"
-            raise UserError(f"real {self._real_path} {holds}; a cell has {self.pictures}")
+        if n < self.images:
+            holds = f"holds {of} images" if n == of else f"holds {of} images, of which {n} could be read"
+            raise UserError(f"real {self._real_path} {holds}; a cell has {self.images}")
 
     def reference(self, seed: int) -> Features:
-        assert self._features is not None, "measure comes first"
+        assert self._features is not None, "`measure` has to be called first"
         return self._features
 
     def real(self, seed: int) -> Real | None:
         if self._real_rows is None:
             return None
         rows, source = self._real_rows, self._real_source
-        drawn = chosen_rows(rows, torch.tensor(_order(rows.n, seed)[: self.pictures]))
+        drawn = chosen_rows(rows, torch.tensor(_order(rows.n, seed)[: self.images]))
         in_step = source is not None and rows.n == len(source)
         return Real(drawn, None, Unseen(rows, source if in_step else None, None))
 
 
 def _opened(path: Path, on_corrupt: str) -> tuple[Source | None, dict[str, Any]]:
-    """Pictures, None of a file of features, and what identifies their contents.
+    """The images at a path (None for a file of features), and what identifies their contents.
 
     Raises:
-        UserError: nothing there.
+        UserError: nothing is at the path.
     """
     if path.suffix == SUFFIX:
         if not path.is_file():

@@ -1,9 +1,8 @@
 """`sweep.json`: which rows a sweep has, in what order their cells are made, and the numbers over the seeds.
 
 Notable:
-- every seed's cells are made before the next seed's, in each the cheap ones first: what is there early is a whole, if
-  coarse, picture;
-- the record is whole at any time: rows without a cell yet are left out, and `complete` says whether any are.
+- all cells of a seed are made before those of the next seed, the cheap ones first, so that the table is useful early;
+- the record is valid at any time: rows without a cell yet are left out, and `complete` says whether any are.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from diffdistill.evaluation.page.record import VERSION
 
 @dataclass(frozen=True)
 class Row:
-    """A generator at a number of steps and a guidance; `REAL` is the floor's."""
+    """A generator at one number of steps and one guidance scale; `REAL` is the floor's row."""
 
     generator: str
     steps: int
@@ -26,12 +25,12 @@ class Row:
 
     @property
     def cost(self) -> int:
-        """About how many network passes a picture: the order cells are made in. What is reported is counted."""
+        """About how many network passes an image takes: it orders the cells. The record has the counted number."""
         return self.steps * (2 if self.guidance > 1 else 1)
 
     @property
     def name(self) -> str:
-        """Of the row's files, as "teacher-50-3"."""
+        """The name of the row's files, such as "teacher-50-3"."""
         return "real" if self == REAL else f"{self.generator}-{self.steps}-{shortest(self.guidance)}"
 
 
@@ -39,7 +38,7 @@ REAL = Row("", 0, 1.0)
 
 
 def shortest(value: float) -> str:
-    """3.0 is "3"; no two numbers have one text."""
+    """A number's text: 3.0 gives "3", and no two numbers give the same text."""
     text = f"{value:g}"
     return text if float(text) == value else repr(value)
 
@@ -47,7 +46,7 @@ def shortest(value: float) -> str:
 def rows_of(
     models: Sequence[str], students: Sequence[str], steps: Sequence[int], guidance: Sequence[float]
 ) -> list[Row]:
-    """Models at every number of steps and every guidance; students, which guidance was distilled into, without any.
+    """Models at every number of steps and every guidance scale; students, which distilled guidance, without guidance.
 
     >>> [row.name for row in rows_of(["teacher"], ["student"], [1, 2], [1.0, 2.5])]
     ['teacher-1-1', 'teacher-1-2.5', 'teacher-2-1', 'teacher-2-2.5', 'student-1-1', 'student-2-1']
@@ -57,7 +56,7 @@ def rows_of(
 
 
 def in_order(rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]:
-    """Cells as they are made: seed by seed, in each those of few network passes first.
+    """The cells in the order in which they are made: seed by seed, those of few network passes first.
 
     >>> [(row.name, seed) for row, seed in in_order([Row("a", 2, 2.0), Row("b", 1, 1.0)], [5, 0])]
     [('b-1-1', 5), ('a-2-2', 5), ('b-1-1', 0), ('a-2-2', 0)]
@@ -66,7 +65,7 @@ def in_order(rows: Sequence[Row], seeds: Sequence[int]) -> list[tuple[Row, int]]
 
 
 def over_seeds(numbers: Mapping[int, Mapping[str, float | None]]) -> dict[str, Any]:
-    """`seeds`, `mean` and `sd` (sample standard deviation; None of fewer than two numbers), by name of the number.
+    """Numbers over the seeds, by name: `seeds`, `mean`, and `sd`, the sample standard deviation (None for one number).
 
     >>> over_seeds({0: {"kd": 1.0}, 1: {"kd": 3.0}})["sd"]
     {'kd': 1.4142135623730951}
@@ -92,10 +91,10 @@ def table(
 
     Args:
         head: what stands before the rows: protocol, agreement, reference, options, generators.
-        rows: of the generators.
-        seeds: the first is the one of which pictures are shown.
-        floor: whether there is going to be one.
-        found: the cells that are there, as their files say (`cells.Cells`).
+        rows: the generators' rows.
+        seeds: images are shown of the first one.
+        floor: whether there will be a floor.
+        found: the cells that are there, as their files hold them (`cells.Cells`).
         samples: the first prompts of the first seed.
     """
     wanted = [*rows, *([REAL] if floor else [])]
@@ -117,7 +116,7 @@ def _entry(row: Row, seeds: Sequence[int], found: Mapping[tuple[Row, int], Mappi
     shown = {"strip": "strips", "nearest": "nearest"}
     numbers = over_seeds({seed: found[row, seed]["numbers"] for seed in there})
     if row == REAL:
-        numbers["sd"]["nearest_median"] = None  # of the same pictures for every seed
+        numbers["sd"]["nearest_median"] = None  # of the same images for every seed
         of = {"unseen": facts.get("unseen")}
     else:
         of = {"generator": row.generator, "steps": row.steps, "guidance": row.guidance, "nfe": facts["nfe"]}

@@ -1,4 +1,4 @@
-"""The leaderboard's table: methods in order, KD between the points of a curve."""
+"""The leaderboard's table and plot: methods in order, KD between the points of a curve, a name at each line."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import leaderboard_report as report
+import pytest
 
 CURVE = [
     {"images": 100, "cpu_minutes": 1.0, "steps": 1, "kd": 0.5},
@@ -36,3 +37,22 @@ def test_methods_are_in_order_and_runs_are_averaged() -> None:
     good, slow = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
     assert good[:7] == ["good", "2", "200", "2", "1,001", ".250 ± .071", ".250 ± .071"] and good[-1] == ""
     assert slow[0] == "slow" and slow[5] == ".400" and slow[-1].endswith("at 4")
+
+
+def test_each_line_of_the_plot_has_its_name_beside_it(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    names = [f"method {k}" for k in range(12)]
+    found = [record(name, 0, 0.3 + 0.001 * k, CURVE) for k, name in enumerate(names)]  # ends that nearly coincide
+    teacher = [{"generator": "teacher", "steps": n, "guidance": 2.0, "mean": {"kd": 0.25}} for n in (1, 4, 50)]
+    report.plot(found, teacher, tmp_path / "plot.png")
+    figure = pyplot.gcf()
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    for axis, more in zip(figure.axes, ([], [], ["teacher"]), strict=True):
+        assert axis.get_legend() is None
+        written = sorted(axis.texts, key=lambda text: text.get_position()[1])
+        assert sorted(text.get_text() for text in written) == sorted([*names, *more, "teacher, 50 steps"])
+        boxes = [text.get_window_extent() for text in written]
+        assert all(a.y1 <= b.y0 + 1 for a, b in zip(boxes, boxes[1:], strict=False))  # none over another
+        assert all(box.x0 > axis.get_window_extent().x1 for box in boxes)  # nor over the lines
+    assert [tick.get_text() for tick in figure.axes[2].get_xticklabels()] == ["1", "4"]
+    pyplot.close(figure)

@@ -1,7 +1,7 @@
-"""Pictures in a page: strips under their prompts, and pairs of a picture and its nearest in training or reference.
+"""Images in a page: strips under their prompts, and pairs of an image and its nearest training or reference image.
 
-Every PNG is inlined as base64. A strip of k pictures is one <img>; its columns line up with k cells of a CSS grid,
-`--k` wide by `--cell` pixels: small pictures are shown at a whole multiple of their size, so that pixels stay square.
+Each PNG is inlined as base64. A strip of k images is one <img>, whose columns line up with `--k` cells of a CSS grid,
+each `--cell` pixels wide. Small images are shown at a whole multiple of their size, so that pixels stay square.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from html import escape
 
 from diffdistill.evaluation.page.columns import HELD_OUT, Column, best_of, digits, error_of, guided, rows_of, setting
-from diffdistill.evaluation.page.record import Measured, Picture, Row, Sweep, read_strip
+from diffdistill.evaluation.page.record import Measured, Row, Sweep
+from diffdistill.evaluation.page.strips import Strip, read_strip
 
-SMALL = 96  # pictures up to this many pixels are enlarged without smoothing
-CELL = 80  # pixels a larger picture is shown at
+SMALL = 96  # up to this many pixels, images are enlarged without smoothing
+CELL = 80  # pixels at which a larger image is shown
 
 
 def cell_of(side: int) -> int:
-    """Pixels at which a picture of `side` pixels is shown.
+    """Pixels at which an image of `side` pixels is shown.
 
     >>> [cell_of(side) for side in (8, 32, 64, 96, 512)]
     [64, 64, 64, 96, 80]
@@ -27,18 +28,18 @@ def cell_of(side: int) -> int:
 
 
 def grids(sweep: Sweep, ranked_by: Column | None) -> str:
-    """The best guidance of each number of steps, open; all rows of each guidance, folded. "" without strips."""
+    """The best guidance scale of each number of steps, open, and all rows of each scale, folded; "" without strips."""
     rows = [row for generator in sweep.generators for row in rows_of(sweep, generator.name) if row.strip]
     if not rows:
         return ""
     k = len(sweep.prompts)
     strips = {row.strip: read_strip(sweep.folder, row.strip, k) for row in rows if row.strip}
     side = max(picture.side for picture in strips.values())
-    images = {name: _image(picture, "a picture for each prompt") for name, picture in strips.items()}
+    images = {name: _image(picture, "an image for each prompt") for name, picture in strips.items()}
     real = ""
     if sweep.floor and sweep.floor.strip:
         own = "the prompts\u2019 own" if sweep.prompts_of == "training" else ""
-        real = _row("real pictures", own, _image(read_strip(sweep.folder, sweep.floor.strip, k), "real pictures"))
+        real = _row("real images", own, _image(read_strip(sweep.folder, sweep.floor.strip, k), "real images"))
 
     def grid(chosen: Sequence[Row]) -> str:
         lines = "".join(_strip_row(sweep, row, images[str(row.strip)]) for row in chosen)
@@ -64,7 +65,7 @@ def grids(sweep: Sweep, ranked_by: Column | None) -> str:
 
 
 def neighbours(sweep: Sweep, ranked_by: Column | None) -> str:
-    """A panel for the best row of each generator that has one, and for the floor. "" where there is none."""
+    """A panel for each generator's best row that has one, and for the floor; "" where there is no panel."""
     panels = []
     for generator in sweep.generators:
         rows = [row for row in rows_of(sweep, generator.name) if row.nearest and row.distances]
@@ -73,12 +74,12 @@ def neighbours(sweep: Sweep, ranked_by: Column | None) -> str:
             panels.append(_panel(sweep, row, generator.name, setting(row, guided(sweep, generator.name)), "generated"))
     if sweep.floor and sweep.floor.nearest and sweep.floor.distances:
         how = HELD_OUT if sweep.prompts_of == "training" else ""
-        panels.append(_panel(sweep, sweep.floor, "real pictures", how, "held out" if how else "real"))
+        panels.append(_panel(sweep, sweep.floor, "real images", how, "held out" if how else "real"))
     return "".join(panels)
 
 
 def median_distance(measured: Measured) -> tuple[float | None, float | None]:
-    """Median distance to the nearest training picture, of all pictures, and its sd over seeds."""
+    """The median distance to the nearest training image, over all images, and its error; None where not measured."""
     return measured.mean.get("nearest_median"), error_of(measured, "nearest_median")
 
 
@@ -94,7 +95,7 @@ def _panel(sweep: Sweep, measured: Measured, name: str, how: str, upper: str) ->
     names = f'<span class="which"><small>{upper}</small><small>nearest</small></span>'
     body = (
         f'<div class="row pair"><div class="label">{label}</div>{names}'
-        f"{_image(picture, f'{name}: pictures above, the nearest {sweep.nearest_of} picture of each below')}</div>"
+        f"{_image(picture, f'{name}: images above, the nearest {sweep.nearest_of} image of each below')}</div>"
         f'<div class="row under"><div class="label"><small>distance</small></div>{_cells(cells)}</div>'
     )
     return _sheet(picture.side, body, k)
@@ -130,7 +131,7 @@ def _fold(title: str, rows: int, inside: str, is_open: bool = False) -> str:
     return f"<details{' open' if is_open else ''}><summary>{escape(title)} {count}</summary>{inside}</details>"
 
 
-def _image(picture: Picture, alt: str = "") -> str:
+def _image(picture: Strip, alt: str = "") -> str:
     data = base64.b64encode(picture.png).decode("ascii")
     size = f'width="{picture.width}" height="{picture.height}"'
     return f'<img src="data:image/png;base64,{data}" {size} alt="{escape(alt)}">'
