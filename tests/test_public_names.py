@@ -1,6 +1,7 @@
 """The package's public names: each is there, has a docstring, and is known to type checkers from the same module."""
 
 import ast
+import doctest
 import importlib
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import diffdistill
 import diffdistill.evaluation
+from diffdistill import lazy
 
 PACKAGES = [diffdistill, diffdistill.evaluation]
 
@@ -45,3 +47,8 @@ def test_no_public_name_is_that_of_a_module_beside_it() -> None:
         folder = Path(str(package.__file__)).parent
         beside = {path.stem for path in folder.glob("*.py")} | {path.name for path in folder.iterdir() if path.is_dir()}
         assert not beside & set(package.__all__)
+
+
+def test_docstring_examples() -> None:
+    found = doctest.testmod(lazy)
+    assert found.attempted and not found.failed

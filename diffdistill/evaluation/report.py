@@ -144,6 +144,9 @@ def fid(
         protocol: one on Inception features: "clean" (clean-fid), "tf-legacy" (as first published), "torchmetrics",
             "coco30k-clean256", "cifar10-50k" or "imagenet-50k".
 
+    Returns:
+        The distance; NaN on all processes but the first, where a launcher started several.
+
     Raises:
         UserError: a protocol on other features, other weights than the published ones, and as `evaluate`.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffdistill.cli.eval.agreement import agreement_options, captions_of, check_agreement, towers_of
 from diffdistill.cli.eval.options import (
+    METRICS_HELP,
     check_free,
     generator_options,
     is_first,
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     what.add_argument("--model", help="a pipeline folder or hub id, whose images are measured as they are made")
     generator_options(parser)
     parser.add_argument("--reference", help="a file that `eval ref` wrote, or real images; distances need it")
-    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="of fd, kd, prdc and cmmd; by default fd and kd")
+    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help=f"{METRICS_HELP}; by default fd and kd")
     of_floor = parser.add_mutually_exclusive_group()
     of_floor.add_argument("--real", metavar="PATH", help="other real images, whose distance is reported as the floor")
     of_floor.add_argument(

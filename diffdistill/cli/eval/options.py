@@ -16,6 +16,8 @@ from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 from diffdistill.launched import is_first, rank_and_processes
 
+METRICS_HELP = "of fd (Frechet distance), kd (kernel distance), prdc (precision, recall, density, coverage) and cmmd"
+
 
 def parser_of(name: str, description: str, measures: bool = True) -> OneLineParser:
     """The parser of `eval NAME` with the options of every command; `measures` adds those of protocol and extractor."""

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Literal
 
 from diffdistill.cli.arguments import OneLineParser, add_eta, as_options
 from diffdistill.cli.eval.agreement import check_clip, clip_options, towers_of
-from diffdistill.cli.eval.options import is_first, parse, parser_of, prompt_records, protocol_of, reading_of
+from diffdistill.cli.eval.options import (
+    METRICS_HELP,
+    is_first,
+    parse,
+    parser_of,
+    prompt_records,
+    protocol_of,
+    reading_of,
+)
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.data.text_files import check_text
 from diffdistill.errors import UserError
@@ -61,9 +69,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--prompts", help="a file of prompts; by default captions are drawn from --reference")
     parser.add_argument("--real", help="with --prompts: real images, or a file that `eval ref` wrote, for the floor")
-    parser.add_argument(
-        "--metrics", nargs="+", default=["fd", "kd", "prdc"], metavar="METRIC", help="of fd, kd, prdc and cmmd"
-    )
+    parser.add_argument("--metrics", nargs="+", default=["fd", "kd", "prdc"], metavar="METRIC", help=METRICS_HELP)
     parser.add_argument(
         "--agreement", choices=("align", "clip", "none"), default="align", help="the towers of agreement"
     )
