@@ -27,20 +27,20 @@ from diffdistill.models.teacher import load_teacher
 
 def curve(run: Path, n: int, seed: int) -> list[dict[str, Any]]:
     recipe = yaml.safe_load((run / "config.yaml").read_text())["method"]["init_args"]
-    untrained = load_teacher(find(recipe["teacher"])).pipeline.unet.state_dict()
+    untrained = load_teacher(find(recipe["teacher"])).backbone.inner.state_dict()
     student, bench = load_teacher(str(run / "export")), Ruler(n, seed)
     weights = {0: lambda: untrained}
     for folder in sorted(run.glob("checkpoint-*")):
         weights[int(folder.name.removeprefix("checkpoint-"))] = partial(_average, folder)
     rows = []
     for images, load in weights.items():
-        student.pipeline.unet.load_state_dict(load())
+        student.backbone.inner.load_state_dict(load())
         rows.append({"images": images, **bench.measure(student, 1, 1.0)})
     return rows
 
 
 def _average(checkpoint: Path) -> dict[str, Any]:
-    return {name.removeprefix("unet."): value for name, value in load_file(checkpoint / "ema.safetensors").items()}
+    return {name.removeprefix("inner."): value for name, value in load_file(checkpoint / "ema.safetensors").items()}
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diffdistill.diffusion import Prediction, VPSchedule
 from diffdistill.distill import signal_step
-from diffdistill.models.network import full_copy
+from diffdistill.models.backbone import full_copy
 from diffdistill.models.teacher import load_teacher
 
 STABLE_DIFFUSION = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -113,7 +113,7 @@ def main() -> None:
     cond = teacher.embed(["red apple, noto", "a blue car", "a dog", "star"] * -(-o.pictures // 4))[: o.pictures]
     z = torch.randn((o.pictures, *teacher.latent_shape), generator=torch.Generator().manual_seed(0))
     last = int(teacher.schedule.last)
-    network: Any = full_copy(teacher.network)
+    network: Any = full_copy(teacher.backbone)
     found: dict[str, Any] = {
         "v network": errors(network, teacher.prediction_type, teacher.schedule, last, z, cond),  # type: ignore[arg-type]
     }

@@ -48,7 +48,7 @@ def measure(teacher: str, prompts: str, batch: int, kind: str) -> dict[str, floa
             trainer.train_step()
     assert isinstance(method, OneStep)
     unet = sum(p.nbytes for p in method.networks["student"].parameters())
-    networks = (method.teacher.network, *method.networks.values())
+    networks = (method.teacher.backbone, *method.networks.values())
     weights = {p.data_ptr(): p.nbytes for network in networks for p in network.parameters()}
     gc.collect()
     alive = [x for x in gc.get_objects() if isinstance(x, torch.Tensor)]

@@ -169,7 +169,7 @@ def generation(teacher_folder: str, batch: int, rounds: int) -> dict[str, float]
     @torch.no_grad()
     def bare() -> None:
         x = torch.randn(batch, *teacher.latent_shape)
-        p.vae.decode(p.unet(x, 999, encoder_hidden_states=teacher.embed(prompts)).sample)
+        p.vae.decode(teacher.backbone.inner(x, 999, encoder_hidden_states=teacher.embed(prompts)).sample)
 
     ours, passes, ratio = in_turn(rounds, lambda: list(generate(teacher, prompts, 1, 1.0, batch_size=batch)), bare)
     return {"generate_seconds": ours, "bare_seconds": passes, "ratio": ratio}

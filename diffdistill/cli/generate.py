@@ -67,10 +67,9 @@ def main(argv: Sequence[str]) -> None:
 
     from diffdistill.data.save import check_finite, save_grid, save_picture
     from diffdistill.models.generate import generate, load_generator
-    from diffdistill.models.text import report_cut
 
     loaded = load_generator(model, options.steps)
-    report_cut(loaded.pipeline.tokenizer, prompts)
+    loaded.report_cut(prompts)
     images = generate(
         loaded, prompts, options.steps, options.guidance, options.seed, options.batch_size, eta=options.eta
     )

@@ -12,7 +12,6 @@ from torch import Tensor
 from diffdistill.data.source import Source
 from diffdistill.errors import UserError
 from diffdistill.models.generate import check_eta, generate, load_generator
-from diffdistill.models.text import report_cut
 
 CHUNK = 16  # the networks always run on so many images, since kernels round differently at other sizes
 
@@ -53,7 +52,7 @@ class Generated(Source):
         self.model = load_generator(model, steps) if isinstance(model, str) else model
         self.prompts, self.n, self.steps, self.guidance, self.seed = list(prompts), n, steps, guidance, seed
         self.name = f"{model if isinstance(model, str) else 'pipeline'}, {steps} steps, guidance {guidance:g}"
-        report_cut(self.model.pipeline.tokenizer, self.prompts)
+        self.model.report_cut(self.prompts)
         self.eta = eta
         if eta is not None:
             check_eta(self.model, eta)

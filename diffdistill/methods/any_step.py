@@ -36,9 +36,9 @@ from diffdistill.models.any_step_pipeline import (
 from diffdistill.models.attention import set_attention
 from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.export import halve
+from diffdistill.models.families.stable_diffusion import stock_pipeline
+from diffdistill.models.families.unet import check_plain_unet, sample_size
 from diffdistill.models.stock_check import load_checked_teacher
-from diffdistill.models.stock_pipeline import stock_pipeline
-from diffdistill.models.teacher import decode, latent_shape
 from diffdistill.models.text import check_unmasked
 
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
@@ -102,12 +102,12 @@ class AnyStep(Method):
         self.source = TextToImage(**source)
         self.frozen = self.source.frozen
         made: Any = self.source.networks.pop("model")
-        unet, text_encoder = made.unet, made.text_encoder
+        unet, text_encoder = made.inner, made.text_encoder
         self.content = dict(self.source.content)
         process = None
         if init_from is not None and start is not None:
-            pipeline, process = start
-            unet, text_encoder = self._take(init_from, pipeline, process)
+            unet, pipeline, process = start
+            text_encoder = self._take(init_from, unet, pipeline, process)
         set_attention(unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.schedule = FlowSchedule(time_scale, grid_shift)
         from diffdistill.models.two_times import TwoTimeUNet
@@ -120,10 +120,10 @@ class AnyStep(Method):
         self.optimizers = {"model": OptimizerSettings(learning_rate, betas, weight_decay)}
         self.half_export, self.stock_one_step = half_export, stock_one_step
 
-    def _take(self, source: str, pipeline: Any, process: VPOnStraightPath | None) -> tuple[Any, Any]:
-        """UNet and text encoder of what to start from; takes over the tokenizer."""
-        unet, text_encoder = pipeline.unet, pipeline.text_encoder
-        found = latent_shape(unet)
+    def _take(self, source: str, unet: Any, pipeline: Any, process: VPOnStraightPath | None) -> Any:
+        """The text encoder of what to start from; takes over the tokenizer."""
+        text_encoder = pipeline.text_encoder
+        found = sample_size(unet.config)
         wanted = tuple(self.source.latents.shape[2:])
         if found != wanted:
             raise UserError(f"init_from {source} makes latents of shape {found}; those of the pictures have {wanted}")
@@ -135,7 +135,7 @@ class AnyStep(Method):
         self.content = {**self.content, "init_from": start}
         for part in (unet, text_encoder):
             part.requires_grad_(True).train()
-        return unet, text_encoder
+        return text_encoder
 
     def __len__(self) -> int:
         return len(self.source)
@@ -145,7 +145,7 @@ class AnyStep(Method):
         self.source.prepare(device)
 
     def enable_gradient_checkpointing(self) -> None:
-        unwrap(self.networks["model"]).unet.enable_gradient_checkpointing()
+        unwrap(self.networks["model"]).inner.enable_gradient_checkpointing()
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         return self.source.batch(records, random)
@@ -190,7 +190,7 @@ class AnyStep(Method):
 
     def _product(self) -> AnyStepModel:
         model = unwrap(self.networks["model"])
-        parts = stock_pipeline(model.unet, self.source.vae, model.text_encoder, self.source.tokenizer)
+        parts = stock_pipeline(model.inner, self.source.vae, model.text_encoder, self.source.tokenizer)
         told = (self.reach, self.reach_of_one_step, self.finest_steps)
         return AnyStepModel(parts, model, self.schedule, *told, self.eta)
 
@@ -201,7 +201,7 @@ class AnyStep(Method):
         noise = SampleRandom(0, range(len(PREVIEW)), self.source.device).normal("preview", product.latent_shape)
         guidance = self.preview_guidance
         rows = [
-            decode(self.source.vae, product.sample(cond, self.null, noise, steps, 1.0 if steps == 1 else guidance))
+            product.latents.images(product.sample(cond, self.null, noise, steps, 1.0 if steps == 1 else guidance))
             for steps in PREVIEW_STEPS
         ]
         return Validation(torch.stack(rows, 1).flatten(0, 1))
@@ -226,17 +226,18 @@ def _one_autoencoder(one: Any, other: Any) -> bool:
     return all(torch.allclose(value.float(), b[name].float(), rtol=2e-3, atol=1e-6) for name, value in a.items())
 
 
-def _load_start(source: str, time_scale: int) -> tuple[Any, VPOnStraightPath | None]:
-    """The pipeline to start from, and the process that its UNet knows where that is another one."""
+def _load_start(source: str, time_scale: int) -> tuple[Any, Any, VPOnStraightPath | None]:
+    """The UNet to start from, its pipeline, and the process that the UNet knows where that is another one."""
     if not is_any_step(source):
         teacher = load_checked_teacher(source)
+        unet = check_plain_unet(teacher.backbone.inner, f"init_from {source}: a second time")
         check_unmasked(teacher.pipeline.text_encoder, f"init_from {source}")
         try:
-            return teacher.pipeline, VPOnStraightPath(teacher.scheduler_config)
+            return unet, teacher.pipeline, VPOnStraightPath(teacher.scheduler_config)
         except ValueError as error:
             raise UserError(f"init_from {source}: {error}") from error
     model = load_any_step(source)
     check_unmasked(model.pipeline.text_encoder, f"init_from {source}")
     if (told := model.schedule.num_train_timesteps) != time_scale:
         raise UserError(f"init_from {source} is told {told} t; here it is {time_scale} t")
-    return model.pipeline, model.network.process
+    return model.network.inner, model.pipeline, model.network.process

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
+from diffdistill.models.latents import load_autoencoder
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
-from diffdistill.models.teacher import load_autoencoder
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_shares, unwrap
 from .content import digest, of_network

@@ -117,8 +117,8 @@ class BOOT(OneStep):
         self.times, self.weight, self.solver, self.guidance_scale = times, weight, solver, guidance_scale
         self.boundary_weight, self.boundary_share = boundary_weight, boundary_share
         student: Any = self.networks["student"]
-        self.networks["student"] = TargetTimeUNet(student.unet, self.t_star, target_time)
-        self.judge = self._denoiser(self.teacher.network)
+        self.networks["student"] = TargetTimeUNet(student.inner, self.t_star, target_time)
+        self.judge = self.teacher.denoiser()
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase("student", "student", self._loss)]

@@ -23,12 +23,11 @@ from diffdistill.distill import SampleRandom
 from diffdistill.distill.consistency import Boundary, consistency_loss, consistency_sample, skipped_times
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
+from diffdistill.models.backbone import full_copy
 from diffdistill.models.ema import averaged_copy, follow
-from diffdistill.models.export import DIFFUSERS_PREDICTION, export_parts, halve
-from diffdistill.models.network import full_copy
+from diffdistill.models.export import export_student, halve
+from diffdistill.models.families.vp import consistency_scheduler
 from diffdistill.models.stock_check import load_checked_teacher
-from diffdistill.models.teacher import encode
-from diffdistill.models.text import report_cut
 
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_guidance, unwrap
 from .content import of_pictures, of_teacher
@@ -80,7 +79,7 @@ class Consistency(Method):
 
         pictures = load_emoji(data)
         self.teacher = load_checked_teacher(teacher)
-        unet = self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
+        unet = self.teacher.backbone.inner.to(memory_format=torch.channels_last)
         set_attention(unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.schedule = self.teacher.schedule
         try:
@@ -92,20 +91,19 @@ class Consistency(Method):
         self.guidance_scale, self.grid, self.huber, self.average_decay = guidance_scale, grid, huber, average_decay
         self.boundary = Boundary(scale=boundary_scale)
         self.captions = pictures.captions
-        report_cut(self.teacher.pipeline.tokenizer, self.captions)
-        self.latents = encode(self.teacher.pipeline.vae, pictures.images)
+        self.teacher.report_cut(self.captions)
+        self.latents = self.teacher.latents.encode_bytes(pictures.images)
         if self.latents.shape[1:] != self.teacher.latent_shape:
             found, wanted = tuple(self.latents.shape[1:]), tuple(self.teacher.latent_shape)
             raise UserError(f"data {data}: its latents have shape {found}, the teacher's {wanted}")
         self.embeddings: Condition = self.teacher.embed(self.captions)
-        self.null: Condition = self.teacher.embed([""])
+        self.null: Condition = self.teacher.null()
         self.content = {"teacher": of_teacher(self.teacher), "data": of_pictures(pictures)}
-        student = full_copy(self.teacher.network)
+        student = full_copy(self.teacher.backbone)
         self.networks = {"student": student, "average": averaged_copy(student)}
         self.optimizers = {"student": OptimizerSettings(learning_rate, betas, eps=adam_eps)}
         self.half_export = half_export
-        pipeline = self.teacher.pipeline
-        self.frozen = {"teacher": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+        self.frozen = self.teacher.parts()
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -116,7 +114,7 @@ class Consistency(Method):
         self.embeddings, self.null = move(self.embeddings, device), move(self.null, device)
 
     def enable_gradient_checkpointing(self) -> None:
-        unwrap(self.networks["student"]).unet.enable_gradient_checkpointing()
+        unwrap(self.networks["student"]).inner.enable_gradient_checkpointing()
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         return {"x0": self.latents[list(records)], "cond": take_rows(self.embeddings, records)}
@@ -136,7 +134,7 @@ class Consistency(Method):
         loss = consistency_loss(
             self._denoiser(self.networks["student"]),
             self._denoiser(unwrap(self.networks["average"])),
-            self._denoiser(self.teacher.network),
+            self.teacher.denoiser(),
             batch["x0"],
             t,
             r,
@@ -156,20 +154,11 @@ class Consistency(Method):
         student = self._denoiser(unwrap(self.networks["student"]))
         cond = take_rows(self.embeddings, rows)
         return Validation(
-            self.teacher.decode(consistency_sample(student, z, [self.schedule.last], cond, self.boundary))
+            self.teacher.latents.images(consistency_sample(student, z, [self.schedule.last], cond, self.boundary))
         )
 
     def export(self, folder: Path) -> None:
-        from diffusers import LCMScheduler
-
-        scheduler = LCMScheduler(
-            num_train_timesteps=self.schedule.num_train_timesteps,
-            trained_betas=[float(b) for b in self.schedule.betas],
-            prediction_type=DIFFUSERS_PREDICTION[self.teacher.prediction_type],
-            original_inference_steps=self.grid,
-            timestep_scaling=self.boundary.scale,
-            clip_sample=False,
-        )
-        export_parts(self.teacher, copy.deepcopy(unwrap(self.networks["student"]).unet), scheduler, folder)
+        scheduler = consistency_scheduler(self.teacher, self.grid, self.boundary.scale)
+        export_student(self.teacher, copy.deepcopy(unwrap(self.networks["student"]).inner), scheduler, folder)
         if self.half_export:
             halve(folder)

@@ -13,21 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from diffdistill.models.digests import network_settings, tokenizer_settings, weights_digest
+from diffdistill.models.digests import encoder_settings, network_settings, tokenizer_settings, weights_digest
 from diffdistill.models.teacher import Teacher
 
 if TYPE_CHECKING:  # a run from prompts alone needs no pictures
     from diffdistill.data.emoji import EmojiSet
-
-# of a text encoder's settings those that its weights do not show
-_ENCODER = (
-    "hidden_act",
-    "layer_norm_eps",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "eos_token_id",
-    "use_attention_mask",
-)
 
 
 def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
@@ -59,13 +49,10 @@ def of_network(network: Any) -> str:
 def of_text(tokenizer: Any, text_encoder: Any) -> str:
     """Of a tokenizer and its text encoder: weights, settings, vocabulary and merges."""
     words = json.dumps(tokenizer_settings(tokenizer), sort_keys=True, default=str)
-    return digest(weights_digest(text_encoder), _encoder_settings(text_encoder), words)
+    settings = json.dumps(encoder_settings(text_encoder), sort_keys=True)
+    return digest(weights_digest(text_encoder), settings, words)
 
 
 def of_teacher(teacher: Teacher) -> str:
     """Of a pipeline: schedule, kind of prediction, networks, tokenizer, and weights and settings of all."""
-    return digest(teacher.digest(), _encoder_settings(teacher.pipeline.text_encoder))
-
-
-def _encoder_settings(text_encoder: Any) -> str:
-    return json.dumps({key: getattr(text_encoder.config, key, None) for key in _ENCODER}, default=str)
+    return teacher.digest()

@@ -145,4 +145,4 @@ class DMD2(WithFakeScore):
         if len(self.times) == 1:
             super()._write(unet, folder)
         else:
-            export_few_steps(self.teacher, unet, self.t_star, folder)
+            export_few_steps(self.teacher, unet, self.t_star, len(self.times), folder)

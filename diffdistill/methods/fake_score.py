@@ -30,10 +30,9 @@ from diffdistill.distill import (
 from diffdistill.distill.residual import rms
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
+from diffdistill.models.backbone import full_copy
 from diffdistill.models.critic import ScoreWithCritic
 from diffdistill.models.lora import adapters_off, add_lora
-from diffdistill.models.network import full_copy
-from diffdistill.models.teacher import encode
 
 from .base import Batch, Loss, Phase, check_shares, unwrap
 from .content import digest
@@ -113,7 +112,7 @@ class WithFakeScore(OneStep):
         self.fake, self.adversary = fake, adversary
         self.shared = fake is not None and fake.network == "lora"
         if fake is not None:
-            network = self.teacher.network
+            network = self.teacher.backbone
             if self.shared:
                 network = add_lora(network, fake.lora_rank, fake.lora_alpha, fake.lora_targets)
             else:
@@ -141,7 +140,7 @@ class WithFakeScore(OneStep):
                 raise UserError(f"real_images {folder} has no picture of the prompt {prompt!r}; each needs one")
         images = pictures.images[[rows[prompt] for prompt in self.prompts]]
         self.content = {**self.content, "real_images": digest(images)}
-        latents = encode(self.teacher.pipeline.vae, images)
+        latents = self.teacher.latents.encode_bytes(images)
         if latents.shape[1:] != self.teacher.latent_shape:
             found, wanted = tuple(latents.shape[1:]), tuple(self.teacher.latent_shape)
             raise UserError(f"real_images {folder}: its latents have shape {found}, the teacher's {wanted}")
@@ -174,9 +173,9 @@ class WithFakeScore(OneStep):
     def _judge(self, x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
         """The teacher's network: the shared one with its adapters off."""
         if not self.shared:
-            return self.teacher.network(x_t, time, cond)
-        with adapters_off(self.teacher.network):
-            return self.teacher.network(x_t, time, cond)
+            return self.teacher.backbone(x_t, time, cond)
+        with adapters_off(self.teacher.backbone):
+            return self.teacher.backbone(x_t, time, cond)
 
     def _towards_real(self, x0: Tensor, cond: Tensor, random: SampleRandom) -> Tensor:
         """Gradient of the generator's loss at x0 times the number of elements: on the scale of a residual."""

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,10 +24,9 @@ from diffdistill.diffusion import Condition, Denoiser, move, take_rows
 from diffdistill.distill import RESIDUALS, JudgingOptions, SampleRandom, score_distillation_loss, time_range
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
+from diffdistill.models.backbone import full_copy
 from diffdistill.models.export import export_one_step, halve
-from diffdistill.models.network import full_copy
 from diffdistill.models.stock_check import load_checked_teacher
-from diffdistill.models.text import report_cut
 
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Validation, unwrap
 from .content import digest, of_teacher
@@ -91,9 +90,9 @@ class OneStep(Method):
             raise UserError(f"t_max_final {t_max_final} must be above {low} and at most t_max {t_max}")
         self.prompts = read_prompts(prompts)
         self.teacher = load_checked_teacher(teacher)
-        self.teacher.pipeline.unet.to(memory_format=torch.channels_last)
-        set_attention(self.teacher.pipeline.unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
-        self.schedule = self.teacher.schedule
+        inner = self.teacher.backbone.inner.to(memory_format=torch.channels_last)
+        set_attention(inner, attention, "cuda" if torch.cuda.is_available() else "cpu")
+        self.schedule = cast(Any, self.teacher.schedule)
         for at_least, below in ((t_min, t_max), (self.t_min_final, self.t_max_final)):
             try:
                 self.schedule.timestep(torch.zeros(1), at_least, below)
@@ -107,16 +106,15 @@ class OneStep(Method):
                 "of x0; set noise_ratio, 2.5 say"
             )
         self.half_export = half_export
-        report_cut(self.teacher.pipeline.tokenizer, self.prompts)
-        null = self.teacher.embed([""])
-        small = len(self.prompts) * null.nbytes <= CACHED_BYTES
-        self.null: Condition = null
+        self.teacher.report_cut(self.prompts)
+        self.null: Condition = self.teacher.null()
+        parts = self.null.values() if isinstance(self.null, Mapping) else [self.null]
+        small = len(self.prompts) * sum(0 if part is None else part.nbytes for part in parts) <= CACHED_BYTES
         self.embeddings: Condition = self.teacher.embed(self.prompts) if small else None
         self.content = {"teacher": of_teacher(self.teacher), "prompts": digest(self.prompts)}
-        self.networks = {"student": full_copy(self.teacher.network)}
+        self.networks = {"student": full_copy(self.teacher.backbone)}
         self.optimizers = {"student": OptimizerSettings(student_learning_rate, betas, eps=adam_eps)}
-        pipeline = self.teacher.pipeline
-        self.frozen = {"teacher": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+        self.frozen = self.teacher.parts()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -127,7 +125,7 @@ class OneStep(Method):
 
     def enable_gradient_checkpointing(self) -> None:
         for network in self.networks.values():
-            unwrap(network).unet.enable_gradient_checkpointing()
+            unwrap(network).inner.enable_gradient_checkpointing()
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         return {"cond": self._embed(records)}
@@ -153,7 +151,7 @@ class OneStep(Method):
 
     def _judge(self, x_t: Tensor, time: Tensor, cond: Any) -> Tensor:
         """The teacher's network."""
-        return self.teacher.network(x_t, time, cond)
+        return self.teacher.backbone(x_t, time, cond)
 
     def _range(self) -> tuple[float, float]:
         """The times judged at this point of the run."""
@@ -205,10 +203,10 @@ class OneStep(Method):
         rows = [i * len(self.prompts) // 32 for i in range(32)]
         random = SampleRandom(0, range(32), self.device)
         x0 = self._draw(unwrap(self.networks["student"]), random, self._embed(rows))
-        return Validation(self.teacher.decode(x0))
+        return Validation(self.teacher.latents.images(x0))
 
     def export(self, folder: Path) -> None:
-        self._write(copy.deepcopy(unwrap(self.networks["student"]).unet), folder)
+        self._write(copy.deepcopy(unwrap(self.networks["student"]).inner), folder)
         if self.half_export:
             halve(folder)
 

@@ -35,13 +35,13 @@ from diffdistill.distill.progressive import (
 )
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
-from diffdistill.models.network import UNet
+from diffdistill.models.families.unet import UNetBackbone
 
 from .base import Batch, Loss, Phase, check_guidance, check_shares, unwrap
 from .one_step import OneStep
 
 
-class Predecessor(UNet):
+class Predecessor(UNetBackbone):
     """The network of the stage before and the stage's number: parameters, so that checkpoints hold both."""
 
     def __init__(self, unet: nn.Module) -> None:
@@ -116,7 +116,7 @@ class Progressive(OneStep):
         except ValueError as error:
             raise UserError(f"teacher_steps: {error}") from error
         self.at_first = self.optimizers["student"]
-        self.networks["predecessor"] = Predecessor(self.teacher.pipeline.unet)
+        self.networks["predecessor"] = Predecessor(self.teacher.backbone.inner)
 
     # ---- stages -----------------------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class Progressive(OneStep):
     def _take_over(self, stage: int) -> None:
         """The student becomes the predecessor."""
         predecessor, student = (unwrap(self.networks[name]) for name in ("predecessor", "student"))
-        predecessor.unet.load_state_dict(student.unet.state_dict())
+        predecessor.inner.load_state_dict(student.inner.state_dict())
         predecessor.stage.fill_(stage)
 
     def _grid(self, steps: int) -> list[int]:

@@ -116,7 +116,7 @@ class SiD(WithFakeScore):
 
     def enable_gradient_checkpointing(self) -> None:
         super().enable_gradient_checkpointing()
-        self.teacher.pipeline.unet.enable_gradient_checkpointing()  # a gradient runs through it as well
+        self.teacher.backbone.inner.enable_gradient_checkpointing()  # a gradient runs through it as well
 
     def _judged(self, x0: Tensor, cond: Tensor, random: SampleRandom) -> Loss:
         t = self.schedule.timestep(random.uniform("time"), *self._range())

@@ -30,11 +30,11 @@ from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.cached_latents import varied_latents
-from diffdistill.models.export import halve, save_pipeline
-from diffdistill.models.network import TextConditionedUNet
+from diffdistill.models.export import halve
+from diffdistill.models.families.stable_diffusion import StableDiffusion, stock_pipeline
+from diffdistill.models.families.unet import TextConditionedUNet, check_plain_unet
+from diffdistill.models.latents import LatentSpace, load_autoencoder
 from diffdistill.models.stock_check import load_checked_teacher
-from diffdistill.models.stock_pipeline import stock_pipeline
-from diffdistill.models.teacher import load_autoencoder
 from diffdistill.models.text import check_unmasked, report_cut, token_ids
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
@@ -161,7 +161,7 @@ class TextToImage(Method):
             "mirror": mirror,
             "variants": variants,
         }
-        found = varied_latents(self.vae, groups if rows else {"": groups[""]}, made_from)
+        found = varied_latents(LatentSpace(self.vae), groups if rows else {"": groups[""]}, made_from)
         self.latents = found.pop("")
         self.recoloured: dict[int, list[tuple[str, Tensor]]] = {i: [] for i in rows}
         for colour in HUES:
@@ -210,15 +210,15 @@ class TextToImage(Method):
         denoiser = Denoiser(unwrap(self.networks["model"]), self.schedule, "v")
         noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.latents.shape[2:])
         x0 = ddim(lambda x, t: guided(denoiser, x, t, cond, null, 2.0), noise, self.schedule, 25)
-        images = self.vae.decode(x0 / self.vae.config.scaling_factor).sample.float().clamp(-1, 1) / 2 + 0.5
-        return Validation(images)
+        return Validation(LatentSpace(self.vae).images(x0, len(x0)))
 
     def export(self, folder: Path) -> None:
         from diffusers import DDIMScheduler
 
         model = unwrap(self.networks["model"])
         scheduler: Any = DDIMScheduler(**SCHEDULER)
-        save_pipeline(stock_pipeline(model.unet, self.vae, model.text_encoder, self.tokenizer, scheduler), folder)
+        pipeline = stock_pipeline(model.inner, self.vae, model.text_encoder, self.tokenizer, scheduler)
+        StableDiffusion().save(pipeline, folder)
         halve(folder)
 
 
@@ -261,11 +261,15 @@ def _text_encoder(tokenizer: Any, width: int, layers: int) -> Any:
 
 def _load(folder: str) -> tuple[Any, Any, Any]:
     teacher = load_checked_teacher(folder)
-    check_unmasked(teacher.pipeline.text_encoder, f"init_from {folder}")
-    table = VPSchedule.from_config(SCHEDULER).alphas_cumprod
-    if teacher.prediction_type != "v" or not torch.equal(teacher.schedule.alphas_cumprod, table):
+    pipeline, unet = teacher.pipeline, check_plain_unet(teacher.backbone.inner, f"init_from {folder}: this method")
+    check_unmasked(pipeline.text_encoder, f"init_from {folder}")
+    table, schedule = VPSchedule.from_config(SCHEDULER).alphas_cumprod, teacher.schedule
+    if (
+        not isinstance(schedule, VPSchedule)
+        or teacher.prediction_type != "v"
+        or not torch.equal(schedule.alphas_cumprod, table)
+    ):
         raise UserError(f"init_from {folder} was not trained as this is: v-prediction on the cosine schedule")
-    pipeline = teacher.pipeline
-    for part in (pipeline.unet, pipeline.text_encoder):
+    for part in (unet, pipeline.text_encoder):
         part.requires_grad_(True).train()
-    return pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
+    return unet, pipeline.text_encoder, pipeline.tokenizer

@@ -31,19 +31,20 @@ from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
 from diffdistill.errors import UserError
 
 from .digests import pipeline_settings, weights_digest
-from .export import export_one_step, save_pipeline
+from .export import export_one_step
+from .families.stable_diffusion import StableDiffusion, stock_pipeline
 from .hub import open_pipeline
-from .network import UNet
+from .latents import LatentSpace
 from .pipeline_folder import first_line
 from .portable_text import make_portable
-from .stock_pipeline import stock_pipeline
-from .teacher import Teacher, decode, fit_length, latent_shape
-from .text import embed
+from .teacher import Teacher
+from .text import fit_length, report_cut
 
 if TYPE_CHECKING:  # it takes diffusers, which a help text does without
     from .two_times import TwoTimeUNet
 
 CLASS = "AnyStepPipeline"
+FAMILY = StableDiffusion()
 
 
 @dataclass
@@ -70,7 +71,16 @@ class AnyStepModel:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width; the last two differ where pictures are oblong."""
-        return latent_shape(self.pipeline.unet)
+        return FAMILY.latent_shape(self.pipeline)
+
+    @property
+    def latents(self) -> LatentSpace:
+        """Its autoencoder."""
+        return LatentSpace(self.pipeline.vae)
+
+    def report_cut(self, prompts: Sequence[str]) -> None:
+        """Say on stderr, once, how many prompts are longer than the text encoder reads."""
+        report_cut(self.pipeline.tokenizer, prompts)
 
     @torch.no_grad()
     def sample(
@@ -112,20 +122,20 @@ class AnyStepModel:
         device = self.pipeline.text_encoder.device
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         draws = [torch.randn((1, *self.latent_shape), generator=generator) for generator in generators]
-        cond, null = (embed(self.pipeline, texts) for texts in (list(prompts), [""]))
+        cond, null = FAMILY.embed(self.pipeline, list(prompts)), FAMILY.null(self.pipeline)
         latents = self.sample(cond, null, torch.cat(draws).to(device), steps, guidance, eta, generators)
-        return decode(self.pipeline.vae, latents)
+        return self.latents.images(latents)
 
     def to(self, device: str) -> None:
-        for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
-            part.to(device)
+        for part in FAMILY.networks:
+            getattr(self.pipeline, part).to(device)
 
     def digest(self) -> str:
         """Hash of tokenizer, weights and settings, and of how they are sampled: tells one model from another."""
         found = hashlib.sha256(json.dumps(_index(self)).encode())
-        found.update(json.dumps(pipeline_settings(self.pipeline), sort_keys=True, default=str).encode())
-        for part in (self.pipeline.unet, self.pipeline.vae, self.pipeline.text_encoder):
-            found.update(weights_digest(part).encode())
+        found.update(json.dumps(pipeline_settings(FAMILY, self.pipeline), sort_keys=True, default=str).encode())
+        for part in FAMILY.networks:
+            found.update(weights_digest(getattr(self.pipeline, part)).encode())
         return found.hexdigest()[:16]
 
 
@@ -139,10 +149,8 @@ def is_any_step(source: str | Path) -> bool:
 
 def save_any_step(model: AnyStepModel, folder: Path) -> None:
     """Write the folder; it may exist."""
-    for name in ("unet", "vae"):
+    for name in FAMILY.parts:
         getattr(model.pipeline, name).save_pretrained(folder / name)
-    model.pipeline.text_encoder.save_pretrained(folder / "text_encoder")
-    model.pipeline.tokenizer.save_pretrained(folder / "tokenizer")
     make_portable(model.pipeline.tokenizer, folder)
     (folder / "model_index.json").write_text(json.dumps(_index(model), indent=2) + "\n")
 
@@ -170,10 +178,11 @@ def load_any_step(source: str | Path) -> AnyStepModel:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta {eta} should be in [0, 1]")
         unet = two_times.load_two_time_unet(folder / "unet")
-        vae, text_encoder, tokenizer = files.load("vae"), files.load("text_encoder"), files.load_tokenizer()
-        latent_shape(unet)
+        vae, text_encoder = (files.load(part, FAMILY.parts[part]) for part in ("vae", "text_encoder"))
+        tokenizer = files.load_tokenizer("tokenizer", FAMILY.parts["tokenizer"])
         fit_length(tokenizer, text_encoder)
         pipeline = stock_pipeline(unet, vae, text_encoder, tokenizer)
+        FAMILY.latent_shape(pipeline)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"no any-step model at {folder}: {first_line(error)}") from error
     network = two_times.TwoTimeUNet(unet, None, process, schedule.num_train_timesteps)
@@ -195,10 +204,10 @@ def export_stock_one_step(model: AnyStepModel, folder: Path) -> None:
     from . import two_times
 
     last, process = model.schedule.num_train_timesteps, model.network.process
-    unet = two_times.fold_interval(model.pipeline.unet, model.reach_of_one_step * last)
+    unet = two_times.fold_interval(model.network.inner, model.reach_of_one_step * last)
     p = model.pipeline
     if process is not None:
-        teacher = Teacher(p, UNet(unet), process.schedule, process.kind)
+        teacher = Teacher(p, FAMILY, FAMILY.backbone(unet), process.schedule, process.kind, model.latents)
         export_one_step(teacher, unet, process.schedule.last, folder)
         return
     unet.conv_in.weight *= math.sqrt(2)
@@ -209,7 +218,7 @@ def export_stock_one_step(model: AnyStepModel, folder: Path) -> None:
         timestep_spacing="trailing",
         steps_offset=1,
     )
-    save_pipeline(stock_pipeline(unet, p.vae, p.text_encoder, p.tokenizer, scheduler), folder)
+    FAMILY.save(FAMILY.replaced(p, unet, scheduler), folder)
 
 
 def _index(model: AnyStepModel) -> dict[str, Any]:

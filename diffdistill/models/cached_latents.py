@@ -19,30 +19,30 @@ from tqdm import tqdm
 
 from diffdistill.files import user_cache, write_atomic
 from diffdistill.models.digests import weights_digest
-from diffdistill.models.teacher import encode
+from diffdistill.models.latents import LatentSpace
 
 WORTH_KEEPING = 5000  # pictures: about a minute on a processor
 
 
 def varied_latents(
-    vae: Any, pictures: Mapping[str, tuple[int, Callable[[int], Tensor], int]], made_from: Mapping[str, Any]
+    latents: LatentSpace, pictures: Mapping[str, tuple[int, Callable[[int], Tensor], int]], made_from: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Latents (N, variants, C, h, w) of each group of pictures.
 
     Args:
-        vae: the AutoencoderKL that encodes them.
+        latents: of the autoencoder that encodes them.
         pictures: by name of the group: N, a function from a variant's number to its pictures (N, 3, H, W), uint8, and
             the number of variants.
         made_from: what the pictures and their variants depend on, for the file's hash.
     """
-    key = json.dumps([weights_digest(vae), vae.config.scaling_factor, dict(made_from)], sort_keys=True)
+    key = json.dumps([weights_digest(latents.autoencoder), latents.scale, dict(made_from)], sort_keys=True)
     file = user_cache() / f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     wanted = {name: (n, variants) for name, (n, _, variants) in pictures.items()}
     total = sum(n * variants for n, variants in wanted.values())
     kept = total >= WORTH_KEEPING
     try:
         found: dict[str, Tensor] = load_file(file) if kept else {}
-        if {name: tuple(latents.shape[:2]) for name, latents in found.items()} == wanted:
+        if {name: tuple(each.shape[:2]) for name, each in found.items()} == wanted:
             return found
     except (OSError, SafetensorError):
         pass
@@ -51,7 +51,7 @@ def varied_latents(
         for name, (n, variant, variants) in pictures.items():
             parts = []
             for number in range(variants):
-                parts.append(encode(vae, variant(number)))
+                parts.append(latents.encode_bytes(variant(number)))
                 bar.update(n)
             made[name] = torch.stack(parts, 1).contiguous()
     try:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from .families import Family
 
 # of CLIP's tokenizer; only others are named in `tokenizer_settings`
 _SPECIAL = {
@@ -27,8 +31,45 @@ def weights_digest(network: Any) -> str:
 
 
 def network_settings(network: Any) -> dict[str, Any]:
-    """A diffusers network's, without what says where it came from and which version wrote it."""
-    return {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
+    """Settings of a diffusers network that differ from its class's default values.
+
+    A release of diffusers that adds a setting with a default value leaves them as they are.
+    """
+    defaults = _defaults(type(network))
+    settings = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
+    return {k: v for k, v in settings.items() if k not in defaults or _plain(v) != _plain(defaults[k])}
+
+
+# settings of a text encoder that alter no output of one that is loaded and frozen
+_SILENT = {
+    "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "torch_dtype",
+    "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "initializer_range", "initializer_factor",
+    "use_cache",
+}  # fmt: skip
+
+
+def encoder_settings(text_encoder: Any) -> dict[str, Any]:
+    """Settings of a transformers text encoder that differ from its class's default values, and alter its output."""
+    config = text_encoder.config
+    names = [n for n in inspect.signature(type(config).__init__).parameters if hasattr(config, n) and n not in _SILENT]
+    names = [name for name in names if not name.endswith("dropout")]
+    default = type(config)()
+    found = {name: _plain(getattr(config, name)) for name in names}
+    found = {name: value for name, value in found.items() if value != _plain(getattr(default, name, None))}
+    if getattr(config, "use_attention_mask", False):  # prompts are masked; no setting of the class
+        found["use_attention_mask"] = True
+    return found
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The default values of a class's arguments."""
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: a tuple is a list."""
+    return json.loads(json.dumps(value, sort_keys=True, default=str))
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
@@ -52,9 +93,16 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     return found
 
 
-def pipeline_settings(pipeline: Any) -> list[dict[str, Any]]:
-    """Of a pipeline's UNet, autoencoder and tokenizer; beside the last, whether prompts are masked."""
-    text = tokenizer_settings(pipeline.tokenizer)
-    if getattr(pipeline.text_encoder.config, "use_attention_mask", False):
-        text["mask"] = True
-    return [network_settings(pipeline.unet), network_settings(pipeline.vae), text]
+def pipeline_settings(family: Family, pipeline: Any) -> dict[str, Any]:
+    """Settings of all parts of a pipeline that its images depend on, by the parts' names."""
+    defaults = _defaults(type(pipeline))
+    own = {key: value for key, value in pipeline.config.items() if isinstance(value, bool | int | float | str)}
+    found: dict[str, Any] = {k: v for k, v in own.items() if k in defaults and v != defaults[k]}
+    for name, part in family.parts.items():
+        if (loaded := getattr(pipeline, name)) is None:
+            continue
+        if part.tokenizer:
+            found[name] = tokenizer_settings(loaded)
+        else:
+            found[name] = (network_settings if part.library == "diffusers" else encoder_settings)(loaded)
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffdistill.errors import UserError
 
 from .any_step_pipeline import AnyStepModel, is_any_step, load_any_step
+from .families import family_of
 from .hub import open_pipeline
 from .pipeline_folder import first_line, quiet
 from .sampler_check import check_sampler
@@ -33,17 +34,18 @@ def load_generator(source: str, steps: int | None = None) -> Generator:
     if is_any_step(source):
         return load_any_step(source)
     files = open_pipeline(source)
-    if steps is not None and files.index.get("_class_name") == "StableDiffusionPipeline":
+    if steps is not None:
+        family = family_of(files.index.get("_class_name"), files.source)
         scheduler, problem = files.load_scheduler()
-        unet = files.read_json("unet/config.json")
-        check_sampler(scheduler, problem, steps, unet.get("in_channels", 4), unet.get("out_channels", 4))
+        config = files.read_json(f"{family.network}/config.json")
+        check_sampler(scheduler, problem, steps, *family.channels(config))
     return load_teacher(files)
 
 
 def network_of(model: Generator) -> nn.Module:
-    """The denoising network of a loaded generator: the module whose calls are network passes."""
-    network: nn.Module = model.pipeline.unet
-    return network
+    """The diffusers network that a pass of the model calls, a UNet or a transformer, to count passes by."""
+    found: nn.Module = (model.network if isinstance(model, AnyStepModel) else model.backbone).inner
+    return found
 
 
 def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, Any]:
@@ -67,8 +69,8 @@ def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, An
 def check_steps(model: Generator, steps: int) -> None:
     """Raise UserError for fewer than one step, or a number that its scheduler cannot take."""
     if not isinstance(model, AnyStepModel):
-        unet = model.pipeline.unet.config
-        check_sampler(model.pipeline.scheduler, model.no_scheduler, steps, unet.in_channels, unet.out_channels)
+        channels = model.family.channels(model.backbone.inner.config)
+        check_sampler(model.pipeline.scheduler, model.no_scheduler, steps, *channels)
     elif steps < 1:
         raise UserError(f"steps is {steps}; it must be 1 or more")
 
@@ -107,13 +109,13 @@ def generate(
             pipeline, and in an any-step one unless its model_index.json says otherwise.
 
     Raises:
-        UserError: no Stable-Diffusion-class pipeline at `model`, more steps than its schedule has times, or an eta that
+        UserError: no pipeline of a supported family at `model`, more steps than its schedule has times, or an eta that
             its scheduler does not take.
     """
     loaded = load_generator(model, steps) if isinstance(model, str) else model
     check_steps(loaded, steps)
     check_eta(loaded, eta)
-    given = {} if eta is None else {"eta": eta}
+    given: dict[str, Any] = {} if eta is None else {"eta": eta}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(loaded, AnyStepModel):
         loaded.to(device)
@@ -121,6 +123,10 @@ def generate(
         if loaded.pipeline.device.type != device:  # asking costs milliseconds even where nothing moves
             loaded.pipeline.to(device)
         loaded.pipeline.set_progress_bar_config(disable=True)
+        _, height, width = loaded.latent_shape
+        given |= loaded.family.call_options(
+            loaded.pipeline, *(loaded.latents.factor * side for side in (height, width))
+        )
     for i in range(0, len(prompts), batch_size):
         chunk = list(prompts[i : i + batch_size])
         chosen = range(seed + i, seed + i + len(chunk)) if seeds is None else seeds[i : i + len(chunk)]
@@ -130,7 +136,7 @@ def generate(
         generators = [torch.Generator().manual_seed(s) for s in chosen]
         asked = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators, **given}
         try:
-            with quiet():  # it says of each batch which prompts it cuts: `text.report_cut` says that once
+            with quiet():  # it says of each batch which prompts it cuts: `report_cut` says that once
                 result = loaded.pipeline(chunk, output_type="pt", **asked)
         except Exception as error:  # a pipeline that loads and cannot be run: whatever diffusers raises about it
             raise UserError(f"the pipeline at {loaded.source} cannot draw: {first_line(error)}") from error

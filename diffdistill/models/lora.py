@@ -1,4 +1,4 @@
-"""LoRA adapters on the one shared network: off it is the teacher, on it is the fake score.
+"""LoRA adapters on one shared network: with them off it is the teacher, with them on it is the fake score.
 
 One copy of the base weights is in memory.
 """
@@ -11,36 +11,47 @@ from typing import Any
 
 from diffdistill.errors import UserError
 
-from .network import UNet
+from .backbone import Backbone
 
 
-def add_lora(network: UNet, rank: int, alpha: float, targets: Sequence[str]) -> UNet:
+def add_lora(backbone: Backbone, rank: int, alpha: float, targets: Sequence[str]) -> Backbone:
     """Put LoRA adapters on the network itself and leave them on; only they require a gradient.
+
+    The adapters are float32, whatever the dtype of the weights beneath them.
+
+    Args:
+        backbone: changed in place, and returned.
+        rank: of the adapters.
+        alpha: their scale times the rank.
+        targets: endings of the names of the layers that get one.
 
     Raises:
         UserError: a target that no layer's name ends in, or layers that adapters cannot be put on.
     """
     from peft import LoraConfig
 
-    unet: Any = network.unet
+    inner: Any = backbone.inner
     scale: Any = alpha  # peft's type says int; fractions work
-    names = [name for name, _ in unet.named_modules()]
+    names = [name for name, _ in inner.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
             raise UserError(f"lora_targets: no layer's name ends in {target!r}; to_q, to_k, to_v, conv1 are such names")
     try:
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=list(targets)), adapter_name="fake")
+        inner.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=list(targets)), adapter_name="fake")
     except ValueError as error:
         raise UserError(f"lora_rank {rank}, lora_targets {', '.join(targets)}: {error}") from error
-    return network
+    for parameter in inner.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return backbone
 
 
 @contextmanager
-def adapters_off(network: UNet) -> Iterator[None]:
+def adapters_off(backbone: Backbone) -> Iterator[None]:
     """Within the block the network is the teacher again."""
-    unet: Any = network.unet
-    unet.disable_adapters()
+    inner: Any = backbone.inner
+    inner.disable_adapters()
     try:
         yield
     finally:
-        unet.enable_adapters()
+        inner.enable_adapters()

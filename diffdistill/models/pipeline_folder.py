@@ -1,11 +1,14 @@
-"""The folder of a Stable-Diffusion-class pipeline, or of one of its networks alone: its parts are loaded.
+"""The folder of a diffusers pipeline, or of one of its networks alone: its parts are loaded.
+
+Which parts there are, and of which classes, is what a family says (`models.families`).
 
 Notable:
-- each part is loaded as float32 whatever its stored type, from safetensors alone, and is complete or refused;
-- a part with files of one variant alone (`diffusion_pytorch_model.fp16.safetensors`) is loaded from that variant;
-  plain files win where both are there;
+- each part is loaded in the dtype asked for, whatever the stored one, from safetensors alone, and it is complete or
+  refused;
+- a part with files of one variant alone (`diffusion_pytorch_model.fp16.safetensors`) is loaded from that variant. Where
+  there are plain files too, these are taken unless a variant is asked for;
 - whatever a library raises about such files is a fault of the files: it becomes one line that names the part;
-- a scheduler's class may want a package that is not installed. Training does without the object, so that the pipeline
+- a scheduler's class may need a package that is not installed. Training does without the object, so the pipeline
   loads, and sampling says what is missing.
 """
 
@@ -17,23 +20,33 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from diffdistill.errors import UserError
 
-CLASSES = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),  # pictures are encoded too, and by its posterior
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-NETWORKS = ("unet", "vae", "text_encoder")
 # name[-shard][.variant][-shard].safetensors; the shard's number stands before the variant in older files
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?(\.(?P<variant>[^./]+?))?(-\d{5}-of-\d{5})?\.safetensors"
 )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a pipeline has in one of its subfolders.
+
+    Attributes:
+        classes: that are supported, by name.
+        library: where they are: "diffusers" or "transformers".
+        tokenizer: whether it is one; otherwise it is a network.
+        optional: whether the pipeline may do without (its index then says null).
+    """
+
+    classes: tuple[str, ...]
+    library: Literal["diffusers", "transformers"]
+    tokenizer: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,7 @@ class PipelineFolder:
         missing_where: what an error adds to "is missing".
         noun: what an error calls it.
         kind: what an error says is expected there.
+        wanted_variant: the variant to load from where a part has it; None for the plain files.
     """
 
     source: str
@@ -54,7 +68,8 @@ class PipelineFolder:
     index: dict[str, Any]
     missing_where: str = ""
     noun: str = "teacher"
-    kind: str = "Stable-Diffusion-class pipeline"
+    kind: str = "diffusers pipeline"
+    wanted_variant: str | None = None
 
     def path(self, name: str) -> Path:
         """Of a file that has to be there.
@@ -94,7 +109,8 @@ class PipelineFolder:
         """The variant that a network's weights are loaded from; None for the plain files.
 
         Raises:
-            UserError: no weights in safetensors, or several variants and no plain files.
+            UserError: no weights in safetensors, or several variants, none of them the one asked for, and no plain
+                files.
         """
         found = variants(path.name for path in (self.folder / part).glob("*.safetensors"))
         if not found:
@@ -102,6 +118,8 @@ class PipelineFolder:
                 f"{self._named(part)} has no *.safetensors weights{self.missing_where}; "
                 "pickled ones (such as .bin) are never loaded"
             )
+        if self.wanted_variant in found:
+            return self.wanted_variant
         if None in found:
             return None
         if len(found) > 1:
@@ -111,62 +129,65 @@ class PipelineFolder:
             )
         return found.pop()
 
-    def check_class(self, part: str, kind: str = "") -> str:
-        """The class of a part, as the stock pipeline would load it.
+    def lacks(self, part: str) -> bool:
+        """Whether the index lists the part as null or not at all."""
+        entry = self.index.get(part)
+        return not (isinstance(entry, list) and len(entry) == 2 and entry[1])
 
-        Args:
-            part: its folder's name.
-            kind: a key of `CLASSES`, for a folder of another name.
+    def check_class(self, part: str, wanted: Part) -> str:
+        """The class of a part, as the stock pipeline would load it.
 
         Raises:
             UserError: the index or the part's own settings name one that is not supported.
         """
-        kind = kind or part
-        wanted = CLASSES[kind]
-        entry = self.index.get(part, [None, wanted[0]])
-        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        own = self.read_json(f"{part}/config.json").get("_class_name") if kind in ("unet", "vae") else None
-        if not name:
+        if part in self.index and self.lacks(part):
             raise UserError(f"{self.noun} {self.source}: its model_index.json names no {part}")
+        name = self.index[part][1] if part in self.index else wanted.classes[0]
+        diffusers_network = wanted.library == "diffusers" and not wanted.tokenizer
+        own = self.read_json(f"{part}/config.json").get("_class_name") if diffusers_network else None
         for found, file in ((name, "model_index.json"), (own or name, f"{part}/config.json")):
-            if found not in wanted:
+            if found not in wanted.classes:
                 raise UserError(
                     f"{self._named(part)} is a {found}, as its {PurePosixPath(file)} says; "
-                    f"expected {' or '.join(wanted)}"
+                    f"expected {' or '.join(wanted.classes)}"
                 )
         return str(name)
 
-    def load(self, part: str, kind: str = "") -> Any:
-        """A network, as float32, frozen and complete. Arguments as of `check_class`.
+    def load(self, part: str, wanted: Part, dtype: torch.dtype = torch.float32) -> Any:
+        """A network, frozen and complete, in the dtype.
 
         Raises:
             UserError: another class, no weights in safetensors, or files that are torn or do not fit.
         """
-        name, kind = self.check_class(part, kind), kind or part
+        name = self.check_class(part, wanted)
         self.path(f"{part}/config.json")
         variant = self.variant(part)
         import diffusers
         import transformers
 
-        cls: Any = getattr(transformers if kind == "text_encoder" else diffusers, name)
-        dtype = {"dtype" if kind == "text_encoder" else "torch_dtype": torch.float32}
+        of_transformers = wanted.library == "transformers"
+        cls: Any = getattr(transformers if of_transformers else diffusers, name)
         with self.said_of(part), quiet():
             network, found = cls.from_pretrained(
-                self.folder / part, variant=variant, use_safetensors=True, output_loading_info=True, **dtype
+                self.folder / part,
+                variant=variant,
+                use_safetensors=True,
+                output_loading_info=True,
+                **{"dtype" if of_transformers else "torch_dtype": dtype},
             )
         absent = sorted(found["missing_keys"])
         if absent:
             raise UserError(f"{self._named(part)} file lacks {len(absent)} weights, {absent[0]} for one")
         return network.requires_grad_(False).eval()
 
-    def load_tokenizer(self) -> Any:
+    def load_tokenizer(self, part: str, wanted: Part) -> Any:
         """Raises: UserError for another class or files that are missing or torn."""
-        self.path("tokenizer/tokenizer_config.json")
-        self.check_class("tokenizer")
-        from transformers import CLIPTokenizer
+        self.path(f"{part}/tokenizer_config.json")
+        self.check_class(part, wanted)
+        import transformers
 
-        with self.said_of("tokenizer"), quiet():
-            return CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
+        with self.said_of(part), quiet():
+            return getattr(transformers, wanted.classes[0]).from_pretrained(self.folder / part)
 
     def load_scheduler(self) -> tuple[Any, str]:
         """The scheduler and "", or None and the reason why it cannot be made, such as a package that is missing.

@@ -22,7 +22,7 @@ def check_sampler(scheduler: Any, problem: str, steps: int, channels: int = 4, a
         scheduler: of diffusers, or None.
         problem: why it is None.
         steps: as they are asked of the pipeline.
-        channels, answers: of the UNet, in and out.
+        channels, answers: of the network's input and prediction.
 
     Raises:
         UserError: no scheduler, fewer than one step, more than its schedule has times, or whatever the scheduler raises
@@ -38,13 +38,14 @@ def check_sampler(scheduler: Any, problem: str, steps: int, channels: int = 4, a
         try:
             tried.set_timesteps(steps)
             for t in tried.timesteps:
-                tried.scale_model_input(latents, t)
+                if hasattr(tried, "scale_model_input"):  # flow-matching schedulers have none
+                    tried.scale_model_input(latents, t)
                 latents = tried.step(torch.zeros(1, answers, 2, 2), t, latents, return_dict=False)[0]
         except Exception as error:  # whatever the class raises: an IndexError past its tables, as a rule
             raise UserError(
                 f"steps is {steps}, and {name} with this pipeline's settings cannot do that ({first_line(error)}); "
                 "ask for another number of steps, or set another scheduler"
                 if channels == answers
-                else f"the UNet predicts {answers} channels for {channels}, a learned variance perhaps, which {name} "
-                f"with these settings does not take ({first_line(error)})"
+                else f"the network predicts {answers} channels for {channels}, a learned variance perhaps, which "
+                f"{name} with these settings does not take ({first_line(error)})"
             ) from error

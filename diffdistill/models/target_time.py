@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 
-from .network import call_unet, unguided
+from .families.unet import call_unet, check_plain_unet, unguided
 
 TargetTime = Literal["added", "replaced"]
 
@@ -30,16 +30,18 @@ class TargetTimeUNet(nn.Module):
     """forward: z (B, C, H, W), target times (B,), cond (B, L, D).
 
     Args:
-        unet: a UNet2DConditionModel, which is changed.
+        inner: a UNet2DConditionModel, which is changed.
         t_star: the time of its input.
         target_time: added or replaced.
 
     Raises:
-        UserError: a UNet whose time embedding cannot take a target: one with classes, or with a last activation.
+        UserError: a network of another kind, or a UNet whose time embedding cannot take a target: one with classes, or
+            with a last activation.
     """
 
-    def __init__(self, unet: Any, t_star: int, target_time: TargetTime = "added") -> None:
+    def __init__(self, inner: Any, t_star: int, target_time: TargetTime = "added") -> None:
         super().__init__()
+        unet: Any = check_plain_unet(inner, "a target time")
         if unet.time_embedding.post_act is not None:
             raise UserError("the teacher's time embedding ends in an activation; a target time cannot be exported")
         if target_time == "added":
@@ -49,10 +51,10 @@ class TargetTimeUNet(nn.Module):
             nn.init.zeros_(unet.class_embedding.linear_2.weight)
             nn.init.zeros_(unet.class_embedding.linear_2.bias)
             unet.register_to_config(class_embed_type="timestep")
-        self.unet, self.t_star, self.target_time = unet, t_star, target_time
+        self.inner, self.t_star, self.target_time = unet, t_star, target_time
 
     def forward(self, z: Tensor, target: Tensor, cond: Tensor) -> Tensor:
-        unet: Any = self.unet
+        unet: Any = self.inner
         if self.target_time == "replaced":
             return call_unet(unet, z, target, cond)
         told = torch.full_like(target, self.t_star)
@@ -61,7 +63,7 @@ class TargetTimeUNet(nn.Module):
     @torch.no_grad()
     def at(self, target: int) -> Any:
         """A copy as a stock UNet2DConditionModel that, called at T*, computes what this one does for the target."""
-        unet = copy.deepcopy(self.unet)
+        unet = copy.deepcopy(self.inner)
         dim = unet.config.time_cond_proj_dim
 
         def embed(layers: Any, time: int, condition: Tensor | None = None) -> Tensor:

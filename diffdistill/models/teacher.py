@@ -1,6 +1,7 @@
-"""A Stable-Diffusion-class pipeline as a frozen teacher: UNet, VAE, CLIP text encoder and scheduler.
+"""A diffusers pipeline as a frozen teacher: its network, schedule, latent space and prompt embeddings.
 
-Loaded through diffusers from safetensors only; the schedule (terminal SNR included) is read from its scheduler.
+Loaded through diffusers from safetensors only; the schedule (terminal SNR included) is read from its scheduler. What is
+special about a class of pipelines is in its family (`models.families`).
 """
 
 from __future__ import annotations
@@ -9,182 +10,178 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_prediction_type
+from diffdistill.diffusion import Denoiser, Network, PredictionType, Schedule
+from diffdistill.diffusion.condition import Condition, concatenate
 from diffdistill.errors import UserError
 
+from .backbone import Backbone
 from .digests import pipeline_settings, weights_digest
+from .families import Family, family_of
 from .hub import open_pipeline
-from .network import UNet
-from .pipeline_folder import NETWORKS, PipelineFolder
-from .stock_pipeline import stock_pipeline
-from .text import embed
+from .latents import LatentSpace
+from .pipeline_folder import PipelineFolder
 
-VERY_LARGE = 10**9  # transformers gives a tokenizer without a length 1e30
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class Teacher:
-    """The pipeline, its UNet as a network, and the schedule and prediction type read from its scheduler.
+    """A pipeline, and what training needs of it.
+
+        prompts --embed--> condition ---+
+        z ------------------------------+--> denoiser --> x0 (latents) --latents.images--> images
 
     Attributes:
+        pipeline: the stock diffusers pipeline.
+        family: what is special about its class.
+        backbone: its network, frozen.
+        schedule, prediction_type: read from its scheduler.
+        latents: its autoencoder.
         source: folder or hub id.
         scheduler_config: the scheduler's settings, there even where its object is not.
         no_scheduler: why `pipeline.scheduler` is None, where it is: training needs none, sampling does.
     """
 
     pipeline: Any
-    network: UNet
-    schedule: VPSchedule
+    family: Family
+    backbone: Backbone
+    schedule: Schedule
     prediction_type: PredictionType
+    latents: LatentSpace
     source: str = "pipeline"
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     no_scheduler: str = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width; the last two differ where pictures are oblong."""
-        return latent_shape(self.pipeline.unet)
+        """Channels, height and width of a latent; the last two differ where images are oblong."""
+        return self.family.latent_shape(self.pipeline)
 
-    def embed(self, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Prompt embeddings (N, L, D), as the stock pipeline makes them."""
-        return embed(self.pipeline, prompts, batch_size)
+    @property
+    def device(self) -> torch.device:
+        """Where its network is."""
+        return next(self.backbone.parameters()).device
 
-    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
-        """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1]."""
-        return decode(self.pipeline.vae, latents, batch_size)
+    def denoiser(self, network: Network | None = None) -> Denoiser:
+        """The teacher, or another network of its process and prediction type, as a score model."""
+        return Denoiser(network or self.backbone, self.schedule, self.prediction_type)
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str], batch_size: int = 64) -> Condition:
+        """The condition of prompts, N rows, as the stock pipeline makes it.
+
+        Args:
+            prompts: N texts, 1 at least.
+            batch_size: texts that the text encoders read at once.
+
+        Raises:
+            ValueError: no prompts.
+        """
+        if not prompts:
+            raise ValueError("there are no prompts to embed")
+        chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+        found = {f"batch {i}": self.family.embed(self.pipeline, chunk) for i, chunk in enumerate(chunks)}
+        if len(found) == 1:
+            return found["batch 0"]
+        return concatenate(found, [len(chunk) for chunk in chunks])
+
+    @torch.no_grad()
+    def null(self) -> Condition:
+        """The condition of the empty prompt, one row, as the stock pipeline guides away from it."""
+        return self.family.null(self.pipeline)
+
+    def report_cut(self, prompts: Sequence[str]) -> None:
+        """Say on stderr, once, how many prompts are longer than the text encoders read."""
+        self.family.report_cut(self.pipeline, prompts)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Its networks by name ("unet", "vae", "text_encoder"), to be placed on devices."""
+        found = {name: getattr(self.pipeline, name) for name in self.family.networks}
+        return {name: network for name, network in found.items() if network is not None}
+
+    def to(self, device: torch.device | str) -> None:
+        """Move all its networks."""
+        for part in self.parts().values():
+            part.to(device)
+
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """Those of its networks that read prompts, by name."""
+        return {name: part for name, part in self.parts().items() if name in self.family.text_encoders}
+
+    def move_text_encoders(self, device: torch.device | str) -> None:
+        """Move the text encoders alone; once prompts are embedded they need no room beside the network."""
+        for part in self.text_encoders().values():
+            part.to(device)
 
     def digest(self) -> str:
-        """Hash of schedule, tokenizer, all weights, and settings of UNet and VAE: tells one teacher from another."""
+        """Hash of the schedule and of all weights, settings and tokenizers: tells one teacher from another."""
         found = hashlib.sha256(self.prediction_type.encode())
-        found.update(self.schedule.alphas_cumprod.cpu().numpy().tobytes())
-        p = self.pipeline
-        found.update(json.dumps(pipeline_settings(p), sort_keys=True, default=str).encode())
-        for part in (p.unet, p.vae, p.text_encoder):
+        table = getattr(self.schedule, "alphas_cumprod", None)
+        settings = vars(self.schedule) if table is None else {}
+        found.update(b"" if table is None else table.cpu().numpy().tobytes())
+        found.update(
+            json.dumps([settings, pipeline_settings(self.family, self.pipeline)], sort_keys=True, default=str).encode()
+        )
+        for part in self.parts().values():
             found.update(weights_digest(part).encode())
         return found.hexdigest()[:16]
 
 
-@torch.no_grad()
-def decode(vae: Any, latents: Tensor, batch_size: int = 16) -> Tensor:
-    """Latents (N, C, h, w) to pictures (N, 3, H, W) in [0, 1] by an AutoencoderKL."""
-    parts = [vae.decode(z).sample.float() for z in (latents / vae.config.scaling_factor).split(batch_size)]
-    return torch.cat(parts).clamp(-1, 1) / 2 + 0.5
+def load_teacher(source: str | PipelineFolder, dtype: str = "float32", variant: str | None = None) -> Teacher:
+    """Load a pipeline folder or hub id, frozen.
 
-
-@torch.no_grad()
-def encode(vae: Any, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Pictures (N, 3, H, W), uint8, to latents (N, C, h, w) by an AutoencoderKL: the posterior's mode, scaled."""
-    parts = [vae.encode(c.to(vae.device).float() / 127.5 - 1).latent_dist.mode() for c in images.split(batch_size)]
-    return torch.cat(parts) * vae.config.scaling_factor
-
-
-def latent_shape(unet: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the latents that the stock pipeline draws by default.
+    Args:
+        source: folder, hub id such as owner/name, or files that are opened already.
+        dtype: of the network and the text encoders: float32, bfloat16 or float16. The autoencoder is float32 always,
+            since many overflow in float16, and its latents are what is trained on.
+        variant: of the weights' files, "fp16" say, where a part has it; None for the plain files where there are any.
 
     Raises:
-        ValueError: the UNet's settings give no size, or one that is neither an int nor a pair, height first.
+        UserError: nothing there, weights that are not safetensors, a class of pipeline or part, a prediction type or
+            noise schedule that is not supported, or parts that do not fit each other.
     """
-    size = unet.config.sample_size
-    pair = [size, size] if isinstance(size, int) else size
-    if size is None:
-        raise ValueError(
-            "unet/config.json has no sample_size, so the size of its pictures is not known; "
-            "set it to height and width of a latent, [64, 64] say"
-        )
-    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
-        raise ValueError(f"unet/config.json has sample_size {size!r}; it should be a whole number or a pair of them")
-    return unet.config.in_channels, pair[0], pair[1]
-
-
-def load_teacher(source: str | PipelineFolder) -> Teacher:
-    """Load a pipeline folder or hub id, as float32.
-
-    Raises:
-        UserError: nothing there, weights that are not safetensors, another class of pipeline or part, a prediction
-            type or noise schedule that is not supported, or parts that do not fit each other.
-    """
-    files = open_pipeline(source) if isinstance(source, str) else source
+    if dtype not in DTYPES:
+        raise UserError(f"the teacher's dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    files = open_pipeline(source, variant) if isinstance(source, str) else source
     source = files.source
-    kind_of_pipeline = files.index.get("_class_name")
-    if kind_of_pipeline != "StableDiffusionPipeline":
-        raise UserError(f"teacher {source} is a {kind_of_pipeline}; expected a StableDiffusionPipeline")
-    files.path("tokenizer/tokenizer_config.json")
-    for part in NETWORKS:  # before any is loaded
-        files.check_class(part)
-        files.variant(part)
+    family = family_of(files.index.get("_class_name"), source)
+    wanted = {name: part for name, part in family.parts.items() if not (part.optional and files.lacks(name))}
+    for name, part in wanted.items():  # before any is loaded
+        if part.tokenizer:
+            files.path(f"{name}/tokenizer_config.json")
+        else:
+            files.check_class(name, part)
+            files.variant(name)
     scheduler, problem = files.load_scheduler()
     written = files.read_json("scheduler/scheduler_config.json")
-    if "FlowMatch" in str(written.get("_class_name")):
-        raise UserError(f"teacher {source}: {written['_class_name']} is not supported; a variance-preserving one is")
-    if "beta_schedule" not in written and not written.get("trained_betas"):
-        raise UserError(f"teacher {source}: {written.get('_class_name')} has no beta schedule; a VP scheduler has one")
     config = {**written, **({} if scheduler is None else scheduler.config)}
-    if scheduler is None and not config.get("trained_betas"):  # what its class would fill in is not known
-        for key in ("beta_schedule", "beta_start", "beta_end"):
-            if key not in config:
-                raise UserError(f"teacher {source}: its scheduler cannot be made ({problem}), nor says its file {key}")
-    schedule, kind = _process(source, config)
-    unet, vae, text_encoder = (files.load(part) for part in NETWORKS)
-    tokenizer = files.load_tokenizer()
-    channels, latents = unet.config.in_channels, vae.config.latent_channels
-    if channels != latents:
-        raise UserError(f"teacher {source}: its UNet takes {channels} channels, not the {latents} of a latent alone")
     try:
-        latent_shape(unet)
-        fit_length(tokenizer, text_encoder)
-        pipeline = stock_pipeline(unet, vae, text_encoder, tokenizer, scheduler)
+        schedule, kind = family.process(config, written)
+    except ValueError as error:
+        why = f"; its scheduler cannot be made ({problem})" if problem else ""
+        raise UserError(f"teacher {source}: {error}{why}") from error
+    parts: dict[str, Any] = dict.fromkeys(family.parts)
+    for name, part in wanted.items():
+        if part.tokenizer:
+            parts[name] = files.load_tokenizer(name, part)
+        else:
+            parts[name] = files.load(name, part, torch.float32 if name == family.autoencoder else DTYPES[dtype])
+    latents = LatentSpace(parts[family.autoencoder])
+    channels, _ = family.channels(parts[family.network].config)
+    if channels != latents.channels:
+        raise UserError(
+            f"teacher {source}: its network takes {channels} channels, not the {latents.channels} of a latent alone"
+        )
+    try:
+        family.check_parts(parts)
+        pipeline = family.assemble(parts, scheduler, files.index)
+        family.latent_shape(pipeline)
     except ValueError as error:
         raise UserError(f"teacher {source}: {error}") from error
-    return Teacher(pipeline, UNet(unet), schedule, kind, source, config, problem)
-
-
-def load_autoencoder(source: str) -> Any:
-    """The AutoencoderKL in a folder, as float32, frozen.
-
-    Raises:
-        UserError: nothing there, another class, no safetensors, or torn files.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        raise UserError(f"no autoencoder at {source}: expected a folder with an AutoencoderKL")
-    return PipelineFolder(source, folder, {}, noun="autoencoder", kind="autoencoder").load(".", "vae")
-
-
-def _process(source: str, config: dict[str, Any]) -> tuple[VPSchedule, PredictionType]:
-    """Schedule and kind of prediction of a scheduler's settings."""
-    try:
-        kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
-        schedule = VPSchedule.from_config(config)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"teacher {source}: {error}") from error
-    if kind == "flow":
-        raise UserError(f"teacher {source}: flow prediction on a variance-preserving schedule is not supported")
-    return schedule, kind
-
-
-def fit_length(tokenizer: Any, text_encoder: Any) -> None:
-    """Give a tokenizer without a length the text encoder's, which is the longest that it reads.
-
-    Raises:
-        ValueError: the tokenizer's length is longer, or the text encoder lacks an embedding of one of its tokens.
-    """
-    longest = text_encoder.config.max_position_embeddings
-    if tokenizer.model_max_length >= VERY_LARGE:
-        tokenizer.model_max_length = longest
-    if tokenizer.model_max_length > longest:
-        raise ValueError(
-            f"tokenizer_config.json has model_max_length {tokenizer.model_max_length}, and the text encoder reads "
-            f"{longest} tokens at the most"
-        )
-    rows, needed = len(text_encoder.get_input_embeddings().weight), 1 + max(tokenizer.get_vocab().values())
-    if needed > rows:
-        raise ValueError(
-            f"the tokenizer has token ids up to {needed - 1}, and the text encoder has embeddings of {rows} "
-            "tokens alone; take the tokenizer that belongs to it"
-        )
+    backbone = family.backbone(parts[family.network])
+    return Teacher(pipeline, family, backbone, schedule, kind, latents, source, config, problem)

@@ -1,7 +1,6 @@
-"""Prompts to embeddings by the stock pipeline's own code, and what of a prompt is cut because it is too long.
+"""CLIP tokenizers: token ids as the stock pipelines make them, and prompts that are cut because they are too long.
 
-`StableDiffusionPipeline.encode_prompt` expands textual-inversion tokens of several vectors and gives the text encoder
-an attention mask where its settings ask for one. What is trained here has the same embeddings, since it calls the same.
+`encode_prompt` of the stock pipelines expands textual-inversion tokens of several vectors, and so does this.
 """
 
 from __future__ import annotations
@@ -10,31 +9,36 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
 from diffdistill.launched import rank_and_processes
 
 from .pipeline_folder import quiet
-from .stock_pipeline import stock_pipeline
+
+VERY_LARGE = 10**9  # transformers gives a tokenizer without a length 1e30
 
 
-@torch.no_grad()
-def embed(pipeline: Any, prompts: Sequence[str], batch_size: int = 64) -> Tensor:
-    """Prompt embeddings (N, L, D), by StableDiffusionPipeline's `encode_prompt`.
+def fit_length(tokenizer: Any, text_encoder: Any) -> None:
+    """Give a tokenizer without a length the text encoder's, which is the longest that it reads.
 
-    Args:
-        pipeline: has the tokenizer and the text encoder.
-        prompts: N texts.
-        batch_size: texts that the text encoder reads at once.
+    Raises:
+        ValueError: the tokenizer's length is longer, or the text encoder lacks an embedding of one of its tokens.
     """
-    chunks, device = [], pipeline.text_encoder.device
-    stock = stock_pipeline(None, None, pipeline.text_encoder, pipeline.tokenizer)
-    with quiet():  # it says for each batch what was cut; `report_cut` says it once
-        for i in range(0, len(prompts), batch_size):
-            chunks.append(stock.encode_prompt(list(prompts[i : i + batch_size]), device, 1, False)[0])
-    return torch.cat(chunks)
+    longest = text_encoder.config.max_position_embeddings
+    if tokenizer.model_max_length >= VERY_LARGE:
+        tokenizer.model_max_length = longest
+    if tokenizer.model_max_length > longest:
+        raise ValueError(
+            f"tokenizer_config.json has model_max_length {tokenizer.model_max_length}, and the text encoder reads "
+            f"{longest} tokens at the most"
+        )
+    rows, needed = len(text_encoder.get_input_embeddings().weight), 1 + max(tokenizer.get_vocab().values())
+    if needed > rows:
+        raise ValueError(
+            f"the tokenizer has token ids up to {needed - 1}, and the text encoder has embeddings of {rows} "
+            "tokens alone; take the tokenizer that belongs to it"
+        )
 
 
 def expand(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
@@ -76,14 +80,24 @@ def cut_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
 def report_cut(tokenizer: Any, prompts: Sequence[str]) -> None:
     """Say on stderr, once and by the first process alone, how many different prompts are cut, and show one."""
     different = list(dict.fromkeys(prompts))
-    cut = cut_prompts(tokenizer, different)
+    say_cut([different[i] for i in cut_prompts(tokenizer, different)], len(different), tokenizer.model_max_length)
+
+
+def say_cut(cut: Sequence[str], different: int, limit: int) -> None:
+    """Say on stderr, by the first process alone, which prompts are cut; nothing where none is.
+
+    Args:
+        cut: the prompts that are.
+        different: how many different prompts there are in all.
+        limit: tokens that the text encoder reads.
+    """
     if cut and rank_and_processes()[0] == 0:
-        text = " ".join(different[cut[0]].split())
+        text = " ".join(cut[0].split())
         shown = text if len(text) <= 60 else text[:60] + "..."
         verb = "prompts is" if len(cut) == 1 else "prompts are"
         print(
-            f"note: {len(cut)} of {len(different)} different {verb} longer than the "
-            f"{tokenizer.model_max_length} tokens that the text encoder reads, and cut there; the first is {shown!r}",
+            f"note: {len(cut)} of {different} different {verb} longer than the "
+            f"{limit} tokens that the text encoder reads, and cut there; the first is {shown!r}",
             file=sys.stderr,
             flush=True,
         )

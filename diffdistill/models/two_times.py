@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
 from diffdistill.errors import UserError
 
+from .families.unet import check_plain_unet
 from .pipeline_folder import PipelineFolder, first_line, quiet
 
 
@@ -56,7 +57,12 @@ class TwoTimeEmbedding(TimestepEmbedding):
 
 
 def add_second_time(unet: Any) -> Any:
-    """Give a UNet the second embedding, in place; returns it. One that has it stays as it is."""
+    """Give a UNet the second embedding, in place; returns it. One that has it stays as it is.
+
+    Raises:
+        UserError: a network of another kind, or a UNet whose time embedding is not the stock one.
+    """
+    check_plain_unet(unet, "a second time")
     if not isinstance(unet.time_embedding, TwoTimeEmbedding):
         unet.time_embedding = TwoTimeEmbedding(unet.time_embedding)
     return unet
@@ -72,7 +78,7 @@ class TwoTimeUNet(nn.Module):
     forward: x_t (B, C, H, W), time (B,), earlier time (B,), and prompt embeddings (B, L, D) or token ids (B, L).
 
     Args:
-        unet: gets the second embedding, in place.
+        inner: the UNet; it gets the second embedding, in place.
         text_encoder: None where conditions are embeddings.
         process: what the UNet was trained on, for one of a variance-preserving schedule; None where it is told times
             of the straight path, and answers with velocities, itself.
@@ -81,13 +87,13 @@ class TwoTimeUNet(nn.Module):
 
     def __init__(
         self,
-        unet: Any,
+        inner: Any,
         text_encoder: nn.Module | None = None,
         process: VPOnStraightPath | None = None,
         time_scale: int = 1000,
     ) -> None:
         super().__init__()
-        self.unet, self.text_encoder = add_second_time(unet), text_encoder
+        self.inner, self.text_encoder = add_second_time(inner), text_encoder
         self.process, self.time_scale = process, time_scale
 
     def encode(self, ids: Tensor) -> Tensor:
@@ -99,14 +105,14 @@ class TwoTimeUNet(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor, earlier: Tensor, cond: Tensor) -> Tensor:
         embeddings = cond if cond.is_floating_point() else self.encode(cond)
-        interval = self.unet.time_proj(time - earlier).to(x_t.dtype)
+        interval = self.inner.time_proj(time - earlier).to(x_t.dtype)
         told = {"encoder_hidden_states": embeddings, "timestep_cond": interval}
         if self.process is None:
-            value: Tensor = self.unet(x_t, time, **told).sample
+            value: Tensor = self.inner(x_t, time, **told).sample
             return value
         t = time.double() / self.time_scale
         x, index = self.process.inputs(x_t, t)
-        return self.process.velocity(x_t, t, x, self.unet(x, index.to(time.dtype), **told).sample)
+        return self.process.velocity(x_t, t, x, self.inner(x, index.to(time.dtype), **told).sample)
 
 
 @torch.no_grad()

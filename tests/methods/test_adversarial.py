@@ -43,7 +43,7 @@ def test_logits_alone_equal_those_of_the_whole_pass(folder: Path, monkeypatch, f
     torch.testing.assert_close(value, fake(x, t, cond))
     torch.testing.assert_close(of_x, fake.logits(x, t, cond))
     torch.testing.assert_close(of_real, fake.logits(real, t, cond))
-    assert not fake.unet.mid_block._forward_hooks
+    assert not fake.inner.mid_block._forward_hooks
 
 
 def test_the_students_push_is_the_gradient_through_the_noised_sample(folder: Path, monkeypatch) -> None:

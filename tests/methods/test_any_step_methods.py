@@ -50,7 +50,7 @@ def test_in_bfloat16_all_of_the_network_learns_what_it_learns_in_float32(picture
     method = build(pictures, name)
     model = method.networks["model"]
     with torch.no_grad():
-        for p in model.unet.time_embedding.interval.linear_2.parameters():
+        for p in model.inner.time_embedding.interval.linear_2.parameters():
             p.normal_(std=0.1)
     gradients = []
     for lower in (False, True):
@@ -74,7 +74,7 @@ def test_a_pass_in_lower_precision_without_a_graph_never_comes_first(pictures: s
         if torch.is_autocast_enabled("cpu"):
             passes.setdefault(id(module), []).append(torch.is_grad_enabled())
 
-    for part in (unwrap(method.networks["model"]).unet, unwrap(method.networks["model"]).text_encoder):
+    for part in (unwrap(method.networks["model"]).inner, unwrap(method.networks["model"]).text_encoder):
         part.register_forward_pre_hook(seen)
     with torch.autocast("cpu", torch.bfloat16):
         first_loss(method)
@@ -105,7 +105,7 @@ def test_the_product_generates_in_any_number_of_steps_and_one_of_them_is_stock(
 ) -> None:
     method = build(pictures, name, stock_one_step=True)
     with torch.no_grad():
-        for p in method.networks["model"].unet.time_embedding.interval.parameters():
+        for p in method.networks["model"].inner.time_embedding.interval.parameters():
             p.normal_(std=0.3)
     folder = tmp_path / "export"
     folder.mkdir()
@@ -158,7 +158,7 @@ def test_it_starts_as_the_stock_teacher_and_goes_on_from_there(pictures: str, tm
     method = build(pictures, name, init_from=TEACHER, stock_one_step=True)
     ids = method.source.tokenize(["red apple, noto", "blue car, twemoji"])
     embeddings = teacher.embed(["red apple, noto", "blue car, twemoji"])
-    judge = Denoiser(teacher.network, teacher.schedule, "v")
+    judge = Denoiser(teacher.backbone, teacher.schedule, "v")
     x0, eps = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     networks = [method.trained] + ([method.average] if "average" in method.networks else [])
     for index in (0, 30, 500, 999):
@@ -181,7 +181,7 @@ def test_it_starts_as_the_stock_teacher_and_goes_on_from_there(pictures: str, tm
     # it learns, is exported, read again and started from again
     loss, _ = first_loss(method)
     loss.backward()
-    after = unwrap(method.networks["model"]).unet
+    after = unwrap(method.networks["model"]).inner
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in after.parameters()) or name == "flow"
     with torch.no_grad():
         for p in after.time_embedding.interval.parameters():

@@ -39,9 +39,9 @@ def test_the_student_is_all_that_is_trained(teacher: str, tmp_path: Path) -> Non
     method = build(teacher, student_learning_rate=1e-3)
     assert set(method.networks) == set(method.optimizers) == {"student"}
     assert [phase.trains for phase in method.phases(0)] == ["student"]
-    before = {name: p.clone() for name, p in method.teacher.network.named_parameters()}
+    before = {name: p.clone() for name, p in method.teacher.backbone.named_parameters()}
     Trainer(method, TrainingSettings(8, batch_size=4, cpu=True), tmp_path).fit()
-    assert all(torch.equal(p, before[name]) for name, p in method.teacher.network.named_parameters())
+    assert all(torch.equal(p, before[name]) for name, p in method.teacher.backbone.named_parameters())
     student = dict(method.networks["student"].named_parameters())
     assert any(not torch.equal(student[name], p) for name, p in before.items())
 
@@ -94,7 +94,7 @@ def test_the_exported_pipeline_is_a_stock_one(teacher: str, tmp_path: Path) -> N
         ["red apple", "blue car"], num_inference_steps=1, guidance_scale=1, latents=z, output_type="pt"
     ).images  # fmt: skip
     with torch.no_grad():
-        ours = method.teacher.decode(method._generate(method.networks["student"], z, method.embeddings))
+        ours = method.teacher.latents.images(method._generate(method.networks["student"], z, method.embeddings))
     assert (stock - ours).abs().max() < 2 / 255
 
 

@@ -19,7 +19,7 @@ from diffdistill.diffusion import Denoiser, GaussianTeacher, VPSchedule, guided
 from diffdistill.distill import SampleRandom, signal_step
 from diffdistill.errors import UserError
 from diffdistill.methods import BOOT
-from diffdistill.models.network import UNet
+from diffdistill.models.families.unet import UNetBackbone
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -67,7 +67,7 @@ def test_replaced_times_are_the_teachers_own(teacher: str) -> None:
     with torch.no_grad():
         for t in (10, 999):
             value = method.networks["student"](z, torch.full((2,), t), cond)
-            assert torch.equal(value, method.teacher.network(z, torch.full((2,), t), cond))
+            assert torch.equal(value, method.teacher.backbone(z, torch.full((2,), t), cond))
     assert evaluate(method)[1]["boundary"].item() < 1e-10
 
 
@@ -147,7 +147,7 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher(teacher: 
         assert loss.dtype == torch.float32
         for name, gradient in gradients[lower].items():
             assert gradient is not None and gradient.abs().max() > 0, name
-    for part in (method.teacher.network, method.teacher.pipeline.vae, method.teacher.pipeline.text_encoder):
+    for part in (method.teacher.backbone, method.teacher.pipeline.vae, method.teacher.pipeline.text_encoder):
         assert all(p.grad is None and not p.requires_grad for p in part.parameters())
     plain, lower = (torch.cat([g.flatten() for g in gradients[key].values()]) for key in (False, True))
     assert torch.nn.functional.cosine_similarity(plain, lower, dim=0) > 0.95
@@ -240,10 +240,10 @@ def test_the_exported_pipeline_makes_the_students_picture(
     scale = y.abs().max()
     torch.testing.assert_close(latents / scale, y / scale, rtol=0, atol=2e-5)
     assert (other - y).abs().max() / scale > 1e-3  # the target's time does matter
-    assert (stock - method.teacher.decode(y)).abs().max() < 2 / 255
+    assert (stock - method.teacher.latents.images(y)).abs().max() < 2 / 255
     # the schedule was not changed to fit: the network at T* is a Denoiser's
     with torch.no_grad():
-        denoiser = Denoiser(UNet(pipeline.unet), method.schedule, method.teacher.prediction_type)
+        denoiser = Denoiser(UNetBackbone(pipeline.unet), method.schedule, method.teacher.prediction_type)
         again = denoiser(z, torch.full((2,), method.t_star), method.embeddings).x0
     torch.testing.assert_close(again / scale, y / scale, rtol=0, atol=2e-5)
 

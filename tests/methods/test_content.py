@@ -165,7 +165,7 @@ def test_what_a_model_starts_from_is_content(things: Path) -> None:
     begun = dict(build("SelfE", things, init_from=str(start)).content)
     assert set(begun) == {"autoencoder", "data", "init_from"} and {**begun, **flow.content} == begun
     with torch.no_grad():
-        next(flow.networks["model"].unet.parameters()).add_(1e-3)
+        next(flow.networks["model"].inner.parameters()).add_(1e-3)
     other = things / "other"
     other.mkdir()
     flow.export(other)

@@ -15,8 +15,8 @@ from diffdistill.distill import SampleRandom
 from diffdistill.distill.backward_simulation import few_step_sample
 from diffdistill.errors import UserError
 from diffdistill.methods import DMD2, Phase, SwiftBrush
-from diffdistill.models.export import few_step_scheduler
-from diffdistill.models.network import UNet
+from diffdistill.models.families.unet import UNetBackbone
+from diffdistill.models.families.vp import few_step_scheduler
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -139,7 +139,7 @@ def test_the_exported_pipeline_samples_as_the_student_does(
     ).images  # fmt: skip
     drawn = generators()
     z, *noises = [torch.cat([torch.randn(1, 4, 4, 4, generator=g) for g in drawn]) for _ in range(steps)]
-    denoiser = Denoiser(UNet(pipeline.unet), method.schedule, method.teacher.prediction_type)
+    denoiser = Denoiser(UNetBackbone(pipeline.unet), method.schedule, method.teacher.prediction_type)
     ours = few_step_sample(denoiser, z, method.times, noises, method.embeddings)
     # the stock scheduler's table of alphas is float32; where noise is predicted, 1 / alpha = 15 magnifies that
     torch.testing.assert_close(stock, ours, rtol=1e-3, atol=1e-4 * ours.abs().max().item())
@@ -161,7 +161,7 @@ def test_our_own_command_samples_the_export_too(teacher: str, tmp_path: Path) ->
     drawn = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     z, noise = (torch.cat([torch.randn(1, 4, 4, 4, generator=g) for g in drawn]) for _ in range(2))
     student = method._denoiser(method.networks["student"])
-    ours = method.teacher.decode(few_step_sample(student, z, method.times, [noise], method.embeddings))
+    ours = method.teacher.latents.images(few_step_sample(student, z, method.times, [noise], method.embeddings))
     assert (pictures - ours).abs().max() < 2 / 255
 
 

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from diffdistill.models import cached_latents as latents
-from diffdistill.models.teacher import encode
+from diffdistill.models.latents import LatentSpace
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def test_they_are_the_encoded_variants(vae, tmp_path: Path, monkeypatch, kept: b
         return of_grey(number)
 
     groups = {"": (3, variant, 2), "red": (3, variant, 1)}
-    first = latents.varied_latents(vae, groups, {"of": "grey"})
-    expected = torch.stack([encode(vae, of_grey(k)) for k in range(2)], 1)
+    first = latents.varied_latents(LatentSpace(vae), groups, {"of": "grey"})
+    expected = torch.stack([LatentSpace(vae).encode_bytes(of_grey(k)) for k in range(2)], 1)
     assert torch.equal(first[""], expected) and torch.equal(first["red"], expected[:, :1])
-    again = latents.varied_latents(vae, groups, {"of": "grey"})
+    again = latents.varied_latents(LatentSpace(vae), groups, {"of": "grey"})
     assert all(torch.equal(again[name], value) for name, value in first.items())
     assert asked == [0, 1, 0] * (1 if kept else 2)
     assert len(list(tmp_path.iterdir())) == (1 if kept else 0)
@@ -45,15 +45,15 @@ def test_another_autoencoder_or_set_has_its_own_and_a_torn_file_is_made_again(va
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path))
     monkeypatch.setattr(latents, "WORTH_KEEPING", 1)
     groups = {"": (3, of_grey, 2)}
-    first = latents.varied_latents(vae, groups, {"of": "grey"})[""]
+    first = latents.varied_latents(LatentSpace(vae), groups, {"of": "grey"})[""]
     (file,) = tmp_path.iterdir()
-    latents.varied_latents(vae, groups, {"of": "other"})
+    latents.varied_latents(LatentSpace(vae), groups, {"of": "other"})
     with torch.no_grad():
         vae.encoder.conv_in.weight.add_(0.1)
-    changed = latents.varied_latents(vae, groups, {"of": "grey"})[""]
+    changed = latents.varied_latents(LatentSpace(vae), groups, {"of": "grey"})[""]
     assert len(list(tmp_path.iterdir())) == 3 and not torch.equal(changed, first)
     with torch.no_grad():
         vae.encoder.conv_in.weight.sub_(0.1)
     for torn in (file.read_bytes()[:100], b""):
         file.write_bytes(torn)
-        assert torch.allclose(latents.varied_latents(vae, groups, {"of": "grey"})[""], first, atol=1e-5)
+        assert torch.allclose(latents.varied_latents(LatentSpace(vae), groups, {"of": "grey"})[""], first, atol=1e-5)

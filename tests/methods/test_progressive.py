@@ -20,7 +20,7 @@ from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import Progressive
 from diffdistill.methods.progressive import Predecessor
-from diffdistill.models.network import UNet
+from diffdistill.models.families.unet import UNetBackbone
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -62,24 +62,24 @@ def log_of(run: Path) -> list[dict]:
 def test_stages_halve_the_steps_and_the_student_is_taken_over_once_each(teacher: str) -> None:
     method = build(teacher, shares=(2, 1, 1), stage_lr_final=0.1)
     student, predecessor = method.networks["student"], method.networks["predecessor"]
-    assert torch.equal(weights(student.unet), weights(predecessor.unet))
-    seen, taken = [], weights(predecessor.unet)
+    assert torch.equal(weights(student.inner), weights(predecessor.inner))
+    seen, taken = [], weights(predecessor.inner)
     for k in range(8):
         method.progress = k / 8
         shake(student, k)
-        before = weights(student.unet)
+        before = weights(student.inner)
         method.begin_step(k)
         shake(student, 100 + k)
         method.phases(k)  # which changes nothing: nothing more is taken over
         if k in (4, 6):
             taken = before
-        assert torch.equal(weights(predecessor.unet), taken), k
+        assert torch.equal(weights(predecessor.inner), taken), k
         seen.append((method.steps[method.stage], method.optimizers["student"].learning_rate / 1e-3))
     assert [steps for steps, _ in seen] == [4, 4, 4, 4, 2, 2, 1, 1]
     assert [rate for _, rate in seen] == pytest.approx([1, 0.775, 0.55, 0.325, 1, 0.55, 1, 0.55])
     method.progress = 0.1  # a continuation whose clock has more time
     method.begin_step(9)
-    assert method.stage == 2 and torch.equal(weights(predecessor.unet), taken)
+    assert method.stage == 2 and torch.equal(weights(predecessor.inner), taken)
 
 
 def note(calls: list, name: str, module: nn.Module, args: tuple) -> None:
@@ -191,7 +191,7 @@ def test_the_exported_pipeline_samples_as_the_student_does(
         ours = method._draw(method.networks["student"], SampleRandom(0, range(2)), method.embeddings)
     scale = ours.abs().max()
     torch.testing.assert_close(latents / scale, ours / scale, rtol=0, atol=2e-5)
-    assert (stock - method.teacher.decode(ours)).abs().max() < 2 / 255
+    assert (stock - method.teacher.latents.images(ours)).abs().max() < 2 / 255
     with torch.no_grad():
         start = method._denoiser(method.networks["student"])(z, torch.full((2,), method.t_star), method.embeddings).x0
     assert final_steps == 1 or (start - ours).abs().max() / scale > 1e-3  # the later steps do matter
@@ -224,7 +224,7 @@ def test_the_recipe_arrives_at_the_teachers_own_ddim_answer(teacher: str) -> Non
     mean, std = 0.7, 0.3
     method = build(teacher, guidance_scale=1.0, student_learning_rate=0.1, betas=(0.8, 0.95), noise_ratio=10.0)
     table = Table(method.schedule, mean, std)
-    method.networks = {"student": UNet(table), "predecessor": Predecessor(copy.deepcopy(table))}
+    method.networks = {"student": UNetBackbone(table), "predecessor": Predecessor(copy.deepcopy(table))}
     optimiser = torch.optim.Adam(table.parameters(), betas=(0.8, 0.95))
     z, cond = torch.linspace(-2, 2, 5).view(5, 1, 1, 1), method.embeddings[:1].expand(5, -1, -1)
     exact, answers = GaussianTeacher(method.schedule, mean, std, "v"), []

@@ -28,7 +28,7 @@ def test_same_1_is_flow_matching_of_the_one_time_network_to_the_bit(pictures: st
     x_t, value = method.schedule.add_noise(batch["x0"], eps, t), None
     with torch.no_grad():
         told = (1000 * t).float()
-        stock = model.unet(x_t, told, encoder_hidden_states=model.encode(batch["ids"])).sample
+        stock = model.inner(x_t, told, encoder_hidden_states=model.encode(batch["ids"])).sample
         value = model(x_t, told, told * 0.3, batch["ids"])
     assert torch.equal(value, stock)
 

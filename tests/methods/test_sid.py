@@ -46,11 +46,11 @@ def test_the_students_gradient_is_that_of_the_loss_through_both_scores(teacher: 
     loss.backward()
     student, fake = method.networks["student"], method.networks["fake"]
     cut = {name: p.grad.clone() for name, p in student.named_parameters()}
-    assert all(p.grad is None for net in (fake, method.teacher.network) for p in net.parameters())
+    assert all(p.grad is None for net in (fake, method.teacher.backbone) for p in net.parameters())
     student.zero_grad()
     x0 = method._sample(student, random, batch["cond"])
     t = method.schedule.timestep(random.uniform("time"), 0.02, 0.98)
-    teacher_score, fake_score = method._denoiser(method.teacher.network), method._denoiser(fake)
+    teacher_score, fake_score = method._denoiser(method.teacher.backbone), method._denoiser(fake)
     whole, _ = score_identity_loss(
         teacher_score, fake_score, x0, t, random.normal("noise", (4, 4, 4)), batch["cond"], method.null, 1.5,
         fake_guidance_scale=1.5, alpha=1.2,
@@ -106,7 +106,7 @@ def test_gradient_checkpointing_runs_the_judges_again_and_changes_nothing(teache
         def counted(*_: object, count=count) -> None:
             count["teacher"] += 1
 
-        method.teacher.network.unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(counted)
+        method.teacher.backbone.inner.up_blocks[-1].resnets[-1].register_forward_pre_hook(counted)
         trainer.fit()
         logs.append([json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()])
         calls.append(count["teacher"])
@@ -127,9 +127,9 @@ def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path
     stock = pipeline(
         ["red apple", "blue car"], num_inference_steps=1, guidance_scale=1, latents=z, output_type="pt"
     ).images  # fmt: skip
-    method.networks["student"].unet.load_state_dict(pipeline.unet.state_dict())  # the average was exported
+    method.networks["student"].inner.load_state_dict(pipeline.unet.state_dict())  # the average was exported
     with torch.no_grad():
-        ours = method.teacher.decode(method._generate(method.networks["student"], z, method.embeddings))
+        ours = method.teacher.latents.images(method._generate(method.networks["student"], z, method.embeddings))
     assert (stock - ours).abs().max() < 2 / 255
 
 

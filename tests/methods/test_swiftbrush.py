@@ -47,14 +47,14 @@ def test_vsd_vanishes_before_the_fake_score_has_learnt(teacher: str, fake_score:
 def test_adapters_off_is_the_teacher_and_the_base_is_shared(teacher: str) -> None:
     plain, method = build(teacher, fake_score="full"), build(teacher, fake_score="lora")
     fake = method.networks["fake"]
-    assert fake is method.teacher.network
+    assert fake is method.teacher.backbone
     with torch.no_grad():
         for name, p in fake.named_parameters():
             if p.requires_grad:
                 assert "lora" in name
                 p.normal_()
     x, t, cond = torch.randn(2, 4, 4, 4), torch.tensor([5, 700]), method.embeddings
-    expected = plain.teacher.network(x, t, cond)
+    expected = plain.teacher.backbone(x, t, cond)
     with adapters_off(fake):
         torch.testing.assert_close(fake(x, t, cond), expected)
     assert (fake(x, t, cond) - expected).abs().max() > 1e-3
@@ -120,10 +120,10 @@ def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path
     with torch.no_grad():
         t = torch.full((2,), method.t_star)
         from diffdistill.diffusion import Denoiser
-        from diffdistill.models.network import UNet
+        from diffdistill.models.families.unet import UNetBackbone
 
-        denoiser = Denoiser(UNet(pipeline.unet), method.schedule, method.teacher.prediction_type)
-        ours = method.teacher.decode(denoiser(z, t, method.embeddings).x0)
+        denoiser = Denoiser(UNetBackbone(pipeline.unet), method.schedule, method.teacher.prediction_type)
+        ours = method.teacher.latents.images(denoiser(z, t, method.embeddings).x0)
     assert (stock - ours).abs().max() < 2 / 255
 
     alone = (

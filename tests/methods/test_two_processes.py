@@ -84,7 +84,7 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_loss(
                 counted[name] += 1
 
             # in the last block: the first one has no gradient to recompute for where adapters sit on attention alone
-            trainer.state.networks[name].unet.up_blocks[-1].resnets[-1].register_forward_pre_hook(count)
+            trainer.state.networks[name].inner.up_blocks[-1].resnets[-1].register_forward_pre_hook(count)
         trainer.fit()
         logs[checkpointing] = log_of(run)
     # 8 micro-batches: each is one pass with a gradient, which is then run again; the judging passes are not

@@ -87,7 +87,7 @@ def test_the_exported_step_is_the_students(folder: Path, tmp_path: Path, method:
     random = SampleRandom(0, range(1))
     z = random.normal("preview", student.teacher.latent_shape)
     with torch.no_grad():
-        ours = student.teacher.decode(student._draw(network, random, student.teacher.embed(["a <toy>"])))
+        ours = student.teacher.latents.images(student._draw(network, random, student.teacher.embed(["a <toy>"])))
     stock = DiffusionPipeline.from_pretrained(tmp_path / "export")
     stock.set_progress_bar_config(disable=True)
     asked = {"num_inference_steps": 1, "guidance_scale": 1, "latents": z, "output_type": "pt"}
@@ -97,8 +97,12 @@ def test_the_exported_step_is_the_students(folder: Path, tmp_path: Path, method:
 
 def test_a_difference_is_found_and_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = load_checked_teacher(str(folder))
-    monkeypatch.setattr(teacher.network, "forward", lambda x, t, c: teacher.pipeline.unet(x, t, 0 * c).sample)
-    with pytest.raises(UserError, match="a step of its UNet differs from the stock pipeline's by"):
+    forward = teacher.backbone.forward
+    monkeypatch.setattr(teacher.backbone, "forward", lambda x, t, c: 1.01 * forward(x, t, c))
+    with pytest.raises(UserError, match="a step of its network differs from the stock pipeline's by"):
+        check_against_stock(teacher)
+    monkeypatch.setattr(teacher.backbone, "forward", lambda x, t, c: forward(x, t - 1, c))
+    with pytest.raises(UserError, match="timestep of its network differs from the stock pipeline's by"):
         check_against_stock(teacher)
     monkeypatch.undo()
     monkeypatch.setattr(stock_check.Teacher, "embed", lambda self, prompts: torch.zeros(1, 8, 16))

@@ -13,10 +13,12 @@ from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 
 from diffdistill.errors import UserError
 from diffdistill.methods import DMD2, SiD, SwiftBrush
+from diffdistill.models.families.stable_diffusion import StableDiffusion
 from diffdistill.models.generate import generate
 from diffdistill.models.hub import open_pipeline, wanted_files
+from diffdistill.models.latents import load_autoencoder
 from diffdistill.models.stock_check import load_checked_teacher
-from diffdistill.models.teacher import load_autoencoder, load_teacher
+from diffdistill.models.teacher import load_teacher
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -300,6 +302,6 @@ def test_of_a_repository_only_what_is_read_is_downloaded() -> None:
              "vae/diffusion_pytorch_model.fp16.safetensors", "unet/config.json", "safety_checker/model.safetensors",
              "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model.safetensors.index.json",
              "tokenizer/vocab.json", "scheduler/scheduler_config.json"]  # fmt: skip
-    assert set(names) - set(wanted_files(names)) == {
+    assert set(names) - set(wanted_files(names, StableDiffusion.parts)) == {
         "v1-5-pruned.ckpt", f"{stem}.bin", f"{stem}.fp16.safetensors", "safety_checker/model.safetensors"
     }  # fmt: skip

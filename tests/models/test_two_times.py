@@ -13,7 +13,7 @@ from diffdistill.diffusion.any_step import TwoTimeDenoiser
 from diffdistill.distill.mean_flow import mean_flow_loss, total_derivative
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
-from diffdistill.models.network import UNet
+from diffdistill.models.families.unet import UNetBackbone
 from diffdistill.models.two_times import TwoTimeUNet, add_second_time, fold_interval, load_two_time_unet
 
 
@@ -42,11 +42,11 @@ def stir(unet: Any) -> Any:
 
 def test_at_first_it_is_the_network_of_one_time_to_the_bit_and_so_is_its_gradient(unet: Any) -> None:
     x, time, earlier, cond = inputs()
-    one, before = UNet(unet), dict(unet.named_parameters())
+    one, before = UNetBackbone(unet), dict(unet.named_parameters())
     expected = one(x, time, cond)
     gradients = torch.autograd.grad(expected.square().mean(), list(before.values()))
     model = TwoTimeUNet(unet)
-    after = dict(model.unet.named_parameters())
+    after = dict(model.inner.named_parameters())
     for told in (earlier, time):
         value = model(x, time, told, cond)
         assert torch.equal(value, expected)
@@ -65,12 +65,12 @@ def test_at_a_fixed_interval_it_is_a_stock_network(unet: Any, tmp_path: Path) ->
     model = TwoTimeUNet(stir(add_second_time(unet)))
     time, earlier = torch.full((3,), 1000.0), torch.full((3,), 500.0)
     told = model(x, time, earlier, cond)
-    stock = fold_interval(model.unet, 500.0)
+    stock = fold_interval(model.inner, 500.0)
     assert set(stock.state_dict()) == names
     stock.save_pretrained(tmp_path / "stock")
     loaded = UNet2DConditionModel.from_pretrained(tmp_path / "stock", low_cpu_mem_usage=False)
-    torch.testing.assert_close(UNet(loaded)(x, time, cond), told, rtol=1e-5, atol=1e-6)
-    assert (UNet(fold_interval(model.unet, 0.0))(x, time, cond) - told).abs().max() > 1e-3  # it does matter
+    torch.testing.assert_close(UNetBackbone(loaded)(x, time, cond), told, rtol=1e-5, atol=1e-6)
+    assert (UNetBackbone(fold_interval(model.inner, 0.0))(x, time, cond) - told).abs().max() > 1e-3  # it does matter
     assert torch.equal(model(x, time, earlier, cond), told)  # and the original is untouched
 
 
@@ -78,7 +78,7 @@ def test_saved_and_loaded_it_is_itself(unet: Any, tmp_path: Path) -> None:
     x, time, earlier, cond = inputs()
     unet.save_pretrained(tmp_path / "one")
     model = TwoTimeUNet(stir(add_second_time(unet)))
-    model.unet.save_pretrained(tmp_path / "two")
+    model.inner.save_pretrained(tmp_path / "two")
     assert torch.equal(TwoTimeUNet(load_two_time_unet(tmp_path / "two"))(x, time, earlier, cond),
                        model(x, time, earlier, cond))  # fmt: skip
     with pytest.raises(UserError, match="none of two times"):

@@ -1,0 +1,77 @@
+"""The network of a teacher or a student behind one signature, whatever diffusers class is inside.
+
+    x_t, time, cond ---> Backbone.forward ---> inner (a diffusers model) ---> a tensor of x_t's shape
+
+A family of pipelines subclasses `Backbone` (`models.families`). `Denoiser` calls a backbone; LoRA, attention kernels,
+gradient checkpointing and export work on `inner`; a critic reads a tap.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.diffusion.condition import Condition
+
+
+class Backbone(nn.Module):
+    """A diffusers network that is called as network(x_t, time, cond).
+
+    Attributes:
+        inner: the diffusers model. What is exported is this module.
+        bottleneck: name of the tap that a critic reads where no other is named.
+    """
+
+    bottleneck: str
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner: Any = inner
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        """Predict.
+
+        Args:
+            x_t: noisy latents (B, C, h, w).
+            time: (B,), in the units in which the network was trained (`Schedule.network_time`).
+            cond: condition of B rows, as the family's `embed` makes it.
+
+        Returns:
+            Tensor of x_t's shape.
+        """
+
+    @abstractmethod
+    def taps(self) -> dict[str, nn.Module]:
+        """Modules whose outputs are inner features, by name ("down.0", "mid", "block.7"), in the order they run."""
+
+    @abstractmethod
+    def tap_channels(self, name: str) -> int:
+        """C of the feature map (B, C, h, w) that a tap gives."""
+
+    def feature_map(self, output: Any, x_t: Tensor) -> Tensor:
+        """The output of a tap's module as a map (B, C, h, w).
+
+        Args:
+            output: what the module returned; of a tuple, its first entry.
+            x_t: the input of the pass, (B, C, h, w).
+        """
+        found: Tensor = output[0] if isinstance(output, tuple) else output
+        return found
+
+    def in_own_dtype(self, x: Tensor) -> Tensor:
+        """A floating tensor in the dtype of the network's weights: a frozen teacher may be in bfloat16."""
+        weight = next(self.inner.parameters(), None)
+        return x if weight is None else x.to(weight.dtype)
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def full_copy(network: Network, dtype: torch.dtype = torch.float32) -> Network:
+    """An independent, trainable copy; float32 unless asked otherwise, since weights in bfloat16 lose small updates."""
+    return copy.deepcopy(network).to(dtype).requires_grad_(True).train()

@@ -1,0 +1,131 @@
+"""UNet2DConditionModel as a backbone, which Stable Diffusion and SDXL share."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.diffusion.condition import Condition
+from diffdistill.errors import UserError
+
+from ..backbone import Backbone
+
+
+def call_unet(unet: Any, x_t: Tensor, time: Tensor, embeddings: Tensor, **more: Any) -> Tensor:
+    """The output of a UNet2DConditionModel, called as the stock pipeline calls it at guidance 1.
+
+    A UNet with `time_cond_proj_dim` (a latent consistency model's, arXiv 2310.04378) gets the embedding of the
+    guidance scale, w = 0. Guidance here is classifier-free guidance for such a network too: e_0 + s (e_c - e_0), both
+    passes at w = 0. The stock pipeline embeds w = s - 1 in a single pass instead, which is what `generate` does.
+
+    Args:
+        x_t: latents (B, C, h, w).
+        time: (B,).
+        embeddings: of prompts, (B, L, D).
+        more: `class_labels`, say.
+    """
+    dim = getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)  # a bare module has no settings
+    if dim is not None:
+        more["timestep_cond"] = unguided(dim).to(x_t).expand(len(x_t), -1)
+    value: Tensor = unet(x_t, time, encoder_hidden_states=embeddings, **more).sample
+    return value
+
+
+@lru_cache
+def unguided(dim: int) -> Tensor:
+    """The stock pipeline's embedding of guidance scale 1 (w = 0), of shape (1, dim)."""
+    from diffusers import StableDiffusionPipeline
+
+    with torch.inference_mode(False), torch.no_grad():
+        make: Any = StableDiffusionPipeline.get_guidance_scale_embedding  # reads nothing of the pipeline
+        value: Tensor = make(None, torch.zeros(1), embedding_dim=dim)
+    return value
+
+
+class UNetBackbone(Backbone):
+    """A UNet2DConditionModel; the condition is the prompt embeddings (B, L, D).
+
+    Its taps are down.0, down.1, ..., mid (where there is a middle block), up.0, up.1, ...
+    """
+
+    bottleneck = "mid"
+
+    def forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        if not isinstance(cond, Tensor):
+            raise ValueError(f"the condition is a {type(cond).__name__}; this UNet takes prompt embeddings (B, L, D)")
+        return call_unet(self.inner, self.in_own_dtype(x_t), time, self.in_own_dtype(cond))
+
+    def taps(self) -> dict[str, nn.Module]:
+        down, mid, up = self.inner.down_blocks, self.inner.mid_block, self.inner.up_blocks
+        middle = {} if mid is None else {"mid": mid}
+        return {
+            **{f"down.{i}": block for i, block in enumerate(down)},
+            **middle,
+            **{f"up.{i}": block for i, block in enumerate(up)},
+        }
+
+    def tap_channels(self, name: str) -> int:
+        widths: list[int] = list(self.inner.config.block_out_channels)
+        side, _, number = name.partition(".")
+        if side == "mid":
+            return widths[-1]
+        return widths[int(number)] if side == "down" else widths[-1 - int(number)]
+
+
+class TextConditionedUNet(nn.Module):
+    """A UNet2DConditionModel and its text encoder, trained together.
+
+    forward: x_t (B, C, H, W), time (B,), token ids (B, L) long, or embeddings (B, L, D) from `encode`.
+
+    Attributes:
+        inner: the UNet.
+        text_encoder: a CLIPTextModel.
+    """
+
+    def __init__(self, inner: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.text_encoder = inner, text_encoder
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Token ids (B, L) to embeddings (B, L, D)."""
+        embeddings: Tensor = self.text_encoder(ids)[0]
+        return embeddings
+
+    def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        return call_unet(self.inner, x_t, time, cond if cond.is_floating_point() else self.encode(cond))
+
+
+def check_plain_unet(network: Any, what: str) -> Any:
+    """The network, if it is a UNet on prompt embeddings alone, as those of Stable Diffusion 1.x and 2.x are.
+
+    Raises:
+        UserError: another network; `what` is what it cannot be given ("a second time").
+    """
+    config = getattr(network, "config", {})
+    if not hasattr(network, "time_embedding") or config.get("addition_embed_type") is not None:
+        raise UserError(
+            f"{what} needs a UNet of Stable Diffusion 1.x or 2.x; {type(network).__name__} of another family has no "
+            "place for it"
+        )
+    return network
+
+
+def sample_size(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the latents that the stock pipeline draws by default, by the UNet's settings.
+
+    Raises:
+        ValueError: no size, or one that is neither a whole number nor a pair, height first.
+    """
+    size = config.sample_size
+    pair = [size, size] if isinstance(size, int) else size
+    if size is None:
+        raise ValueError(
+            "unet/config.json has no sample_size, so the size of its images is not known; "
+            "set it to the height and width of a latent, [64, 64] say"
+        )
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+        raise ValueError(f"unet/config.json has sample_size {size!r}; it should be a whole number or a pair of them")
+    return config.in_channels, pair[0], pair[1]

@@ -1,0 +1,102 @@
+"""Variance-preserving schedulers of diffusers, which Stable Diffusion and SDXL share: settings read, students sampled.
+
+A student's pipeline starts from noise of unit variance. With trailing spacing on a schedule that is cut after T*, the
+one step of DDIMScheduler is at T*, and its result is the x0-prediction.
+
+A student of several steps samples x0 and noise in turn (`distill.few_step_sample`), which LCMScheduler does with two
+settings. With `original_inference_steps` as many as the schedule has times, k steps visit `few_step_times`. With a
+large `timestep_scaling` its boundary coefficients round to c_skip = 0 and c_out = 1, so a step's result is the
+x0-prediction itself. One step is the first of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_prediction_type
+
+if TYPE_CHECKING:
+    from ..teacher import Teacher
+
+NO_BOUNDARY = 1e10  # c_skip = 0.25 / (1e10 t)^2 is lost beside any sample, and c_out is 1 to the last bit
+DIFFUSERS_PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
+def process(config: Mapping[str, Any], written: Mapping[str, Any]) -> tuple[VPSchedule, PredictionType]:
+    """Schedule and prediction type of a scheduler's settings; arguments and errors as of `Family.process`."""
+    if "FlowMatch" in str(written.get("_class_name")):
+        raise ValueError(f"{written['_class_name']} is not supported; a variance-preserving one is")
+    if "beta_schedule" not in written and not written.get("trained_betas"):
+        raise ValueError(f"{written.get('_class_name')} has no beta schedule; a VP scheduler has one")
+    if not config.get("trained_betas"):  # of a scheduler that cannot be made, what its class would fill in is not known
+        for key in ("beta_schedule", "beta_start", "beta_end"):
+            if key not in config:
+                raise ValueError(f"scheduler_config.json does not say {key}")
+    try:
+        kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
+        schedule = VPSchedule.from_config(config)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if kind == "flow":
+        raise ValueError("flow prediction on a variance-preserving schedule is not supported")
+    return schedule, kind
+
+
+def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
+    """A DDIMScheduler whose only trailing step is t_star; the betas beyond it are cut off."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=t_star + 1,
+        trained_betas=_betas(teacher, t_star),
+        prediction_type=DIFFUSERS_PREDICTION[teacher.prediction_type],
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def few_step_scheduler(teacher: Teacher, t_star: int) -> Any:
+    """An LCMScheduler on the schedule cut after t_star, so that the first step of any number is at t_star."""
+    from diffusers import LCMScheduler
+
+    return LCMScheduler(
+        num_train_timesteps=t_star + 1,
+        trained_betas=_betas(teacher, t_star),
+        prediction_type=DIFFUSERS_PREDICTION[teacher.prediction_type],
+        original_inference_steps=t_star + 1,
+        timestep_scaling=NO_BOUNDARY,
+        steps_offset=1,  # not read by this scheduler, but pipelines warn where it is not 1
+        clip_sample=False,
+    )
+
+
+def consistency_scheduler(teacher: Teacher, grid: int, boundary_scale: float) -> Any:
+    """An LCMScheduler on the whole schedule, for a consistency model.
+
+    Args:
+        grid: times in training, from which sampling steps are taken.
+        boundary_scale: tau = boundary_scale * t in c_skip and c_out.
+    """
+    from diffusers import LCMScheduler
+
+    return LCMScheduler(
+        num_train_timesteps=_schedule(teacher).num_train_timesteps,
+        trained_betas=_betas(teacher, _schedule(teacher).last),
+        prediction_type=DIFFUSERS_PREDICTION[teacher.prediction_type],
+        original_inference_steps=grid,
+        timestep_scaling=boundary_scale,
+        clip_sample=False,
+    )
+
+
+def _schedule(teacher: Teacher) -> VPSchedule:
+    if not isinstance(teacher.schedule, VPSchedule):
+        raise ValueError(f"teacher {teacher.source} has no variance-preserving schedule")
+    return teacher.schedule
+
+
+def _betas(teacher: Teacher, t_star: int) -> list[float]:
+    return [float(beta) for beta in _schedule(teacher).truncated(t_star).betas]

@@ -1,0 +1,105 @@
+"""The latent space of an autoencoder: images to latents as the denoising network sees them, and back.
+
+    images in [-1, 1] --encode--> (mode - shift) * scale, or with mean and std a channel --> latents --decode--> images
+
+The scale, the shift and the statistics are the autoencoder's own settings. `encode` and `decode` keep the graph, which
+a loss on rendered views or on decoded images needs; `encode_bytes` and `images` work in batches and without one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.errors import UserError
+
+from .pipeline_folder import Part, PipelineFolder
+
+KL = Part(("AutoencoderKL",), "diffusers")
+
+
+class LatentSpace:
+    """An AutoencoderKL or an AutoencoderDC, with the scaling that its pipelines apply.
+
+    Args:
+        autoencoder: the diffusers model. An AutoencoderKL encodes to the mode of its posterior.
+
+    Attributes:
+        channels: C of a latent.
+        factor: pixels along one side of a latent's cell.
+    """
+
+    def __init__(self, autoencoder: Any) -> None:
+        self.autoencoder = autoencoder
+        config = autoencoder.config
+        widths = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+        self.channels: int = config.latent_channels
+        self.factor: int = 2 ** (len(widths) - 1)
+        self.scale: float = config.get("scaling_factor") or 1.0
+        self.shift: float = config.get("shift_factor") or 0.0
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        # of each channel, (C, 1, 1), where the autoencoder has both
+        self.statistics = None if mean is None or std is None else (_column(mean), _column(std))
+
+    def shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latent of an image of `height` x `width` pixels.
+
+        Raises:
+            ValueError: a side that is not a multiple of `factor`.
+        """
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"an image of {height} x {width} pixels; both sides must be multiples of {self.factor}")
+        return self.channels, height // self.factor, width // self.factor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w), with a graph; both in the images' dtype."""
+        found = self.autoencoder.encode(images.to(self.autoencoder.dtype))
+        latents: Tensor = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+        return self._scaled(latents.to(images.dtype))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) to images (N, 3, H, W), about [-1, 1] and not clipped, with a graph; float32."""
+        images: Tensor = self.autoencoder.decode(self._unscaled(latents).to(self.autoencoder.dtype)).sample
+        return images.float()
+
+    @torch.no_grad()
+    def encode_bytes(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Images (N, 3, H, W), uint8, to latents (N, C, h, w), on the autoencoder's device."""
+        device = self.autoencoder.device
+        return torch.cat([self.encode(c.to(device).float() / 127.5 - 1) for c in images.split(batch_size)])
+
+    @torch.no_grad()
+    def images(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """Latents (N, C, h, w) to images (N, 3, H, W) in [0, 1]."""
+        return torch.cat([self.decode(z) for z in latents.split(batch_size)]).clamp(-1, 1) / 2 + 0.5
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        if self.statistics is not None:
+            mean, std = (each.to(latents) for each in self.statistics)
+            return (latents - mean) * self.scale / std
+        return (latents - self.shift if self.shift else latents) * self.scale
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        if self.statistics is not None:
+            mean, std = (each.to(latents) for each in self.statistics)
+            return latents * std / self.scale + mean
+        return latents / self.scale + self.shift if self.shift else latents / self.scale
+
+
+def load_autoencoder(source: str) -> Any:
+    """The AutoencoderKL in a folder, as float32, frozen.
+
+    Raises:
+        UserError: nothing there, another class, no safetensors, or torn files.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"no autoencoder at {source}: expected a folder with an AutoencoderKL")
+    return PipelineFolder(source, folder, {}, noun="autoencoder", kind="autoencoder").load(".", KL)
+
+
+def _column(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1)
