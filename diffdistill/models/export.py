@@ -22,7 +22,16 @@ def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path)
         scheduler: of diffusers.
         folder: it may exist.
     """
-    teacher.family.save(teacher.family.replaced(teacher.pipeline, network, scheduler), folder)
+    family = teacher.family
+    encoders: list[Any] = [] if family.casts_embeddings else list(teacher.text_encoders().values())
+    dtypes = [encoder.dtype for encoder in encoders]
+    try:
+        for encoder in encoders:
+            encoder.to(network.dtype)
+        family.save(family.replaced(teacher.pipeline, network, scheduler), folder)
+    finally:
+        for encoder, dtype in zip(encoders, dtypes, strict=True):
+            encoder.to(dtype)
 
 
 def export_one_step(teacher: Teacher, network: Any, time: int | float, folder: Path) -> None:

@@ -13,25 +13,33 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "text_model."
+PROJECTION = "text_projection."  # of CLIPTextModelWithProjection, beside the text model in both
 
 
-def make_portable(tokenizer: Any, folder: Path) -> None:
-    """Complete what transformers 5 wrote of a pipeline's text part, in the folders text_encoder and tokenizer.
+def make_portable(
+    tokenizer: Any, folder: Path, tokenizer_part: str = "tokenizer", encoder_part: str = "text_encoder"
+) -> None:
+    """Complete what transformers 5 wrote of a pipeline's CLIP tokenizer and text encoder.
 
     Added tokens are in tokenizer.json, where both look for them.
+
+    Args:
+        tokenizer: the one that was saved.
+        folder: of the pipeline.
+        tokenizer_part, encoder_part: their subfolders.
     """
-    _rename_weights(folder / "text_encoder")
-    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
+    _rename_weights(folder / encoder_part)
+    tokenizer.backend_tokenizer.model.save(str(folder / tokenizer_part))  # vocab.json and merges.txt
 
 
 def _rename_weights(folder: Path) -> None:
-    """Give the CLIPTextModel's weights in a folder the prefix, in place; names that have it stay."""
+    """Give a CLIP text model's weights in a folder the prefix, in place; names that have it stay."""
     from safetensors.torch import load_file, save_file
 
     for path in sorted(folder.glob("*.safetensors")):
         weights = load_file(path)
-        if any(not name.startswith(PREFIX) for name in weights):
-            renamed = {_prefixed(name): value for name, value in weights.items()}
+        renamed = {_prefixed(name): value for name, value in weights.items()}
+        if renamed.keys() != weights.keys():
             part = path.with_name(f".{path.name}.part")
             save_file(renamed, part, metadata={"format": "pt"})
             shutil.copymode(path, part)
@@ -43,4 +51,4 @@ def _rename_weights(folder: Path) -> None:
 
 
 def _prefixed(name: str) -> str:
-    return name if name.startswith(PREFIX) else PREFIX + name
+    return name if name.startswith((PREFIX, PROJECTION)) else PREFIX + name

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pipeline: Any = load_teacher(str(tiny.save_tiny_pipeline(tmp_path_factory.mktemp("tiny")))).pipeline
-    parts = SimpleNamespace(**{name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "tokenizer")})
+    parts: Any = load_teacher(str(tiny.save_tiny_pipeline(tmp_path_factory.mktemp("tiny")))).pipeline
     network = TwoTimeUNet(add_second_time(parts.unet)).requires_grad_(False)
     folder = tmp_path_factory.mktemp("any_step")
     save_any_step(AnyStepModel(parts, network, FlowSchedule(shift=1.5), 1.0, 0.5), folder)

@@ -10,8 +10,10 @@ from .base import Family
 
 FAMILIES = {  # `_class_name` of model_index.json: module and class
     "StableDiffusionPipeline": ("stable_diffusion", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("stable_diffusion_xl", "StableDiffusionXL"),
+    "SanaPipeline": ("sana", "Sana"),
 }
-SUPPORTED = "Stable Diffusion 1.x and 2.x are supported"
+SUPPORTED = "Stable Diffusion 1.x, 2.x, SDXL and SANA are supported"
 
 
 def family_of(class_name: object, source: str) -> Family:

@@ -33,6 +33,8 @@ class Family(ABC):
         autoencoder: name of the part that makes and reads latents.
         parts: what a pipeline has, by subfolder. Other subfolders are not read.
         lora_targets: endings of the names of the layers that get LoRA adapters where nobody says otherwise.
+        casts_embeddings: whether the stock pipeline casts embeddings to the network's dtype. Where it does not, text
+            encoders are exported in the student's.
     """
 
     pipeline_class: str
@@ -40,6 +42,7 @@ class Family(ABC):
     autoencoder: str = "vae"
     parts: Mapping[str, Part]
     lora_targets: tuple[str, ...] = ("to_q", "to_v")
+    casts_embeddings = False
 
     # ---- what a pipeline is made of -----------------------------------------------------------------------------
 
