@@ -97,6 +97,7 @@ def pipeline_settings(family: Family, pipeline: Any) -> dict[str, Any]:
     """Settings of all parts of a pipeline that its images depend on, by the parts' names."""
     defaults = _defaults(type(pipeline))
     own = {key: value for key, value in pipeline.config.items() if isinstance(value, bool | int | float | str)}
+    own.pop("requires_safety_checker", None)
     found: dict[str, Any] = {k: v for k, v in own.items() if k in defaults and v != defaults[k]}
     for name, part in family.parts.items():
         if (loaded := getattr(pipeline, name)) is None:

@@ -135,9 +135,10 @@ def generate(
             continue
         generators = [torch.Generator().manual_seed(s) for s in chosen]
         asked = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators, **given}
+        whole = next(loaded.backbone.parameters()).dtype == torch.float32  # else its autoencoder has another dtype
         try:
             with quiet():  # it says of each batch which prompts it cuts: `report_cut` says that once
-                result = loaded.pipeline(chunk, output_type="pt", **asked)
+                result = loaded.pipeline(chunk, output_type="pt" if whole else "latent", **asked).images
         except Exception as error:  # a pipeline that loads and cannot be run: whatever diffusers raises about it
             raise UserError(f"the pipeline at {loaded.source} cannot draw: {first_line(error)}") from error
-        yield result.images.float().cpu()
+        yield (result if whole else loaded.latents.images(result.float())).float().cpu()

@@ -61,10 +61,11 @@ def check_against_stock(teacher: Teacher) -> None:
         )
     _, height, width = teacher.latent_shape
     factor = teacher.latents.factor
-    prompt = " ".join(["a photo of a cat", *_several_vectors(p)[:1]])
+    prompt = " ".join(["a photo of a cat", *_several_vectors(teacher)[:1]])
+    weight = next(teacher.backbone.parameters())
     noise = torch.randn(
         (1, channels, min(height, SIDE), min(width, SIDE)), generator=torch.Generator().manual_seed(0)
-    ).to(teacher.device)
+    ).to(weight)
     try:
         teacher.family.check_size(p, height * factor, width * factor)
         stock = _stock_step(teacher, prompt, noise, height * factor, width * factor)
@@ -73,7 +74,7 @@ def check_against_stock(teacher: Teacher) -> None:
     with _watched(teacher.backbone.inner) as seen:
         value = teacher.denoiser()(noise, torch.tensor(teacher.schedule.last), teacher.embed([prompt])).value
     (ours,) = seen
-    tolerance = TOLERANCE if next(teacher.backbone.parameters()).dtype == torch.float32 else HALF_TOLERANCE
+    tolerance = TOLERANCE if weight.dtype == torch.float32 else HALF_TOLERANCE
     for key, expected in stock.inputs.items():
         if key not in ours.inputs:
             raise UserError(f"{name}: the stock pipeline gives its network {key}, and training does not")
@@ -140,7 +141,9 @@ def _compare(what: str, ours: Tensor, stock: Tensor, tolerance: float) -> None:
         raise UserError(f"{what} differs from the stock pipeline's by {gap:.2g} where values go up to {most:.2g}")
 
 
-def _several_vectors(pipeline: Any) -> list[str]:
-    """Tokens of a textual inversion that stand for several vectors: "<toy>" where there is "<toy>_1"."""
-    added = pipeline.tokenizer.get_added_vocab()
-    return [token for token in added if f"{token}_1" in added]
+def _several_vectors(teacher: Teacher) -> list[str]:
+    """Tokens of a textual inversion that stand for several vectors: "<toy>" where every tokenizer has "<toy>_1"."""
+    names = [name for name, part in teacher.family.parts.items() if part.tokenizer]
+    tokenizers = [found for name in names if (found := getattr(teacher.pipeline, name)) is not None]
+    added = set.intersection(*(set(tokenizer.get_added_vocab()) for tokenizer in tokenizers))
+    return sorted(token for token in added if f"{token}_1" in added)

@@ -40,7 +40,7 @@ def test_a_resumed_run_ends_in_the_same_weights(pictures: str, tmp_path: Path, n
         a, b = (load_file(run / f"{group}.safetensors") for run in (whole, resumed))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), group
     moved = load_file(whole / "model.safetensors")
-    second = moved["unet.time_embedding.interval.linear_2.weight"]
+    second = moved["inner.time_embedding.interval.linear_2.weight"]
     assert bool(second.abs().max() > 0)  # both times are learnt
 
 

@@ -168,6 +168,12 @@ def test_tokens_that_the_text_encoder_has_no_embedding_of_are_one_line(folder: P
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "its text_encoder is a T5Enc"),
         ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModelWithProjection"]}, "WithProjection"),
         ("model_index.json", {"unet": [None, None]}, "names no unet"),
+        ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; Stable Diffusion 1.x, 2.x, SDXL and"),
+        (
+            "model_index.json",
+            {"_class_name": None},
+            "is a None; Stable Diffusion 1.x, 2.x, SDXL and SANA are supported",
+        ),
         (
             "model_index.json",
             {"vae": ["diffusers", "AutoencoderTiny"]},

@@ -1,0 +1,184 @@
+"""SANA (arXiv 2410.10629): a linear-attention transformer on a 32-fold autoencoder, flow matching, a Gemma text encoder.
+
+The condition of N prompts:
+
+    text  (N, L, D)   the encoder's last hidden layer: its first token and the last L - 1 after the pipeline's instruction
+    mask  (N, L)      1 where there is a token, 0 where there is padding
+
+The network learnt the straight path: x_t = (1 - t) x0 + t eps and a velocity eps - x0, with more of training's times
+at high noise (`flow_shift`, `shift`). It sees 1000 t, times `timestep_scale`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from diffdistill.diffusion import FlowSchedule, PredictionType, Schedule
+from diffdistill.diffusion.condition import Condition, expand
+
+from .. import text
+from ..backbone import Backbone
+from ..pipeline_folder import Part, quiet
+from .base import Family
+
+if TYPE_CHECKING:
+    from ..teacher import Teacher
+
+NAMES = {"text", "mask"}
+SCHEDULERS = {"FlowMatchEulerDiscreteScheduler": "shift", "DPMSolverMultistepScheduler": "flow_shift"}
+
+
+class SanaBackbone(Backbone):
+    """A SanaTransformer2DModel; the condition is a mapping with text and mask.
+
+    Its taps are block.0, block.1, ...; the bottleneck is the middle one. Where the network also predicts a variance,
+    that half of its output is dropped, as the stock pipeline does.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__(inner)
+        self.bottleneck = f"block.{len(self.inner.transformer_blocks) // 2}"
+
+    def forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        if not isinstance(cond, Mapping) or cond.keys() != NAMES:
+            found = sorted(cond) if isinstance(cond, Mapping) else type(cond).__name__
+            raise ValueError(f"the condition is {found}; a SANA network takes a mapping with {sorted(NAMES)}")
+        parts: Any = expand(cond, len(x_t))
+        value: Tensor = self.inner(
+            self.in_own_dtype(x_t),
+            encoder_hidden_states=self.in_own_dtype(parts["text"]),
+            encoder_attention_mask=parts["mask"],
+            timestep=time * self.inner.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return value[:, : x_t.shape[1]]
+
+    def taps(self) -> dict[str, nn.Module]:
+        return {f"block.{i}": block for i, block in enumerate(self.inner.transformer_blocks)}
+
+    def tap_channels(self, name: str) -> int:
+        return self.inner.config.num_attention_heads * self.inner.config.attention_head_dim
+
+    def feature_map(self, output: Any, x_t: Tensor) -> Tensor:
+        tokens: Tensor = output[0] if isinstance(output, tuple) else output
+        height, width = (side // self.inner.config.patch_size for side in x_t.shape[-2:])
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+class Sana(Family):
+    """SanaPipeline. Images are drawn at the network's own size, without the pipeline's bins of aspect ratios."""
+
+    pipeline_class = "SanaPipeline"
+    network = "transformer"
+    parts = {
+        "transformer": Part(("SanaTransformer2DModel",), "diffusers"),
+        "vae": Part(("AutoencoderDC",), "diffusers"),
+        "text_encoder": Part(("Gemma2Model",), "transformers"),
+        "tokenizer": Part(("GemmaTokenizer", "GemmaTokenizerFast"), "transformers", tokenizer=True),
+    }
+    casts_embeddings = True
+
+    def backbone(self, inner: nn.Module) -> SanaBackbone:
+        return SanaBackbone(inner)
+
+    def check_parts(self, parts: Mapping[str, Any]) -> None:
+        if parts["transformer"].config.guidance_embeds:
+            raise ValueError("its transformer embeds the guidance scale, which SanaPipeline does not give it")
+
+    def assemble(self, parts: Mapping[str, Any], scheduler: Any, index: Mapping[str, Any] | None = None) -> Any:
+        from diffusers import SanaPipeline
+
+        build: Any = SanaPipeline
+        return build(**{name: parts[name] for name in self.parts}, scheduler=scheduler)
+
+    def process(self, config: Mapping[str, Any], written: Mapping[str, Any]) -> tuple[Schedule, PredictionType]:
+        name = str(written.get("_class_name"))
+        if name not in SCHEDULERS:
+            raise ValueError(f"{name} is not supported; SANA's networks are sampled by {' or '.join(SCHEDULERS)}")
+        if name.startswith("DPM") and not (
+            config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
+        ):
+            raise ValueError(f"{name} is not set to flow matching (use_flow_sigmas, prediction_type flow_prediction)")
+        if config.get("use_dynamic_shifting"):
+            raise ValueError(
+                f"{name} shifts times with the image's size (use_dynamic_shifting), which is not supported"
+            )
+        shift = config.get(SCHEDULERS[name]) or 1.0
+        return FlowSchedule(config.get("num_train_timesteps") or 1000, shift), "flow"
+
+    def embed(self, pipeline: Any, prompts: Sequence[str]) -> Condition:
+        words, mask, _, _ = self._encode(pipeline, prompts, guided=False)
+        return {"text": words, "mask": mask}
+
+    def null(self, pipeline: Any) -> Condition:
+        _, _, words, mask = self._encode(pipeline, [""], guided=True)
+        return {"text": words, "mask": mask}
+
+    def _encode(self, pipeline: Any, prompts: Sequence[str], guided: bool) -> tuple[Tensor, ...]:
+        """What `encode_prompt` returns with the default settings of the pipeline's call."""
+        default = inspect.signature(pipeline.__call__).parameters
+        names = ("clean_caption", "max_sequence_length", "complex_human_instruction")
+        with quiet():
+            found: tuple[Tensor, ...] = pipeline.encode_prompt(
+                list(prompts), guided, device=pipeline.text_encoder.device, **{n: default[n].default for n in names}
+            )
+        return found
+
+    def report_cut(self, pipeline: Any, prompts: Sequence[str]) -> None:
+        default = inspect.signature(pipeline.__call__).parameters
+        limit = default["max_sequence_length"].default
+        instruction = "\n".join(default["complex_human_instruction"].default or ())
+        # as `encode_prompt` counts: start and end of the instruction are not counted twice
+        room = limit if not instruction else len(pipeline.tokenizer.encode(instruction)) + limit - 2
+        different = list(dict.fromkeys(prompts))
+        with quiet():
+            ids = pipeline.tokenizer([instruction + prompt.strip().lower() for prompt in different])["input_ids"]
+        text.say_cut(
+            [prompt for prompt, row in zip(different, ids, strict=True) if len(row) > room], len(different), limit
+        )
+
+    def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        given = config.get("in_channels", 32)
+        predicted = config.get("out_channels") or given
+        return given, given if predicted == 2 * given else predicted
+
+    def latent_shape(self, pipeline: Any) -> tuple[int, int, int]:
+        config = pipeline.transformer.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def call_options(self, pipeline: Any, height: int, width: int) -> dict[str, Any]:
+        return {"height": height, "width": width, "use_resolution_binning": False}
+
+    def check_size(self, pipeline: Any, height: int, width: int) -> None:
+        pipeline.check_inputs("a photo", height, width)
+
+    def one_step_scheduler(self, teacher: Teacher, time: int | float) -> Any:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=_from_noise(teacher, time))
+
+    def few_step_scheduler(self, teacher: Teacher, time: int | float, steps: int) -> Any:
+        from diffusers import FlowMatchLCMScheduler
+
+        # k steps visit 1, 1 - 1/k, ..., 1/k
+        return FlowMatchLCMScheduler(num_train_timesteps=_from_noise(teacher, time), shift_terminal=1 / steps)
+
+
+def _from_noise(teacher: Teacher, time: int | float) -> int:
+    """Times of the teacher's schedule.
+
+    Raises:
+        ValueError: a student that is not fed pure noise.
+    """
+    schedule = teacher.schedule
+    assert isinstance(schedule, FlowSchedule)
+    if float(time) != schedule.last:
+        raise ValueError(
+            f"a student of a flow-matching teacher is fed at time 1, pure noise, not at {float(time):g}: "
+            "set noise_ratio to null"
+        )
+    return schedule.num_train_timesteps

@@ -1,0 +1,173 @@
+"""Conditions of a list of prompts, embedded once, of which training takes rows.
+
+    prompts --teacher.embed, in batches--> table in memory, or in a file of the user's cache --rows--> condition (B, ...)
+
+A small table is kept on the device by every process. A larger one is a file, `prompts-HASH.safetensors`, which the first
+process of a machine writes while the others wait; it is complete or absent, and all map it into memory, so that only
+rows that are asked for are read. The hash covers the text encoders, the tokenizers, the prompts and the kind of device.
+Once there is a table, the text encoders can leave the device (`Teacher.move_text_encoders`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.diffusion.condition import Condition, move, take_rows
+from diffdistill.errors import UserError
+from diffdistill.files import user_cache
+from diffdistill.launched import rank_and_processes
+
+from .digests import pipeline_settings, weights_digest
+from .teacher import Teacher
+
+IN_MEMORY = 64 << 20  # bytes of a table that needs no file
+BATCH = 64  # prompts that the text encoders read at once
+WHOLE = "whole"  # key of a condition that is a bare tensor
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+class PromptTable:
+    """Conditions of N prompts.
+
+    Args:
+        cond: of N rows, on the CPU or on the device; parts with one row are shared by all prompts.
+        size: N.
+        device: where rows are wanted.
+    """
+
+    def __init__(self, cond: Condition, size: int, device: torch.device | str) -> None:
+        self._cond, self._size, self._device = cond, size, torch.device(device)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def rows(self, indices: Sequence[int]) -> Condition:
+        """The condition of some prompts, one row each, on the device."""
+        return move(take_rows(self._cond, list(indices)), self._device)
+
+
+def embed_prompts(teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> PromptTable:
+    """Embed prompts with a teacher that is on the device already.
+
+    Args:
+        teacher: whose text encoders embed.
+        prompts: N texts, 1 at least.
+        device: of the rows.
+
+    Raises:
+        UserError: the file of a large table cannot be written.
+    """
+    if table_bytes(teacher, len(prompts)) <= IN_MEMORY:
+        return PromptTable(move(teacher.embed(prompts, BATCH), device), len(prompts), device)
+    file = user_cache() / f"prompts-{_key(teacher, prompts, device)}.safetensors"
+    first = int(os.environ.get("LOCAL_RANK") or rank_and_processes()[0]) == 0 or rank_and_processes()[1] == 1
+    while (found := _read(file)) is None:
+        if first:
+            _write(file, teacher, prompts)
+        else:
+            time.sleep(0.2)  # a barrier would give up on it after minutes
+    return PromptTable(found, len(prompts), device)
+
+
+def table_bytes(teacher: Teacher, size: int) -> int:
+    """Bytes of the conditions of so many prompts."""
+    return size * sum(part.nbytes for part in _parts(teacher.null()).values())
+
+
+def _key(teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> str:
+    """Hash of all that the embeddings depend on."""
+    settings = pipeline_settings(teacher.family, teacher.pipeline)
+    encoders = teacher.text_encoders()
+    unread = set(teacher.parts()) - set(encoders)
+    words = {name: value for name, value in settings.items() if name not in unread}
+    made_from = [
+        teacher.family.pipeline_class,
+        words,
+        {name: weights_digest(part) for name, part in encoders.items()},
+        torch.device(device).type,
+        list(prompts),
+    ]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _read(file: Path) -> Condition | None:
+    """The table in a file, mapped into memory; None where there is no whole one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            parts = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            absent = json.loads((opened.metadata() or {}).get("absent", "[]"))
+    except (OSError, SafetensorError):
+        return None
+    return parts[WHOLE] if WHOLE in parts else {**parts, **dict.fromkeys(absent)}
+
+
+def _write(file: Path, teacher: Teacher, prompts: Sequence[str]) -> None:
+    """Embed in batches into a file that appears when it is complete; no more than one batch is in memory."""
+    from tqdm import tqdm
+
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as out, tqdm(total=len(prompts), desc="prompts", unit="prompt") as bar:
+            places: dict[str, int] = {}
+            two = _parts(teacher.family.embed(teacher.pipeline, ["", ""]))
+            shared = {name for name, part in two.items() if len(part) == 1}  # however many prompts there are
+            for i in range(0, len(prompts), BATCH):
+                chunk = prompts[i : i + BATCH]
+                cond = teacher.embed(chunk, BATCH)
+                parts = _parts(cond)
+                if not places:
+                    header, places = _header(parts, shared, len(prompts), cond)
+                    out.write(header)
+                for name, part in parts.items():
+                    out.seek(places[name] + (0 if name in shared else i * part[0].nbytes))
+                    out.write(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                bar.update(len(chunk))
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, file)
+    except OSError as error:
+        size = table_bytes(teacher, len(prompts)) / 2**30
+        raise UserError(
+            f"the embeddings of {len(prompts)} prompts, {size:.1f} GiB, cannot be written to {file.parent}: {error}; "
+            "set DIFFDISTILL_CACHE to a folder with room"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _header(parts: Mapping[str, Tensor], shared: set[str], size: int, cond: Condition) -> tuple[bytes, dict[str, int]]:
+    """The head of a safetensors file, and where the data of each part begin in the file."""
+    absent = [name for name, part in cond.items() if part is None] if isinstance(cond, Mapping) else []
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "absent": json.dumps(absent)}}
+    end, places = 0, {}
+    # a tensor starts at a multiple of its element's size if wider types come first
+    for name, part in sorted(parts.items(), key=lambda item: -item[1].element_size()):
+        rows = 1 if name in shared else size
+        start, end = end, end + rows * part[0].nbytes
+        header[name] = {"dtype": DTYPES[part.dtype], "shape": [rows, *part.shape[1:]], "data_offsets": [start, end]}
+        places[name] = start
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + start for name, start in places.items()}
+
+
+def _parts(cond: Condition) -> dict[str, Tensor]:
+    """The tensors of a condition by name."""
+    if cond is None:
+        return {}
+    if isinstance(cond, Tensor):
+        return {WHOLE: cond}
+    return {name: part for name, part in cond.items() if part is not None}
