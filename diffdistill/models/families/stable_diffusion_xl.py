@@ -125,8 +125,8 @@ class StableDiffusionXL(Family):
     def check_size(self, pipeline: Any, height: int, width: int) -> None:
         pipeline.check_inputs("a photo", None, height, width, None)
 
-    def one_step_scheduler(self, teacher: Teacher, time: int | float) -> Any:
+    def one_step_scheduler(self, teacher: Teacher, time: float | Tensor) -> Any:
         return vp.one_step_scheduler(teacher, int(time))
 
-    def few_step_scheduler(self, teacher: Teacher, time: int | float, steps: int) -> Any:
+    def few_step_scheduler(self, teacher: Teacher, time: float | Tensor, steps: int) -> Any:
         return vp.few_step_scheduler(teacher, int(time))
