@@ -1,14 +1,18 @@
 """`diffdistill eval ...` called in this process: what it says, or the one line it refuses with."""
 
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import in_two_processes
 
 from diffdistill.cli.main import main
 
@@ -26,6 +30,26 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     line = captured.err.splitlines()[-1]  # above it may stand a progress bar
     assert captured.out == "" and line.startswith("diffdistill: error: ") and captured.err.count("diffdistill: ") == 1
     return line
+
+
+def in_two(argv: Sequence[str], align: Callable[[], ModuleType] | None = None) -> None:
+    """`diffdistill eval ARGV` in two processes, in this one's working directory and with its cache.
+
+    Args:
+        argv: the subcommand and its options.
+        align: makes the module that stands in for `evaluation.agreement.align`.
+    """
+    cache = {key: value for key, value in os.environ.items() if key == "DIFFDISTILL_CACHE"}
+    in_two_processes(_eval_in, os.getcwd(), list(argv), align, **cache)
+
+
+def _eval_in(folder: str, argv: list[str], align: Callable[[], ModuleType] | None) -> None:
+    from diffdistill.cli.eval import main as evaluate
+
+    os.chdir(folder)
+    if align is not None:
+        sys.modules["diffdistill.evaluation.agreement.align"] = align()
+    evaluate(argv)
 
 
 @contextmanager

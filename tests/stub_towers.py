@@ -1,6 +1,5 @@
 """An image and a text tower one can work out by hand: an image is its mean colour, a caption the colour it names."""
 
-import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -36,10 +35,3 @@ def stand_in() -> ModuleType:
     module = ModuleType("diffdistill.evaluation.agreement.align")
     module.AlignFeatures = StubTowers  # type: ignore[attr-defined]
     return module
-
-
-if __name__ == "__main__":  # `eval calc` in a process of its own, with these towers
-    from diffdistill.cli.eval import main
-
-    sys.modules["diffdistill.evaluation.agreement.align"] = stand_in()
-    main(["calc", *sys.argv[1:]])

@@ -1,15 +1,13 @@
 """`eval calc --agreement` through the command: stub towers by hand, one process and two, open_clip's own, refusals."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from eval_calls import noise, refused, said
+from eval_calls import in_two, noise, one_thread, refused, said
 from PIL import Image
 from stub_towers import stand_in
 from tiny_pipeline import save_tiny_pipeline
@@ -72,15 +70,11 @@ def test_a_reference_and_captions_from_one_pass(here: Path, capsys: pytest.Captu
     assert both["align_score(colours)"] == pytest.approx(np.mean(COSINES), rel=1e-6)
 
 
-def test_two_processes_give_the_numbers_of_one(here: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    found = []
-    for processes in (1, 2):
-        command = [*launch, str(processes), str(TESTS / "stub_towers.py"), *captioned("--out", f"{processes}.json")[1:]]
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        found.append(json.loads(Path(f"{processes}.json").read_text()))
-    assert found[0] == found[1] and found[0]["n"] == 5
+def test_two_processes_give_the_numbers_of_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with one_thread():
+        one = said(capsys, *captioned())
+    in_two(captioned("--out", "two.json"), stand_in)
+    assert json.loads(Path("two.json").read_text()) == one and one["n"] == 5
 
 
 def test_a_generators_captions_are_its_prompts(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

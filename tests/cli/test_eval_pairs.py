@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from eval_calls import noise, refused, said
+from eval_calls import in_two, noise, one_thread, refused, said
 from PIL import Image
 
 from diffdistill.data.sources import open_source
@@ -105,17 +102,13 @@ def test_names_pair_in_any_container_and_an_npz_in_order(here: Path, capsys: pyt
     assert "holds 5 images, y.npz 3" in refused(capsys, "pairs", "--reference", "x", "--images", "y.npz")
 
 
-def test_two_processes_give_the_numbers_of_one(here: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+def test_two_processes_give_the_numbers_of_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--reference", "x", "--images", "y", "--metrics", "psnr", "ms_ssim", "--per_picture", "--on_corrupt"]
     Path("y/01.bmp").write_text("no image")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = []
-    for processes in (1, 2):
-        out = f"{processes}.json"
-        command = [*launch, str(processes), str(ROOT / "eval" / "pairs.py"), *options, "skip", "--out", out]
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        found.append(json.loads(Path(out).read_text()))
+    with one_thread():
+        one = said(capsys, "pairs", *options, "skip")
+    in_two(["pairs", *options, "skip", "--out", "two.json"])
+    found = [one, json.loads(Path("two.json").read_text())]
     assert [row["name"] for row in found[0]["per_picture"]] == [NAMES[i] for i in (0, 2, 3, 4)]
     for one, two in zip(*(report["per_picture"] for report in found), strict=True):
         assert two == {k: v if v is None or k == "name" else pytest.approx(v, rel=1e-12) for k, v in one.items()}

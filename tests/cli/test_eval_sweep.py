@@ -1,16 +1,13 @@
 """`eval sweep` through the command: its cells against `eval calc` and the library, and two processes against one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from eval_calls import one_thread, said
+from eval_calls import in_two, one_thread, said
 from PIL import Image
-from sweep_calls import PICTURES, SMALL, SWEEP, Stub, drawn, needs_mobilenet, record, row_of
+from sweep_calls import PICTURES, SMALL, SWEEP, Stub, align_module, drawn, needs_mobilenet, record, row_of
 
 from diffdistill.comparison import generated
 from diffdistill.data.emoji import load_emoji
@@ -110,20 +107,12 @@ def test_strips_and_nearest_are_the_first_seeds_pictures(
 
 
 def test_two_processes_equal_one(sweep_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("run.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nimport sweep_calls\n"
-        "sys.modules['diffdistill.evaluation.agreement.align'] = sweep_calls.align_module()\n"
-        "from diffdistill.cli.eval import main\nfrom diffdistill.cli.main import guard\n"
-        "sys.exit(guard(lambda: main(sys.argv[1:])))\n"
-    )
     options = [*SWEEP[:-1], "out1", "--models", "model", "--steps", "2", "--guidance", "3", "--seeds", "0", "1"]
     options += ["--agreement_pictures", "5", "--batch_size"]
     with one_thread():
         said(capsys, *options, "64")
-    two_of = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "run.py"]
     options[options.index("out1")] = "out2"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*two_of, *options, "3"], check=True, env=environment, capture_output=True)
+    in_two([*options, "3"], align_module)
     found = [record(out, timed=False) for out in ("out1", "out2")]
     one, two = found
     for ours, theirs in zip((*one["rows"], one["floor"]), (*two["rows"], two["floor"]), strict=True):
