@@ -93,9 +93,11 @@ if TYPE_CHECKING:
         TextToImage,
         Validation,
     )
-    from diffdistill.models.export import export_one_step
+    from diffdistill.models.backbone import full_copy
+    from diffdistill.models.export import export_few_steps, export_one_step, export_student
     from diffdistill.models.generate import generate, load_generator
-    from diffdistill.models.network import full_copy
+    from diffdistill.models.latents import LatentSpace
+    from diffdistill.models.lora import adapters_off, add_lora
     from diffdistill.models.teacher import Teacher, load_teacher
     from diffdistill.training.loop import Trainer
     from diffdistill.training.settings import TrainingSettings
@@ -125,6 +127,7 @@ __all__ = [
     "InceptionScore",
     "JudgingOptions",
     "KernelDistance",
+    "LatentSpace",
     "MSSSIM",
     "MeanFlow",
     "Method",
@@ -158,6 +161,8 @@ __all__ = [
     "VPSchedule",
     "Validation",
     "WEIGHTS",
+    "adapters_off",
+    "add_lora",
     "backward_simulation",
     "bootstrap_loss",
     "boundary_loss",
@@ -171,7 +176,9 @@ __all__ = [
     "dpm_solver_pp_2m",
     "euler",
     "evaluate",
+    "export_few_steps",
     "export_one_step",
+    "export_student",
     "few_step_sample",
     "few_step_times",
     "fid",
@@ -288,9 +295,11 @@ _MODULES = {
         "TextToImage",
         "Validation",
     ),
-    "models.export": ("export_one_step",),
+    "models.backbone": ("full_copy",),
+    "models.export": ("export_few_steps", "export_one_step", "export_student"),
     "models.generate": ("generate", "load_generator"),
-    "models.network": ("full_copy",),
+    "models.latents": ("LatentSpace",),
+    "models.lora": ("adapters_off", "add_lora"),
     "models.teacher": ("Teacher", "load_teacher"),
     "training.loop": ("Trainer",),
     "training.settings": ("TrainingSettings",),
