@@ -33,9 +33,9 @@ COMMON = {
 }  # fmt: skip
 ON_PICTURES = ("consistency", "self_e", "flow", "mean_flow", "shortcut", "teacher", "autoencoder")
 FROM_START = {  # so that what comes late in a run comes in its two steps
-    "swiftbrush": {"method.fake_warmup": "0"}, "quickstart": {"method.fake_warmup": "0"},
-    "sid": {"method.fake_warmup": "0"}, "dmd2": {"method.fake_warmup": "0"},
-    "diff_instruct": {"method.fake_warmup": "0"},
+    "swiftbrush": {"method.fake.warmup": "0"}, "quickstart": {"method.fake.warmup": "0"},
+    "sid": {"method.fake.warmup": "0"}, "dmd2": {"method.fake.warmup": "0"},
+    "diff_instruct": {"method.fake.warmup": "0"},
     "self_e": {"method.span_from": "0", "method.span_share": "0"},
 }  # fmt: skip
 PROTOCOLS = ("mobilenet-offline", "clean", "tf-legacy", "torchmetrics")
@@ -86,9 +86,9 @@ def train(code: Path, folder: Path) -> dict[str, Any]:
         name = config.stem.removeprefix("emoji_")
         options = {**COMMON, **FROM_START.get(name, {}), "output_dir": str(folder / "runs" / name)}
         if name == "teacher":  # whose recipe starts from runs of its own
-            options |= {"method.autoencoder": str(code / "assets" / "teacher" / "vae")}
+            options |= {"method.network.autoencoder": str(code / "assets" / "teacher" / "vae")}
         if name in ON_PICTURES:
-            options["method.data"] = str(folder / "set")
+            options["method.data.source"] = str(folder / "set")
         run(code, folder, "train", str(config), *(f"--{key}={value}" for key, value in options.items()))
         lines = (folder / "runs" / name / "log.jsonl").read_text().splitlines()
         keep = ("/loss", "/grad_norm")

@@ -27,7 +27,7 @@ from diffdistill.models.teacher import load_teacher
 
 def curve(run: Path, n: int, seed: int) -> list[dict[str, Any]]:
     recipe = yaml.safe_load((run / "config.yaml").read_text())["method"]["init_args"]
-    untrained = load_teacher(find(recipe["teacher"])).backbone.inner.state_dict()
+    untrained = load_teacher(find(recipe["teacher"]["source"])).backbone.inner.state_dict()
     student, bench = load_teacher(str(run / "export")), Ruler(n, seed)
     weights = {0: lambda: untrained}
     for folder in sorted(run.glob("checkpoint-*")):

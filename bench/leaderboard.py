@@ -53,15 +53,15 @@ class Entry:
 
 
 FROM_TEACHER = {
-    "method.init_from": "assets/teacher",
-    "method.learning_rate": "4e-4",
+    "method.network.init_from": "assets/teacher",
+    "method.optimizer.learning_rate": "4e-4",
     "training.batch_size": "32",
     "training.warmup_samples": "1280",
     "training.ema_decay": "0.99",
 }
 
-SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.evaluator_decay": "0.99"}
-SELF_E["method.finest_steps"] = "null"  # it is for more steps than are measured here
+SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.ema_decay": "0.99"}
+SELF_E["method.sampling.finest_steps"] = "null"  # it is for more steps than are measured here
 
 ENTRIES = {
     "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0"}),
@@ -77,7 +77,7 @@ ENTRIES = {
     "progressive": Entry("emoji_progressive"),
     "consistency": Entry("emoji_consistency", steps=STEPS),
     "self_e": Entry("emoji_self_e", {**FROM_TEACHER, **SELF_E}, STEPS, (1.0, 2.0)),
-    "mean_flow": Entry("emoji_mean_flow", {**FROM_TEACHER, "method.learning_rate": "1e-4"}, STEPS),
+    "mean_flow": Entry("emoji_mean_flow", {**FROM_TEACHER, "method.optimizer.learning_rate": "1e-4"}, STEPS),
     "shortcut": Entry("emoji_shortcut", FROM_TEACHER, STEPS),
 }
 

@@ -42,6 +42,10 @@ def explain(message: str, known: Sequence[str]) -> str:
             parts = odd.groupdict()
             group = parts.get("group") or (owners[0] if owners else "")
             return unknown_key(f"{group}.{parts['key']}" if group else parts["key"], known)
+    for nest in re.finditer(r'Parser key "([\w.]+)":\s+Unable to load config [\'"](.*?)[\'"]', message):
+        key = inside + nest[1]
+        if inner := [name for name in known if name.startswith(f"{key}.")]:
+            return f"{key} is {nest[2]!r}; it holds settings of its own, such as {inner[0]}"
     if missing := re.search(r"the following arguments are required: ([\w., ]+)", message):
         prefix = owners[0] + "." if owners else ""
         names = ", ".join(prefix + name.strip() for name in missing[1].split(","))

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
 def _recipe(run: Path, config: str, teacher: str, seed: int, overwrite: bool) -> list[str]:
     """Arguments of `diffdistill train` for the student."""
     return [
-        *("--config", config, "--method.teacher", teacher, "--training.seed", str(seed)),
+        *("--config", config, "--method.teacher.source", teacher, "--training.seed", str(seed)),
         *("--output_dir", str(run / "student"), "--overwrite", str(overwrite).lower()),
     ]
 

@@ -18,12 +18,13 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from diffdistill.cli.config_errors import explain, unknown_key
+from diffdistill.cli.nested import built, flattened, known_keys, put, refuse_nulls
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 from diffdistill.launched import rank_and_processes
@@ -102,7 +103,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     _check_run(namespace, run)
     _look_elsewhere(namespace, run)
     torch.manual_seed(namespace.training.seed)
-    settings = TrainingSettings(**vars(namespace.training))
+    settings: TrainingSettings = built(TrainingSettings, namespace.training, "training")
     settings.check(rank_and_processes()[1])
     read_launch(settings)
     method = _build(namespace, run)
@@ -121,7 +122,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     # the processes, so none of them can take the file written here for an earlier run's.
     try:
         kind = f"{type(method).__module__}.{type(method).__qualname__}"
-        made_from = Recipe(kind, plain["method"].get("init_args") or {}, _paths(namespace))
+        made_from = Recipe(kind, flattened(plain["method"].get("init_args") or {}), _paths(namespace))
         trainer = Trainer(method, settings, run, namespace.resume, made_from)
     except ValueError as error:  # an optimiser that refuses its settings
         raise UserError(f"method {type(method).__name__}: {error}") from error
@@ -249,24 +250,19 @@ def _known_keys(parser: ArgumentParser, method: type | None) -> list[str]:
     keys = [key for key in keys if key.split(".")[-1] != "help"]
     classes = [method] if method is not None else [_method_class(name) for name in _method_names()]
     for item in classes:
-        keys += [f"method.{name}" for name in inspect.signature(item).parameters]
+        keys += known_keys(item, "method")
     return keys
 
 
 def _refuse_nulls(namespace: Namespace) -> None:
-    """The parser lets null stand for any value; where the type has no None it would fail in the middle of a run."""
     from diffdistill.training.settings import TrainingSettings
 
-    method: Any = _method_class(namespace.method.class_path)
-    sections = (
-        ("method", namespace.method.get("init_args") or Namespace(), get_type_hints(method.__init__)),
-        ("training", namespace.training, get_type_hints(TrainingSettings)),
-    )
-    for section, values, types in sections:
-        for key, value in vars(values).items():
-            if value is None and key in types and type(None) not in get_args(types[key]):
-                name = getattr(types[key], "__name__", str(types[key]))
-                raise UserError(f"{section}.{key} is null; expected {name}")
+    refuse_nulls(_method_class(namespace.method.class_path), _init_args(namespace), "method")
+    refuse_nulls(TrainingSettings, namespace.training, "training")
+
+
+def _init_args(namespace: Namespace) -> Namespace:
+    return namespace.method.get("init_args") or Namespace()
 
 
 def _check_run(namespace: Namespace, run: Path) -> None:
@@ -297,18 +293,19 @@ def _look_elsewhere(namespace: Namespace, run: Path) -> None:
     from diffdistill.training.checkpoint import stored_paths
     from diffdistill.training.continuation import find_again
 
-    init_args = namespace.method.get("init_args") or Namespace()
+    init_args = _init_args(namespace)
     if namespace.resume:
-        for key, place in find_again(vars(init_args), *stored_paths(run, namespace.resume), find).items():
-            init_args[key] = place
-    for key, value in vars(init_args).items():
+        places = find_again(flattened(init_args), *stored_paths(run, namespace.resume), find)
+        for key, place in places.items():
+            put(init_args, key, place)
+    for key, value in flattened(init_args).items():
         if isinstance(value, str) and "/" in value:
-            init_args[key] = find(value)
+            put(init_args, key, find(value))
 
 
 def _paths(namespace: Namespace) -> dict[str, str]:
-    """The method's arguments that are text, once paths were looked for elsewhere."""
-    return {k: v for k, v in vars(namespace.method.get("init_args") or Namespace()).items() if isinstance(v, str)}
+    """The method's arguments that are text, by dotted key, once paths were looked for elsewhere."""
+    return {k: v for k, v in flattened(_init_args(namespace)).items() if isinstance(v, str)}
 
 
 def build_method(namespace: Namespace) -> Any:
@@ -318,7 +315,7 @@ def build_method(namespace: Namespace) -> Any:
     """
     chosen = _method_class(namespace.method.class_path)
     try:
-        return chosen(**vars(namespace.method.get("init_args") or Namespace()))
+        return built(chosen, _init_args(namespace), "method")
     except (ValueError, OSError) as error:  # a constructor's inputs all come from the config
         raise UserError(f"method {chosen.__name__} cannot be built: {error}") from error
 
@@ -333,7 +330,7 @@ def _build(namespace: Namespace, run: Path) -> Any:
     except UserError as error:
         if not namespace.resume or stored_paths(run, namespace.resume)[0]:
             raise
-        raise explain_missing(error, vars(namespace.method.get("init_args") or Namespace()), run) from error
+        raise explain_missing(error, flattened(_init_args(namespace)), run) from error
 
 
 def _write_config(run: Path, recipe: dict[str, Any], anew: bool) -> None:

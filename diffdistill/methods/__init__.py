@@ -6,13 +6,13 @@ from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase,
 from .boot import BOOT
 from .consistency import Consistency
 from .dmd2 import DMD2
+from .latent_diffusion import LatentDiffusion
 from .mean_flow import MeanFlow
 from .progressive import Progressive
 from .self_e import SelfE
 from .shortcut import Shortcut
 from .sid import SiD
 from .swiftbrush import SwiftBrush
-from .text_to_image import TextToImage
 
 __all__ = [
     "ASD",
@@ -21,6 +21,7 @@ __all__ = [
     "Autoencoder",
     "Batch",
     "Consistency",
+    "LatentDiffusion",
     "Loss",
     "MeanFlow",
     "Method",
@@ -32,7 +33,6 @@ __all__ = [
     "Shortcut",
     "SiD",
     "SwiftBrush",
-    "TextToImage",
     "Validation",
     "unwrap",
 ]

@@ -1,7 +1,9 @@
 """What methods share that train a text-to-image model of two times from data.
 
-Pictures, captions, latents and the text encoder are those of `TextToImage`; the UNet is told two times, the path is
-straight, and the product is sampled in any number of steps (`models.any_step_pipeline`). A method says its loss.
+    images --autoencoder--> x0 --straight path--> x_t --UNet, conditioned on t, s and the caption--> a step from t to s
+
+Images, captions and latents are a `CaptionedLatents`; the network is a UNet of two times with its text encoder. The
+product is sampled in any number of steps (`models.any_step_pipeline`). A method says its loss.
 
 Notable:
 - an average of the weights that is run within a step (a judge, an aim) is a network among the others, brought up to
@@ -13,17 +15,16 @@ Notable:
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import FlowSchedule
-from diffdistill.diffusion.any_step import TwoTimeDenoiser
-from diffdistill.diffusion.vp_on_straight_path import VPOnStraightPath
+from diffdistill.data.captioned import CaptionedData, load_captioned
+from diffdistill.diffusion import FlowSchedule, TwoTimeDenoiser, VPOnStraightPath
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.models.any_step_pipeline import (
@@ -36,113 +37,142 @@ from diffdistill.models.any_step_pipeline import (
 from diffdistill.models.attention import set_attention
 from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.export import halve
-from diffdistill.models.families.stable_diffusion import stock_pipeline
-from diffdistill.models.families.unet import check_plain_unet, sample_size
+from diffdistill.models.latents import LatentSpace, load_autoencoder
 from diffdistill.models.stock_check import load_checked_teacher
-from diffdistill.models.text import check_unmasked
+from diffdistill.models.text import check_unmasked, report_cut
 
-from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
-from .content import digest, of_network, of_text
-from .text_to_image import PREVIEW, TextToImage
+from .base import Batch, Method, OptimizerSettings, Validation, unwrap
+from .captioned_latents import Augmentation, CaptionedLatents
+from .content import digest, of_images, of_network, of_text
+from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet
 
 PREVIEW_STEPS = (1, 8)
 
 
-class AnyStep(Method):
-    """A two-time UNet on the latents of a captioned image set.
+@dataclass(frozen=True)
+class AnyStepExport:
+    """How the product of an any-step method is stored.
 
     Args:
-        source: settings of `TextToImage`: the data, and the sizes of the networks.
-        learning_rate, betas, weight_decay: AdamW's.
-        init_from: what to start from, with its text encoder and tokenizer: the folder of an any-step model (a
-            flow-matching one, say), or a Stable-Diffusion-class teacher, folder or hub id, whose answers are at first
-            this model's at s = t; None to start from nothing.
-        average_decay: of the average that is run within a step; None for no such average.
-        time_scale: the network is told time_scale * t.
-        grid_shift: `FlowSchedule`'s shift, of the sampling grid; the shift in `source` is of pictures, in pixels.
-        attention: auto, sdpa, math or xformers.
-        half_export: store the exported UNet's and VAE's weights as float16.
+        half: store the exported weights of the network and the autoencoder as float16.
         stock_one_step: export one step as a stock pipeline too, in the folder `one_step`.
+    """
+
+    half: bool = False
+    stock_one_step: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an any-step model is sampled: which earlier time s the network is conditioned on in a step, and its noise.
+
+    Args:
+        target_fraction: how far into a step its s lies where there are several steps, from 0 (s = t) to 1 (its end).
+        one_step_target_fraction: the same where there is one step alone.
+        finest_steps: with more steps than these, s stays about as far from t as with these; null for no limit.
+        eta: noise added while sampling, a share of the ancestral sampler's, from 0 to 1.
+    """
+
+    target_fraction: float = 1.0
+    one_step_target_fraction: float = 1.0
+    finest_steps: int | None = None
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("target_fraction", "one_step_target_fraction", "eta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if self.finest_steps is not None and self.finest_steps < 2:
+            raise UserError(f"finest_steps is {self.finest_steps}; it must be 2 or more, or null")
+
+
+AT_THE_START = Sampling(0.0, 0.0)  # s = t: for a network that has been conditioned on nothing else
+
+
+class AnyStep(Method):
+    """A two-time UNet on the latents of captioned images.
+
+    Args:
+        data: captioned images.
+        network: autoencoder, and sizes or a start of the networks that are trained. With `network.init_from` the model
+            starts from an any-step model (a flow-matching one, say), or from a teacher, whose answers are at first
+            this model's at s = t; tokenizer and text encoder are taken from there too.
+        augmentation: how images and captions are varied.
+        optimizer: of UNet and text encoder.
+        export: how the product is stored.
+        ema_decay: of the average that is run within a step; None for no such average.
+        time_scale: the network is conditioned on time_scale * t.
+        grid_shift: `FlowSchedule`'s shift, of the sampling grid.
+        sampling: says how the product is sampled at this point of the run.
+        preview_guidance: of validation images of several steps; 1 where guidance is in the network already.
 
     Raises:
-        UserError: an init_from that does not fit the autoencoder, the pictures or time_scale.
+        UserError: an init_from that does not fit the autoencoder, the images or time_scale.
     """
 
     averaged = "model"
-    free = {**FREE_ARGUMENTS, "stock_one_step": "what is exported beside the product"}
-    name = "any_step"
-    reach = 1.0
-    reach_of_one_step = 1.0
-    finest_steps: int | None = None
-    eta = 0.0
-    preview_guidance = 2.0  # of pictures of several steps; 1 where guidance is in the network already
+    free = {
+        "network.attention": "which kernel computes attention; equal up to rounding",
+        "export.half": "how the product is stored",
+        "export.stock_one_step": "what is exported beside the product",
+    }
 
     def __init__(
         self,
-        source: dict[str, Any],
+        data: CaptionedData,
+        network: NetworkSettings,
+        augmentation: Augmentation,
+        optimizer: OptimizerSettings,
+        export: AnyStepExport,
         *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        init_from: str | None,
-        average_decay: float | None,
+        ema_decay: float | None = None,
         time_scale: int = 1000,
         grid_shift: float = 1.0,
-        attention: str = "auto",
-        half_export: bool = False,
-        stock_one_step: bool = False,
+        sampling: Callable[[], Sampling] = Sampling,
+        preview_guidance: float = 2.0,
     ) -> None:
-        if average_decay is not None and not 0 <= average_decay < 1:
-            raise UserError(f"the decay of an average is {average_decay}; it must be from 0 to below 1")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise UserError(f"ema_decay is {ema_decay}; it must be from 0 to below 1")
         if time_scale < 1 or not 0 < grid_shift < math.inf:
             raise UserError(
                 f"time_scale is {time_scale}, the grid's shift {grid_shift}; they must be above 0 and finite"
             )
-        start = None if init_from is None else _load_start(init_from, time_scale)  # before pictures are encoded
-        self.source = TextToImage(**source)
-        self.frozen = self.source.frozen
-        made: Any = self.source.networks.pop("model")
-        unet, text_encoder = made.inner, made.text_encoder
-        self.content = dict(self.source.content)
-        process = None
-        if init_from is not None and start is not None:
-            unet, pipeline, process = start
-            text_encoder = self._take(init_from, unet, pipeline, process)
-        set_attention(unet, attention, "cuda" if torch.cuda.is_available() else "cpu")
+        start = None if network.init_from is None else _load_start(network.init_from, time_scale)
+        autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
+        space, size = LatentSpace(autoencoder), (images.images.shape[-2], images.images.shape[-1])
+        self.content = {"network.autoencoder": of_network(autoencoder), "data.source": of_images(images)}
+        if start is None:
+            tokenizer, process = new_tokenizer(images), None
+            unet, text_encoder = new_unet(network, space, size), new_text_encoder(network, tokenizer)
+        else:
+            start.check(space, size)
+            unet, text_encoder, tokenizer, process = start.unet, start.text_encoder, start.tokenizer, start.process
+            self.content["network.init_from"] = start.digest()
+            for part in (unet, text_encoder):
+                part.requires_grad_(True).train()
+        report_cut(tokenizer, images.captions)
+        self.source = CaptionedLatents(images, space, tokenizer, augmentation)
+        set_attention(unet, network.attention, "cuda" if torch.cuda.is_available() else "cpu")
         self.schedule = FlowSchedule(time_scale, grid_shift)
         from diffdistill.models.two_times import TwoTimeUNet
 
         model = TwoTimeUNet(unet.to(memory_format=torch.channels_last), text_encoder, process, time_scale)
         self.networks = {"model": model}
-        self.average_decay = average_decay
-        if average_decay is not None:
+        self.ema_decay = ema_decay
+        if ema_decay is not None:
             self.networks["average"] = averaged_copy(model)
-        self.optimizers = {"model": OptimizerSettings(learning_rate, betas, weight_decay)}
-        self.half_export, self.stock_one_step = half_export, stock_one_step
-
-    def _take(self, source: str, unet: Any, pipeline: Any, process: VPOnStraightPath | None) -> Any:
-        """The text encoder of what to start from; takes over the tokenizer."""
-        text_encoder = pipeline.text_encoder
-        found = sample_size(unet.config)
-        wanted = tuple(self.source.latents.shape[2:])
-        if found != wanted:
-            raise UserError(f"init_from {source} makes latents of shape {found}; those of the pictures have {wanted}")
-        if not _one_autoencoder(pipeline.vae, self.source.vae):
-            raise UserError(f"init_from {source} has another autoencoder; set autoencoder to its vae folder")
-        self.source.tokenizer = pipeline.tokenizer
-        text = of_text(pipeline.tokenizer, text_encoder)
-        start = digest(of_network(unet), text, str(process and process.settings))
-        self.content = {**self.content, "init_from": start}
-        for part in (unet, text_encoder):
-            part.requires_grad_(True).train()
-        return text_encoder
+        self.optimizers = {"model": optimizer}
+        self.frozen = {"autoencoder": autoencoder}
+        self.export_settings = export
+        self.sampling, self.preview_guidance = sampling, preview_guidance
 
     def __len__(self) -> int:
         return len(self.source)
 
     def prepare(self, device: torch.device | str) -> None:
+        """Make the latents on the device, or read them from the cache."""
         super().prepare(device)
-        self.source.prepare(device)
+        self.source.prepare(self.device)
 
     def enable_gradient_checkpointing(self) -> None:
         unwrap(self.networks["model"]).inner.enable_gradient_checkpointing()
@@ -151,15 +181,9 @@ class AnyStep(Method):
         return self.source.batch(records, random)
 
     def begin_step(self, step: int) -> None:
-        if self.average_decay is not None and step:  # before the first step the average is the model
-            follow(unwrap(self.networks["average"]), unwrap(self.networks["model"]), self.average_decay, step)
-
-    def phases(self, step: int) -> list[Phase]:
-        return [Phase(self.name, "model", self._loss)]
-
-    @abstractmethod
-    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
-        """The method's loss of a micro-batch."""
+        """Bring the average up to date."""
+        if self.ema_decay is not None and step > 0:
+            follow(unwrap(self.networks["average"]), unwrap(self.networks["model"]), self.ema_decay, step)
 
     # ---- for losses -------------------------------------------------------------------------------------------
 
@@ -188,33 +212,92 @@ class AnyStep(Method):
 
     # ---- product ----------------------------------------------------------------------------------------------
 
-    def _product(self) -> AnyStepModel:
+    def product(self) -> AnyStepModel:
+        """The model with its present weights, as it is sampled."""
+        from diffdistill.models.families.stable_diffusion import stock_pipeline
+
         model = unwrap(self.networks["model"])
-        parts = stock_pipeline(model.inner, self.source.vae, model.text_encoder, self.source.tokenizer)
-        told = (self.reach, self.reach_of_one_step, self.finest_steps)
-        return AnyStepModel(parts, model, self.schedule, *told, self.eta)
+        parts = stock_pipeline(model.inner, self.source.space.autoencoder, model.text_encoder, self.source.tokenizer)
+        s = self.sampling()
+        return AnyStepModel(
+            parts, model, self.schedule, s.target_fraction, s.one_step_target_fraction, s.finest_steps, s.eta
+        )
 
     def validate(self) -> Validation:
-        """16 captions, each at 1 step unguided and at 8 steps guided, noise the same every time."""
-        product = self._product()
-        cond = self.source.tokenize([f"{name}, noto" for name in PREVIEW])
-        noise = SampleRandom(0, range(len(PREVIEW)), self.source.device).normal("preview", product.latent_shape)
+        """16 captions, each at 1 step unguided and at 8 steps guided; the noise is always the same."""
+        product, captions = self.product(), self.source.preview_captions()
+        if self.source.images.styles is not None:
+            captions = [f"{name}, {self.source.images.styles[0]}" for name in captions]
+        cond = self.source.tokenize(captions)
+        noise = SampleRandom(0, range(len(captions)), self.device).normal("preview", product.latent_shape)
         guidance = self.preview_guidance
         rows = [
-            product.latents.images(product.sample(cond, self.null, noise, steps, 1.0 if steps == 1 else guidance))
+            self.source.space.images(product.sample(cond, self.null, noise, steps, 1.0 if steps == 1 else guidance))
             for steps in PREVIEW_STEPS
         ]
         return Validation(torch.stack(rows, 1).flatten(0, 1))
 
     def export(self, folder: Path) -> None:
-        product = self._product()
+        product, settings = self.product(), self.export_settings
         save_any_step(product, folder)
-        if self.half_export:
+        if settings.half:
             halve(folder)
-        if self.stock_one_step:
+        if settings.stock_one_step:
             export_stock_one_step(product, folder / "one_step")
-            if self.half_export:
+            if settings.half:
                 halve(folder / "one_step")
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a model starts from, and the process that its UNet knows where that is not the straight path."""
+
+    source: str
+    unet: Any
+    autoencoder: Any
+    text_encoder: Any
+    tokenizer: Any
+    latent_shape: tuple[int, int, int]
+    process: VPOnStraightPath | None
+
+    def check(self, space: LatentSpace, size: tuple[int, int]) -> None:
+        """Raise UserError for latents of another shape, another autoencoder, or a text encoder that takes a mask."""
+        check_unmasked(self.text_encoder, f"network.init_from {self.source}")
+        if (wanted := space.shape(*size)) != self.latent_shape:
+            raise UserError(
+                f"network.init_from {self.source} makes latents of shape {self.latent_shape}; those of the images have "
+                f"{wanted}"
+            )
+        if not _one_autoencoder(self.autoencoder, space.autoencoder):
+            raise UserError(
+                f"network.init_from {self.source} has another autoencoder; set network.autoencoder to its vae folder"
+            )
+
+    def digest(self) -> str:
+        text, settings = of_text(self.tokenizer, self.text_encoder), str(self.process and self.process.settings)
+        return digest(of_network(self.unet), text, settings)
+
+
+def _load_start(source: str, time_scale: int) -> _Start:
+    """An any-step model, or a teacher.
+
+    Raises:
+        UserError: neither is there, another time_scale, or a teacher that this model cannot start from.
+    """
+    if is_any_step(source):
+        model = load_any_step(source)
+        if (scale := model.schedule.num_train_timesteps) != time_scale:
+            raise UserError(f"network.init_from {source} has time_scale {scale}; here it is {time_scale}")
+        p, unet, process = model.pipeline, model.network.inner, model.network.process
+        return _Start(source, unet, p.vae, p.text_encoder, p.tokenizer, model.latent_shape, process)
+    teacher = load_checked_teacher(source)
+    try:
+        process = VPOnStraightPath(teacher.scheduler_config)
+    except ValueError as error:
+        raise UserError(f"network.init_from {source}: {error}") from error
+    p, unet = teacher.pipeline, teacher.backbone.inner
+    autoencoder = teacher.latents.autoencoder
+    return _Start(source, unet, autoencoder, p.text_encoder, p.tokenizer, teacher.latent_shape, process)
 
 
 def _one_autoencoder(one: Any, other: Any) -> bool:
@@ -224,20 +307,3 @@ def _one_autoencoder(one: Any, other: Any) -> bool:
     if shapes[0] != shapes[1] or one.config.scaling_factor != other.config.scaling_factor:
         return False
     return all(torch.allclose(value.float(), b[name].float(), rtol=2e-3, atol=1e-6) for name, value in a.items())
-
-
-def _load_start(source: str, time_scale: int) -> tuple[Any, Any, VPOnStraightPath | None]:
-    """The UNet to start from, its pipeline, and the process that the UNet knows where that is another one."""
-    if not is_any_step(source):
-        teacher = load_checked_teacher(source)
-        unet = check_plain_unet(teacher.backbone.inner, f"init_from {source}: a second time")
-        check_unmasked(teacher.pipeline.text_encoder, f"init_from {source}")
-        try:
-            return unet, teacher.pipeline, VPOnStraightPath(teacher.scheduler_config)
-        except ValueError as error:
-            raise UserError(f"init_from {source}: {error}") from error
-    model = load_any_step(source)
-    check_unmasked(model.pipeline.text_encoder, f"init_from {source}")
-    if (told := model.schedule.num_train_timesteps) != time_scale:
-        raise UserError(f"init_from {source} is told {told} t; here it is {time_scale} t")
-    return model.network.inner, model.pipeline, model.network.process

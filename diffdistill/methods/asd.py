@@ -14,77 +14,60 @@ Notable:
 
 from __future__ import annotations
 
-from typing import Any
+from torch import Tensor
 
+from diffdistill.data.prompts import read_prompts
+from diffdistill.diffusion import Condition
 from diffdistill.distill import WEIGHTS, SampleRandom
 from diffdistill.distill.tables import look_up
 
-from .base import Batch, Loss, Phase, check_guidance
-from .one_step import OneStep, check_eta
+from .base import Loss, OptimizerSettings, Phase, check_eta, check_guidance
+from .judge import Judge
+from .one_step import OneStep
+from .settings import ExportSettings, JudgedTimes, TeacherSettings
+from .student import OneStepStudent
 
 
 class ASD(OneStep):
-    """Distil a Stable-Diffusion-class teacher into one step with the teacher alone; the defaults are the paper's.
+    """Distil a teacher into one step with the teacher alone; the defaults are the paper's.
 
     Args:
-        teacher: pipeline folder or hub id.
-        prompts: text file, one prompt a line.
-        eta: largest shift of the later time, relative to t - t_min; the paper finds .1 best, of 0 to .2.
+        teacher: the model that is distilled.
+        prompts: a file of prompts.
+        eta: largest shift of the later time, as a share of t - t_min; the paper finds .1 best, of 0 to .2.
         weight: weight on the residual, a name in `distill.WEIGHTS`.
         guidance_scale: of the teacher at t; at t + dt it has none.
-        student_learning_rate: AdamW's, constant unless `training` says otherwise.
-        betas: AdamW's.
-        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
-        t_min: lower end of the times judged at the start, as a fraction.
-        t_min_final: where it arrives at the end of training, linearly; null for where it started.
-        t_max: upper end at the start, not included.
-        t_max_final: where that arrives; null for where it started.
-        noise_ratio: sigma/alpha of the time at which the student is fed; null for the last time.
-        attention: auto, sdpa, math or xformers.
-        half_export: store the exported UNet's and VAE's weights as float16.
+        times: times at which samples are judged.
+        optimizer: of the student.
+        noise_ratio: sigma/alpha of the time at which the student is given noise; null for the last time.
+        export: how the product is stored.
     """
+
+    judge: Judge
 
     def __init__(
         self,
-        teacher: str,
+        teacher: TeacherSettings,
         prompts: str,
         eta: float = 0.1,
         weight: str = "sigma2",
         guidance_scale: float = 7.5,
-        student_learning_rate: float = 1e-6,
-        betas: tuple[float, float] = (0.9, 0.999),
-        adam_eps: float = 1e-8,
-        t_min: float = 0.5,
-        t_min_final: float | None = 0.02,
-        t_max: float = 0.981,
-        t_max_final: float | None = 0.5,
+        times: JudgedTimes = JudgedTimes(0.5, 0.981, 0.02, 0.5),
+        optimizer: OptimizerSettings = OptimizerSettings(1e-6),
         noise_ratio: float | None = None,
-        attention: str = "auto",
-        half_export: bool = False,
+        export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
         look_up(WEIGHTS, weight, "weight")
         check_eta(eta=eta)
-        self.eta, self.weight, self.guidance_scale = eta, weight, guidance_scale
-        super().__init__(
-            teacher,
-            prompts,
-            student_learning_rate=student_learning_rate,
-            betas=betas,
-            adam_eps=adam_eps,
-            noise_ratio=noise_ratio,
-            t_min=t_min,
-            t_max=t_max,
-            t_min_final=t_min_final,
-            t_max_final=t_max_final,
-            attention=attention,
-            half_export=half_export,
-        )
+        self.eta, self.weight = eta, weight
+        texts, loaded = read_prompts(prompts), teacher.load()
+        judge = Judge(loaded, times, guidance_scale)
+        super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)
 
     def phases(self, step: int) -> list[Phase]:
-        return [Phase("student", "student", self._student_loss)]
+        return self.judge.phases(step, self.student.train_sample, self.networks, self.loss)
 
-    def _student_loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
-        cond = batch["cond"]
-        x0 = self._sample(self.networks["student"], random, cond)
-        return self._distil("asd", self.weight, x0, cond, random, self.guidance_scale, eta=self.eta)
+    def loss(self, x0: Tensor, cond: Condition, random: SampleRandom) -> Loss:
+        """The loss on samples of the student."""
+        return self.judge.loss(x0, cond, random, residual="asd", weight=self.weight, eta=self.eta)

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.distill.randomness import SampleRandom
+from diffdistill.data.captioned import CaptionedData, load_captioned
+from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.models.latents import load_autoencoder
 from diffdistill.models.narrow_autoencoder import narrow_autoencoder
@@ -62,16 +63,15 @@ class ReconstructionNetwork(nn.Module):
 
 
 class Autoencoder(Method):
-    """Train an AutoencoderKL on an emoji set.
+    """Train an AutoencoderKL on images.
 
     Args:
-        data: folder of the image set.
+        data: images; captions are not needed.
         latent_channels: channels of the latent.
         block_out_channels: widths, full resolution first; each entry after the first halves the resolution.
         crop: side of the training crops in pixels; null for whole pictures.
         norm_groups: groups of the normalisation layers; 1 keeps most of a flat picture's colours.
-        learning_rate: peak of AdamW's.
-        betas: AdamW's.
+        optimizer: of the autoencoder.
         edge_weight: weight of the error on neighbouring pixels' differences.
         kl_weight: weight of the mean KL divergence per latent value.
         permute_colours: share of samples whose colour channels are permuted, so that colours are not tied to things.
@@ -85,13 +85,12 @@ class Autoencoder(Method):
 
     def __init__(
         self,
-        data: str = "assets/emoji",
+        data: CaptionedData = CaptionedData(),
         latent_channels: int = 16,
         block_out_channels: tuple[int, ...] = (24, 48, 96, 128),
         crop: int | None = None,
         norm_groups: int = 1,
-        learning_rate: float = 6e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
+        optimizer: OptimizerSettings = OptimizerSettings(6e-4, (0.9, 0.99)),
         edge_weight: float = 1.0,
         kl_weight: float = 1e-4,
         permute_colours: float = 0.2,
@@ -106,10 +105,8 @@ class Autoencoder(Method):
             raise UserError(
                 f"latent_noise {latent_noise}, edge_weight {edge_weight}, kl_weight {kl_weight}: not below 0"
             )
-        from diffdistill.data.emoji import load_emoji  # here, so that methods without pictures need none
-
-        self.images = load_emoji(data).images
-        self.content = {"data": digest(self.images)}
+        self.images = load_captioned(data, captioned=False).images
+        self.content = {"data.source": digest(self.images)}
         self.crop, self.edge_weight, self.kl_weight = crop or self.images.shape[-1], edge_weight, kl_weight
         self.permute_colours, self.latent_noise, self.train_encoder = permute_colours, latent_noise, train_encoder
         vae: Any
@@ -145,7 +142,7 @@ class Autoencoder(Method):
             raise UserError(f"crop is {self.crop}; it must be a multiple of {self.factor}, at most {side}")
         self.latent_channels = vae.config.latent_channels
         self.networks = {"autoencoder": ReconstructionNetwork(vae, train_encoder).to(memory_format=torch.channels_last)}
-        self.optimizers = {"autoencoder": OptimizerSettings(learning_rate, betas)}
+        self.optimizers = {"autoencoder": optimizer}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -179,8 +176,8 @@ class Autoencoder(Method):
         return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": kl.detach(), "psnr_db": psnr}
 
     def validate(self) -> Validation:
-        """Originals above their reconstructions, 16 pictures."""
-        x = self.images[:: len(self.images) // 16][:16].to(self.device, torch.float32) / 127.5 - 1.0
+        """Originals beside their reconstructions, 16 images."""
+        x = self.images[:: max(1, len(self.images) // 16)][:16].to(self.device, torch.float32) / 127.5 - 1.0
         vae = unwrap(self.networks["autoencoder"]).vae
         y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float()
         return Validation(torch.stack([x, y], 1).flatten(0, 1).clamp(-1, 1) / 2 + 0.5)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from diffdistill.distill.randomness import SampleRandom
 from diffdistill.errors import UserError
 
-# `Method.free` of a method with these arguments
+# `Method.free` of a method with these settings, by dotted name
 FREE_ARGUMENTS: Mapping[str, str] = MappingProxyType(
     {
-        "attention": "which kernel computes attention; equal up to rounding",
-        "half_export": "how the product is stored",
+        "teacher.attention": "which kernel computes attention; equal up to rounding",
+        "export.half": "how the product is stored",
     }
 )
 
@@ -81,7 +81,7 @@ class OptimizerSettings:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas}; both must be in [0, 1)")
         if not 0 < self.eps < math.inf:
-            raise UserError(f"adam_eps is {self.eps}; it must be above 0")
+            raise UserError(f"eps is {self.eps}; it must be above 0")
 
 
 def _check_adamw(learning_rate: float, weight_decay: float) -> None:
@@ -148,10 +148,10 @@ class Method(ABC):
     # networks that are run and never updated (a teacher, an autoencoder, a text encoder): they have to be placed too
     frozen: Mapping[str, nn.Module] = MappingProxyType({})
     device = torch.device("cpu")  # where training is; `prepare` sets it
-    # digest of what was read from each argument that is a path (teacher, prompts, images), by the argument's name: a
+    # digest of what was read from each setting that is a path (teacher, prompts, images), by its dotted name: a
     # continuation has the same content, wherever it lies. See `methods.content`
     content: Mapping[str, str] = MappingProxyType({})
-    # arguments that a continuation may change, since they alter no number of training; each with the reason
+    # settings that a continuation may change, since they alter no number of training; each with the reason
     free: Mapping[str, str] = MappingProxyType({})
     _progress = 0.0
     progress_was_read = False  # since it was last set
@@ -233,6 +233,13 @@ def check_guidance(**values: float) -> None:
     for name, value in values.items():
         if not 0.0 <= value < math.inf:
             raise UserError(f"{name} is {value}; it must be a number from 0, where 1 is unguided")
+
+
+def check_eta(**values: float) -> None:
+    """Raise UserError for a shift of ASD's later time that leads back, or nowhere."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} is {value}; the later time is not before t, so it is a number from 0 up")
 
 
 def unwrap(module: nn.Module) -> Any:

@@ -1,8 +1,8 @@
 """BOOT: a one-step student of the teacher's whole trajectory, from prompts alone (arXiv 2306.05544).
 
-    z --student, told t--> y_t --+ sigma_t z--> x_t --teacher, guided--> f~ --one DDIM step--> target
-    z --student, told s--> y_s ------------------------- (y_s - target)^2, weighted ---------------|      s < t
-    z --student, told t_max--> y ---------------------- (y - f~(z, t_max))^2                the boundary
+    z --student, t------> y_t --+ sigma_t z--> x_t --teacher, guided--> f~ --one DDIM step--> target
+    z --student, s------> y_s ------------------------- (y_s - target)^2, weighted ---------------|      s < t
+    z --student, t_max-----> y ---------------------- (y - f~(z, t_max))^2                the boundary
 
 Notable:
 - one network and a frozen teacher: no data, no fake score, no discriminator, no moving average in the target;
@@ -15,13 +15,13 @@ Notable:
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Condition, Prediction, broadcast, concatenate, guided, take_rows
+from diffdistill.data.prompts import read_prompts
+from diffdistill.diffusion import Condition, GuidedDenoiser, Prediction, broadcast, concatenate, take_rows
 from diffdistill.distill import (
     BOOTSTRAP_SOLVERS,
     BOOTSTRAP_WEIGHTS,
@@ -34,19 +34,60 @@ from diffdistill.distill import (
 from diffdistill.distill.residual import rms
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
-from diffdistill.models.export import halve
 from diffdistill.models.target_time import TargetTime, TargetTimeUNet
+from diffdistill.models.teacher import Teacher
 
-from .base import Batch, Loss, Phase, check_guidance, check_shares, unwrap
+from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, unwrap
 from .one_step import OneStep
+from .settings import ExportSettings, TeacherSettings
+from .student import first_time, require_variance_preserving
+
+
+class TrajectoryStudent:
+    """A network that is given noise z at T* and a target time, and answers with the trajectory's signal there.
+
+    Args:
+        teacher: whose schedule, prediction type and latent shape it has.
+        time: T*, 0-d.
+        t_end: the target time of its samples.
+    """
+
+    def __init__(self, teacher: Teacher, time: Tensor, t_end: int) -> None:
+        self.teacher, self.time, self.t_end = teacher, time, t_end
+
+    def signal(self, network: Any, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """g(z, t): the output at target times t, read as the teacher's kind of prediction of z at T*."""
+        schedule, at = self.teacher.schedule, self.time.to(z.device)
+        alpha, sigma = (broadcast(level(at), z) for level in (schedule.alpha, schedule.sigma))
+        value = network(z, t, cond).to(z.dtype)
+        return Prediction(z, value, self.teacher.prediction_type, alpha, sigma).x0
+
+    def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
+        """The signal at `t_end`; another `draw` is from another noise."""
+        return self._at_end(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
+
+    def sample(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
+        """The signal at `t_end`, from the noise of previews."""
+        return self._at_end(network, random.normal("preview", self.teacher.latent_shape), cond)
+
+    def _at_end(self, network: Any, z: Tensor, cond: Condition) -> Tensor:
+        return self.signal(network, z, torch.full((len(z),), self.t_end, device=z.device), cond)
+
+    def exported(self, network: Any) -> Any:
+        """A stock network with the target time `t_end` folded into it."""
+        return unwrap(network).at(self.t_end)
+
+    def scheduler(self) -> Any:
+        """The diffusers scheduler whose one step is the student's."""
+        return self.teacher.family.one_step_scheduler(self.teacher, self.time.item())
 
 
 class BOOT(OneStep):
-    """Distil a Stable-Diffusion-class teacher's trajectory into a one-step student.
+    """Distil a teacher's trajectory into a one-step student.
 
     Args:
-        teacher: pipeline folder or hub id.
-        prompts: text file, one prompt a line.
+        teacher: the model that is distilled; a UNet of a variance-preserving schedule.
+        prompts: a file of prompts.
         delta: length of a bootstrapping step, as a fraction of the teacher's schedule; s = max(t - delta, t_min).
         t_min: where the trajectory ends, as a fraction; the student's answer is its signal there.
         noise_ratio: sigma/alpha of the time at which the trajectory starts, t_max; null for the last time.
@@ -58,17 +99,16 @@ class BOOT(OneStep):
         guidance_scale: the teacher's guidance, folded into the target.
         boundary_weight: weight of the boundary loss at t_max; 0 leaves it out.
         boundary_share: share of samples that get one, weighted up for it: less work at less than 1.
-        target_time: how the student is told its target: added (a new embedding beside the time's) or replaced.
-        learning_rate: AdamW's, constant unless `training` says otherwise.
-        betas: AdamW's.
-        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
-        attention: auto, sdpa, math or xformers.
-        half_export: store the exported UNet's and VAE's weights as float16.
+        target_time: how the student is given its target: added (a new embedding beside the time's) or replaced.
+        optimizer: of the student.
+        export: how the product is stored.
     """
+
+    student: TrajectoryStudent
 
     def __init__(
         self,
-        teacher: str,
+        teacher: TeacherSettings,
         prompts: str,
         delta: float = 0.04,
         t_min: float = 0.01,
@@ -80,11 +120,8 @@ class BOOT(OneStep):
         boundary_weight: float = 0.1,
         boundary_share: float = 1.0,
         target_time: TargetTime = "added",
-        learning_rate: float = 1e-5,
-        betas: tuple[float, float] = (0.9, 0.999),
-        adam_eps: float = 1e-8,
-        attention: str = "auto",
-        half_export: bool = False,
+        optimizer: OptimizerSettings = OptimizerSettings(1e-5),
+        export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
         look_up(BOOTSTRAP_WEIGHTS, weight, "weight")
@@ -98,39 +135,23 @@ class BOOT(OneStep):
             raise UserError(
                 "boundary_share is 0: no sample would be at the boundary; set boundary_weight to 0 for that"
             )
-        super().__init__(
-            teacher,
-            prompts,
-            student_learning_rate=learning_rate,
-            betas=betas,
-            adam_eps=adam_eps,
-            noise_ratio=noise_ratio,
-            t_min=0.0,  # nothing is judged at times drawn from a range
-            t_max=1.0,
-            attention=attention,
-            half_export=half_export,
-        )
-        count = self.schedule.num_train_timesteps
-        self.t_end, self.step = round(t_min * count), max(1, round(delta * count))
+        texts, loaded = read_prompts(prompts), teacher.load()
+        count = require_variance_preserving(loaded, "BOOT").num_train_timesteps
+        time = first_time(loaded, noise_ratio)
+        self.t_star, self.t_end = int(time), round(t_min * count)
+        self.step = max(1, round(delta * count))
         if self.t_end >= self.t_star:
             raise UserError(f"t_min {t_min} is time {self.t_end}; it must be below the first one, {self.t_star}")
         self.times, self.weight, self.solver, self.guidance_scale = times, weight, solver, guidance_scale
         self.boundary_weight, self.boundary_share = boundary_weight, boundary_share
-        student: Any = self.networks["student"]
-        self.networks["student"] = TargetTimeUNet(student.inner, self.t_star, target_time)
-        self.judge = self.teacher.denoiser()
+        super().__init__(loaded, texts, TrajectoryStudent(loaded, time, self.t_end), optimizer, export)
+        copied: Any = self.networks["student"]
+        self.networks["student"] = TargetTimeUNet(copied.inner, self.t_star, target_time)
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase("student", "student", self._loss)]
 
     # ---- the loss ---------------------------------------------------------------------------------------------
-
-    def signal(self, network: Any, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """g(z, t): the output at target times t, read as the teacher's kind of prediction of z at T*."""
-        at = torch.tensor(self.t_star, device=z.device)
-        alpha, sigma = (broadcast(level(at), z) for level in (self.schedule.alpha, self.schedule.sigma))
-        value = network(z, t, cond).to(z.dtype)
-        return Prediction(z, value, self.teacher.prediction_type, alpha, sigma).x0
 
     def steps(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The times t and s of steps, int64, of u uniform in [0, 1), float64, of shape (B,)."""
@@ -149,32 +170,22 @@ class BOOT(OneStep):
         z_first, cond_first = z[rows], take_rows(cond, rows)
         t_first = torch.full_like(rows, self.t_star)
         # one pass for both losses; and before y_t's, or autocast would keep its weights from where none have a graph
-        both = concatenate({"cond": cond, "cond of the boundary": cond_first}, [len(z), len(rows)])
-        signals = self.signal(student, torch.cat([z, z_first]), torch.cat([s, t_first]), both)
+        both = concatenate({"cond": cond, "at the boundary": cond_first}, [len(z), len(rows)])
+        signals = self.student.signal(student, torch.cat([z, z_first]), torch.cat([s, t_first]), both)
         y_s, y_first = signals.split([len(z), len(rows)])
         with torch.no_grad():
-            y_t = self.signal(unwrap(student), z, t, cond)
-            f = teacher_signal(self.judge, y_t, z, t, s, cond, self.null, self.guidance_scale, self.solver)
+            y_t = self.student.signal(unwrap(student), z, t, cond)
+            f = teacher_signal(self.teacher.denoiser(), y_t, z, t, s, cond, self.null, self.guidance_scale, self.solver)
         d = signal_step(self.schedule, t, s)
         loss = bootstrap_loss(y_s, y_t, f, d, self.weight)
         logs = {"bootstrap": loss.detach(), "gap_rms": rms(f - y_t), "mean_d": d.mean()}
         boundary = torch.zeros((), device=z.device)
         if len(rows):
             with torch.no_grad():
-                f_first = guided(self.judge, z_first, t_first, cond_first, self.null, self.guidance_scale).x0
+                teacher = GuidedDenoiser(self.teacher.denoiser(), self.null, self.guidance_scale)
+                f_first = teacher(z_first, t_first, cond_first).x0
             # a mean over the rows that have one, as a part of the mean over all: no matter how samples are spread
             boundary = boundary_loss(y_first, f_first) * (len(rows) / (self.boundary_share * len(z)))
             loss = loss + self.boundary_weight * boundary
         logs["boundary"] = boundary.detach()  # also where there is none: all processes log the same keys
         return loss, logs
-
-    # ---- product ----------------------------------------------------------------------------------------------
-
-    def _draw(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
-        z = random.normal("preview", self.teacher.latent_shape)
-        return self.signal(network, z, torch.full((len(z),), self.t_end, device=z.device), cond)
-
-    def export(self, folder: Path) -> None:
-        self._write(unwrap(self.networks["student"]).at(self.t_end), folder)
-        if self.half_export:
-            halve(folder)

@@ -16,8 +16,8 @@ from torch import Tensor
 from diffdistill.models.digests import encoder_settings, network_settings, tokenizer_settings, weights_digest
 from diffdistill.models.teacher import Teacher
 
-if TYPE_CHECKING:  # a run from prompts alone needs no pictures
-    from diffdistill.data.emoji import EmojiSet
+if TYPE_CHECKING:
+    from diffdistill.data.captioned import CaptionedImages
 
 
 def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
@@ -36,9 +36,9 @@ def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
     return found.hexdigest()[:16]
 
 
-def of_pictures(pictures: EmojiSet) -> str:
-    """Of a captioned image set: pixels, names and styles, in order."""
-    return digest(pictures.images, pictures.names, pictures.styles)
+def of_images(images: CaptionedImages) -> str:
+    """Of captioned images: pixels, names and styles, in order."""
+    return digest(images.images, images.names, images.styles)
 
 
 def of_network(network: Any) -> str:

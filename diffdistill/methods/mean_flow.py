@@ -1,15 +1,16 @@
 """MeanFlow: text to image in one step or more, from data, by the average velocity's own identity (arXiv 2505.13447).
 
-    r = t   flow matching                                                       a share `same` of the samples
+    r = t   flow matching                                                       a share `flow_matching_share`
     r < t   u(x_t, t, r) towards v - (t - r) du/dt, `distill.mean_flow`
 
 Notable:
 - du/dt is a Jacobian-vector product in forward mode, which fused attention has not: attention is `math`. With
   `derivative: difference` any attention will do;
-- the network is told time_scale * t, and du/dt is time_scale times what its sines change by: far smaller than 1000;
+- the network is conditioned on time_scale * t, and du/dt is time_scale times what its sines change by. A scale of 16
+  keeps that small; 1000 would not;
 - a difference's step turns the fastest of those sines by a twelfth of a radian. In a network that began as a teacher
   they are of the teacher's own times, up to 1000;
-- with `guidance` the field learnt is the guided one, so that one pass samples with guidance.
+- with `guidance_scale` the field learnt is the guided one, so that one pass samples with guidance.
 """
 
 from __future__ import annotations
@@ -20,124 +21,109 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion.any_step import TwoTimeDenoiser
-from diffdistill.distill import SampleRandom
-from diffdistill.distill.flow_matching import logit_normal_times
-from diffdistill.distill.mean_flow import full_precision, guided_velocity, mean_flow_loss, mean_flow_times
+from diffdistill.data.captioned import CaptionedData
+from diffdistill.diffusion import TwoTimeDenoiser, expand
+from diffdistill.distill import (
+    SampleRandom,
+    full_precision,
+    guided_velocity,
+    logit_normal_times,
+    mean_flow_loss,
+    mean_flow_times,
+)
 from diffdistill.errors import UserError
 
-from .any_step import AnyStep
-from .base import Batch, Loss, check_shares, unwrap
+from .any_step import AnyStep, AnyStepExport
+from .base import Batch, Loss, OptimizerSettings, Phase, check_shares, unwrap
+from .captioned_latents import Augmentation
+from .new_network import NetworkSettings
 
 
 class MeanFlow(AnyStep):
     """Train a model of average velocities; the defaults are the paper's for ImageNet where it has them.
 
     Args:
-        autoencoder, data, block_out_channels, cross_attention, layers_per_block, text_width, text_layers: as of
-            `TextToImage`.
-        learning_rate: peak of AdamW's.
-        betas: AdamW's.
-        weight_decay: AdamW's; the released code has 0.
-        drop_text: share of samples trained with the empty caption.
-        recolour, shift, mirror, variants: of the pictures, as of `TextToImage`.
-        init_from: an any-step model's folder, of the same time_scale, or a teacher, to start from; null for nothing.
-        same: share of samples with r = t.
+        data: captioned images.
+        network: autoencoder, and sizes or a start of the networks that are trained. `network.attention` must be math
+            unless `derivative` is difference.
+        augmentation: how images and captions are varied.
+        optimizer: AdamW's; the released code has no weight decay.
+        flow_matching_share: share of samples with r = t.
         time_mean: mean of the logits of t and r.
         time_std: their standard deviation.
         power: of the adaptive weight; 0 for none.
-        floor: c of the adaptive weight.
-        guidance: omega of the guided velocity; null for the plain one.
-        guidance_mix: kappa; the effective scale is guidance / (1 - guidance_mix).
+        weight_eps: c of the adaptive weight.
+        guidance_scale: omega of the guided velocity; null for the plain one.
+        guidance_mix: kappa; the effective scale is guidance_scale / (1 - guidance_mix).
         derivative: jvp or difference.
-        time_scale: the network is told time_scale * t.
-        attention: math, or sdpa, xformers and auto with `derivative: difference`.
-        half_export: store the exported UNet's and VAE's weights as float16.
-        stock_one_step: export one step as a stock pipeline too, in the folder `one_step`.
+        time_scale: the network is conditioned on time_scale * t.
+        export: how the product is stored.
     """
-
-    name = "mean_flow"
 
     def __init__(
         self,
-        autoencoder: str = "assets/teacher/vae",
-        data: str = "assets/emoji",
-        block_out_channels: tuple[int, ...] = (128, 128),
-        cross_attention: tuple[bool, ...] = (False, True),
-        layers_per_block: int = 1,
-        text_width: int = 128,
-        text_layers: int = 2,
-        learning_rate: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
-        drop_text: float = 0.1,
-        recolour: float = 0.15,
-        shift: int = 0,
-        mirror: bool = False,
-        variants: int = 12,
-        init_from: str | None = None,
-        same: float = 0.75,
+        data: CaptionedData = CaptionedData(),
+        network: NetworkSettings = NetworkSettings(attention="math"),
+        augmentation: Augmentation = Augmentation(),
+        optimizer: OptimizerSettings = OptimizerSettings(1e-4, (0.9, 0.95)),
+        flow_matching_share: float = 0.75,
         time_mean: float = -0.4,
         time_std: float = 1.0,
         power: float = 1.0,
-        floor: float = 1e-3,
-        guidance: float | None = None,
+        weight_eps: float = 1e-3,
+        guidance_scale: float | None = None,
         guidance_mix: float = 0.0,
         derivative: Literal["jvp", "difference"] = "jvp",
         time_scale: int = 16,
-        attention: str = "math",
-        half_export: bool = False,
-        stock_one_step: bool = False,
+        export: AnyStepExport = AnyStepExport(),
     ) -> None:
-        check_shares(same=same)
+        check_shares(flow_matching_share=flow_matching_share)
         if not 0 <= guidance_mix < 1:
             raise UserError(f"guidance_mix is {guidance_mix}; it must be from 0 to below 1")
-        if not floor > 0:
-            raise UserError(f"floor is {floor}; it must be above 0")
-        if derivative == "jvp" and attention != "math":
-            raise UserError(f"attention {attention} has no forward mode; take math, or derivative difference")
-        if guidance is not None and drop_text == 0:
-            raise UserError("drop_text is 0: guidance leads away from what is never trained; set guidance to null")
-        source = {
-            "autoencoder": autoencoder, "data": data, "block_out_channels": block_out_channels,
-            "cross_attention": cross_attention, "layers_per_block": layers_per_block, "text_width": text_width,
-            "text_layers": text_layers, "drop_text": drop_text, "recolour": recolour, "shift": shift,
-            "mirror": mirror, "variants": variants,
-        }  # fmt: skip
+        if not weight_eps > 0:
+            raise UserError(f"weight_eps is {weight_eps}; it must be above 0")
+        if derivative == "jvp" and network.attention != "math":
+            raise UserError(
+                f"network.attention {network.attention} has no forward mode; take math, or derivative difference"
+            )
+        if guidance_scale is not None and augmentation.drop_text == 0:
+            raise UserError(
+                "augmentation.drop_text is 0: guidance leads away from what is never trained; set guidance_scale to "
+                "null"
+            )
         super().__init__(
-            source,
-            learning_rate=learning_rate,
-            betas=betas,
-            weight_decay=weight_decay,
-            init_from=init_from,
-            average_decay=None,
+            data,
+            network,
+            augmentation,
+            optimizer,
+            export,
             time_scale=time_scale,
-            attention=attention,
-            half_export=half_export,
-            stock_one_step=stock_one_step,
+            preview_guidance=2.0 if guidance_scale is None else 1.0,
         )
-        self.same, self.time_mean, self.time_std = same, time_mean, time_std
-        self.power, self.floor, self.derivative = power, floor, derivative
-        self.guidance, self.guidance_mix = guidance, guidance_mix
-        self.preview_guidance = 2.0 if guidance is None else 1.0
-        model: Any = self.networks["model"]
-        told = model.process.schedule.num_train_timesteps if model.process else time_scale  # radians, t from 0 to 1
-        self.step = min(5e-3, 0.08 / told)
+        self.flow_matching_share, self.time_mean, self.time_std = flow_matching_share, time_mean, time_std
+        self.power, self.weight_eps, self.derivative = power, weight_eps, derivative
+        self.guidance_scale, self.guidance_mix = guidance_scale, guidance_mix
+        process: Any = unwrap(self.networks["model"]).process
+        scale = process.schedule.num_train_timesteps if process else time_scale  # radians, t from 0 to 1
+        self.step = min(5e-3, 0.08 / scale)
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase("mean_flow", "model", self._loss)]
 
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x0, ids = batch["x0"], batch["ids"]
         draws = (random.normal(stream, (), torch.float64) for stream in ("first", "second"))
         first, second = (logit_normal_times(draw, self.time_mean, self.time_std) for draw in draws)
-        t, r = mean_flow_times(first, second, random.bernoulli("same", self.same))
+        t, r = mean_flow_times(first, second, random.bernoulli("same", self.flow_matching_share))
         eps = self.noise(random, "noise", x0)
         live = self.exact
         embeddings = self.live_text(ids)  # the derivative is of the UNet alone: text is the same at every time
         velocity = None
-        if self.guidance is not None:
-            null = self.live_text(self.null)
+        if self.guidance_scale is not None:
+            null = expand(self.live_text(self.null), len(embeddings))
             x_t = self.schedule.add_noise(x0, eps, t)
             v = eps - x0
-            made = guided_velocity(live, x_t, t, v, embeddings, null, self.guidance, self.guidance_mix)
+            made = guided_velocity(live, x_t, t, v, embeddings, null, self.guidance_scale, self.guidance_mix)
             captioned = (ids != self.null).any(1)[:, None, None, None]
             velocity = torch.where(captioned, made, v)  # without a caption there is nothing to guide towards
         return mean_flow_loss(
@@ -153,7 +139,7 @@ class MeanFlow(AnyStep):
             derivative=self.derivative,
             step=self.step,
             power=self.power,
-            weight_eps=self.floor,
+            weight_eps=self.weight_eps,
         )
 
     @property

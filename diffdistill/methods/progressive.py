@@ -15,17 +15,19 @@ Notable:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffdistill.data.prompts import read_prompts
 from diffdistill.diffusion import Condition, ddim
-from diffdistill.distill import SampleRandom
-from diffdistill.distill.progressive import (
+from diffdistill.distill import (
     PROGRESSIVE_WEIGHTS,
+    SampleRandom,
     ddim_path,
     halving_grid,
     halvings,
@@ -35,56 +37,106 @@ from diffdistill.distill.progressive import (
 )
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
-from diffdistill.models.families.unet import UNetBackbone
+from diffdistill.models.teacher import Teacher
 
-from .base import Batch, Loss, Phase, check_guidance, check_shares, unwrap
+from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, unwrap
 from .one_step import OneStep
+from .settings import ExportSettings, TeacherSettings
+from .student import first_time, require_variance_preserving
 
 
-class Predecessor(UNetBackbone):
-    """The network of the stage before and the stage's number: parameters, so that checkpoints hold both."""
+class Predecessor(nn.Module):
+    """The network of the stage before and the stage's number: parameters, so that checkpoints hold both.
 
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__(unet.requires_grad_(True))
+    Args:
+        backbone: the teacher's, which is the predecessor of the first stage.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(True)
         self.stage = nn.Parameter(torch.zeros(()))
+
+    @property
+    def inner(self) -> Any:
+        """The diffusers network."""
+        return self.backbone.inner
+
+    def forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        value: Tensor = self.backbone(x_t, time, cond)
+        return value
+
+
+class HalvingStudent:
+    """A student that samples by DDIM in the steps of the stage that it is in.
+
+    Args:
+        teacher: whose schedule and latent shape it has.
+        time: T*, from which noise is given.
+        times: of the teacher's sampler, from T* down, and -1.
+        steps: says how many steps the present stage has.
+    """
+
+    def __init__(self, teacher: Teacher, time: Tensor, times: list[int], steps: Callable[[], int]) -> None:
+        self.teacher, self.time, self.times, self.steps = teacher, time, times, steps
+
+    def grid(self, steps: int) -> list[int]:
+        """Times of a sampler of so many steps, and -1."""
+        return self.times[:: (len(self.times) - 1) // steps]
+
+    def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
+        """x0 in all steps of the stage; another `draw` is from another noise."""
+        return self._x0(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
+
+    def sample(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
+        """x0 in all steps of the stage, from the noise of previews."""
+        return self._x0(network, random.normal("preview", self.teacher.latent_shape), cond)
+
+    def _x0(self, network: Any, z: Tensor, cond: Condition) -> Tensor:
+        denoiser = self.teacher.denoiser(network)
+        return ddim(lambda x, t: denoiser(x, t, cond), z, self.teacher.schedule, self.grid(self.steps())[:-1])
+
+    def exported(self, network: Any) -> Any:
+        """The diffusers network that is exported, a copy."""
+        return copy.deepcopy(unwrap(network).inner)
+
+    def scheduler(self) -> Any:
+        """A stock DDIM scheduler that starts at T*."""
+        return self.teacher.family.one_step_scheduler(self.teacher, self.time.item())
 
 
 class Progressive(OneStep):
-    """Distil a Stable-Diffusion-class teacher's DDIM sampler into half its steps, and that into half, and so on.
+    """Distil a teacher's DDIM sampler into half its steps, and that into half, and so on.
 
     Args:
-        teacher: pipeline folder or hub id.
-        prompts: text file, one prompt a line.
+        teacher: the model that is distilled, of a variance-preserving schedule.
+        prompts: a file of prompts.
         teacher_steps: DDIM steps of the teacher that the first stage halves.
         final_steps: steps of the last student; teacher_steps is 2, 4, 8, ... times as many.
         shares: how long the stages are, relative to each other; null for all as long.
         guidance_scale: the teacher's; later predecessors have it in them.
         weight: on the squared error of x0: truncated_snr (max(SNR, 1)), snr_plus_one (the error of v) or x0.
-        student_learning_rate: AdamW's at the start of each stage.
-        stage_lr_final: share of it that a stage ends at, linearly; 1 leaves it to `training`.
-        betas: AdamW's.
-        adam_eps: AdamW's eps, which counts beside the gradient's size; see docs/methods/README.md.
-        noise_ratio: sigma/alpha of the time at which noise is fed; null for the last time.
-        attention: auto, sdpa, math or xformers.
-        half_export: store the exported UNet's and VAE's weights as float16.
+        optimizer: of the student, at the start of each stage.
+        stage_lr_final: share of the learning rate that a stage ends at, linearly; 1 leaves it to `training`.
+        noise_ratio: sigma/alpha of the time at which noise is given; null for the last time.
+        export: how the product is stored.
     """
+
+    student: HalvingStudent
 
     def __init__(
         self,
-        teacher: str,
+        teacher: TeacherSettings,
         prompts: str,
         teacher_steps: int = 64,
         final_steps: int = 1,
         shares: tuple[float, ...] | None = None,
         guidance_scale: float = 7.5,
         weight: str = "truncated_snr",
-        student_learning_rate: float = 1e-4,
+        optimizer: OptimizerSettings = OptimizerSettings(1e-4),
         stage_lr_final: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        adam_eps: float = 1e-8,
         noise_ratio: float | None = None,
-        attention: str = "auto",
-        half_export: bool = False,
+        export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
         look_up(PROGRESSIVE_WEIGHTS, weight, "weight")
@@ -97,26 +149,19 @@ class Progressive(OneStep):
         if len(self.shares) != len(self.steps) or not all(share > 0 for share in self.shares):
             raise UserError(f"shares are {list(self.shares)}; {len(self.steps)} stages need as many numbers above 0")
         self.weight, self.guidance_scale, self.stage_lr_final = weight, guidance_scale, stage_lr_final
-        super().__init__(
-            teacher,
-            prompts,
-            student_learning_rate=student_learning_rate,
-            betas=betas,
-            adam_eps=adam_eps,
-            noise_ratio=noise_ratio,
-            t_min=0.0,  # no times are judged
-            t_max=1.0,
-            attention=attention,
-            half_export=half_export,
-        )
+        texts, loaded = read_prompts(prompts), teacher.load()
+        require_variance_preserving(loaded, "Progressive")
         # a stock DDIM sampler takes all its steps equally long: they are ours where final_steps divides T* + 1
-        self.t_star = (self.t_star + 1) // final_steps * final_steps - 1
+        time = (first_time(loaded, noise_ratio) + 1) // final_steps * final_steps - 1
         try:
-            self.times = halving_grid(self.t_star, teacher_steps)
+            times = halving_grid(int(time), teacher_steps)
         except ValueError as error:
             raise UserError(f"teacher_steps: {error}") from error
-        self.at_first = self.optimizers["student"]
-        self.networks["predecessor"] = Predecessor(self.teacher.backbone.inner)
+        student = HalvingStudent(loaded, time, times, lambda: self.steps[self.stage])
+        super().__init__(loaded, texts, student, optimizer, export)
+        self.frozen = {}  # the teacher's network is the first predecessor
+        self.at_first = optimizer
+        self.networks["predecessor"] = Predecessor(loaded.backbone)
 
     # ---- stages -----------------------------------------------------------------------------------------------
 
@@ -144,10 +189,6 @@ class Progressive(OneStep):
         predecessor.inner.load_state_dict(student.inner.state_dict())
         predecessor.stage.fill_(stage)
 
-    def _grid(self, steps: int) -> list[int]:
-        """Times of a sampler of so many steps, and -1."""
-        return self.times[:: (len(self.times) - 1) // steps]
-
     # ---- the loss ---------------------------------------------------------------------------------------------
 
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
@@ -155,19 +196,11 @@ class Progressive(OneStep):
         steps = self.steps[stage]
         z = random.normal("z", self.teacher.latent_shape)
         place = random.integers("step", steps)
-        x_t = ddim_path(self._denoiser(unwrap(student)), z, self._grid(steps), cond, place)
-        fine = torch.tensor(self._grid(2 * steps), device=z.device)
+        x_t = ddim_path(self.teacher.denoiser(unwrap(student)), z, self.student.grid(steps), cond, place)
+        fine = torch.tensor(self.student.grid(2 * steps), device=z.device)
         t, middle, end = (fine[2 * place + k] for k in (0, 1, 2))
-        predecessor = self._denoiser(unwrap(self.networks["predecessor"]))
+        predecessor = self.teacher.denoiser(unwrap(self.networks["predecessor"]))
         scale = self.guidance_scale if stage == 0 else 1.0
         target = two_step_target(predecessor, x_t, t, middle, end, cond, self.null, scale)
-        loss = progressive_loss(self._denoiser(student), x_t, t, target, cond, self.weight)
+        loss = progressive_loss(self.teacher.denoiser(student), x_t, t, target, cond, self.weight)
         return loss, {"steps": torch.tensor(float(steps), device=z.device)}
-
-    # ---- product ----------------------------------------------------------------------------------------------
-
-    def _draw(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
-        """x0 in the steps of the present stage."""
-        denoiser = self._denoiser(network)
-        z = random.normal("preview", self.teacher.latent_shape)
-        return ddim(lambda x, t: denoiser(x, t, cond), z, self.schedule, self._grid(self.steps[self.stage])[:-1])

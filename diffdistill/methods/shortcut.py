@@ -1,6 +1,6 @@
 """Shortcut models: text to image in 1, 2, 4, ... steps, from data; a step is two of half its size (arXiv 2410.12557).
 
-s = t   flow matching                                                       a share `same` of the samples
+s = t   flow matching                                                       a share `flow_matching_share`
 s < t   V(x_t, t, s) towards two half steps of the averaged network, `distill.shortcut`
 """
 
@@ -11,101 +11,76 @@ from typing import Any
 
 from torch import Tensor
 
-from diffdistill.diffusion import Prediction
-from diffdistill.diffusion.any_step import guided_any_step
-from diffdistill.distill import SampleRandom
-from diffdistill.distill.shortcut import shortcut_loss, shortcut_times
+from diffdistill.data.captioned import CaptionedData
+from diffdistill.diffusion import Prediction, expand, guided_any_step
+from diffdistill.distill import SampleRandom, shortcut_loss, shortcut_times
 from diffdistill.errors import UserError
 
-from .any_step import AnyStep
-from .base import Batch, Loss, check_shares
+from .any_step import AnyStep, AnyStepExport
+from .base import Batch, Loss, OptimizerSettings, Phase, check_shares
+from .captioned_latents import Augmentation
+from .new_network import NetworkSettings
 
 
 class Shortcut(AnyStep):
-    """Train a model that is told its step's size; the defaults are the paper's where it has them.
+    """Train a model that is conditioned on its step's size; the defaults are the paper's where it has them.
 
     Args:
-        autoencoder, data, block_out_channels, cross_attention, layers_per_block, text_width, text_layers: as of
-            `TextToImage`.
-        learning_rate: peak of AdamW's.
-        betas: AdamW's.
-        weight_decay: AdamW's; the released code has .1.
-        drop_text: share of the samples with s = t that are trained with the empty caption.
-        drop_bootstrapped: drop it for that share of the others too. The released code does not: its larger steps are
-            never made without a label, and guidance at sampling would ask for that.
-        recolour, shift, mirror, variants: of the pictures, as of `TextToImage`.
-        init_from: an any-step model's folder or a teacher to start from; null for nothing.
-        same: share of samples with s = t; .75 in the paper, .875 in the released code.
+        data: captioned images.
+        network: autoencoder, and sizes or a start of the networks that are trained.
+        augmentation: how images and captions are varied; its drop_text is of the samples with s = t.
+        optimizer: AdamW's; the released code has a weight decay of .1.
+        drop_bootstrapped: drop the caption of the other samples at that rate too. The released code does not: its
+            larger steps are never made without a label, and guidance at sampling would ask for that.
+        flow_matching_share: share of samples with s = t; .75 in the paper, .875 in the released code.
         whole_steps: share of the other samples that have a step of size 1 whatever size is drawn. The released code
             deals the sizes out evenly and gives those left over size 1: 4 of 32, .125.
         finest: steps of the finest grid, a power of 2.
-        guidance: scale that half steps of the finest size are guided with; 1 for none. Larger steps inherit it.
+        guidance_scale: of half steps of the finest size; 1 for none. Larger steps inherit it.
         clip: keep the middle of two half steps, and the velocity aimed at, within this of 0; null for no limit. The
             released code has 4.
-        average_decay: of the averaged network that makes the half steps.
-        attention: auto, sdpa, math or xformers.
-        half_export: store the exported UNet's and VAE's weights as float16.
-        stock_one_step: export one step as a stock pipeline too, in the folder `one_step`.
+        ema_decay: of the averaged network that makes the half steps.
+        export: how the product is stored.
     """
-
-    name = "shortcut"
 
     def __init__(
         self,
-        autoencoder: str = "assets/teacher/vae",
-        data: str = "assets/emoji",
-        block_out_channels: tuple[int, ...] = (128, 128),
-        cross_attention: tuple[bool, ...] = (False, True),
-        layers_per_block: int = 1,
-        text_width: int = 128,
-        text_layers: int = 2,
-        learning_rate: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.1,
-        drop_text: float = 0.1,
-        recolour: float = 0.15,
-        shift: int = 0,
-        mirror: bool = False,
-        variants: int = 12,
-        init_from: str | None = None,
+        data: CaptionedData = CaptionedData(),
+        network: NetworkSettings = NetworkSettings(),
+        augmentation: Augmentation = Augmentation(),
+        optimizer: OptimizerSettings = OptimizerSettings(1e-4, weight_decay=0.1),
         drop_bootstrapped: bool = False,
-        same: float = 0.75,
+        flow_matching_share: float = 0.75,
         whole_steps: float = 0.0,
         finest: int = 128,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         clip: float | None = None,
-        average_decay: float = 0.999,
-        attention: str = "auto",
-        half_export: bool = False,
-        stock_one_step: bool = False,
+        ema_decay: float = 0.999,
+        export: AnyStepExport = AnyStepExport(),
     ) -> None:
-        check_shares(same=same, whole_steps=whole_steps)
+        check_shares(flow_matching_share=flow_matching_share, whole_steps=whole_steps)
         if finest < 2 or finest & (finest - 1):
             raise UserError(f"finest is {finest}; it must be a power of 2, 2 at least")
         if clip is not None and not clip > 0:
             raise UserError(f"clip is {clip}; it must be above 0, or null")
-        if guidance != 1 and drop_text == 0:
-            raise UserError("drop_text is 0: guidance leads away from what is never trained; set guidance to 1")
-        source = {
-            "autoencoder": autoencoder, "data": data, "block_out_channels": block_out_channels,
-            "cross_attention": cross_attention, "layers_per_block": layers_per_block, "text_width": text_width,
-            "text_layers": text_layers, "drop_text": drop_text, "recolour": recolour, "shift": shift,
-            "mirror": mirror, "variants": variants,
-        }  # fmt: skip
+        if guidance_scale != 1 and augmentation.drop_text == 0:
+            raise UserError(
+                "augmentation.drop_text is 0: guidance leads away from what is never trained; set guidance_scale to 1"
+            )
         super().__init__(
-            source,
-            learning_rate=learning_rate,
-            betas=betas,
-            weight_decay=weight_decay,
-            init_from=init_from,
-            average_decay=average_decay,
-            attention=attention,
-            half_export=half_export,
-            stock_one_step=stock_one_step,
+            data,
+            network,
+            augmentation,
+            optimizer,
+            export,
+            ema_decay=ema_decay,
+            preview_guidance=2.0 if guidance_scale == 1 and drop_bootstrapped else 1.0,
         )
-        self.same, self.finest, self.guidance, self.clip = same, finest, guidance, clip
-        self.whole_steps, self.drop_bootstrapped = whole_steps, drop_bootstrapped
-        self.preview_guidance = 2.0 if guidance == 1 and drop_bootstrapped else 1.0
+        self.flow_matching_share, self.finest, self.clip = flow_matching_share, finest, clip
+        self.guidance_scale, self.whole_steps, self.drop_bootstrapped = guidance_scale, whole_steps, drop_bootstrapped
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase("shortcut", "model", self._loss)]
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         kept = None if self.drop_bootstrapped else ~self._same(random)
@@ -113,7 +88,7 @@ class Shortcut(AnyStep):
 
     def _same(self, random: SampleRandom) -> Tensor:
         """Which samples have s = t, bool (B,)."""
-        return random.bernoulli("same", self.same)
+        return random.bernoulli("same", self.flow_matching_share)
 
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x0, ids = batch["x0"], batch["ids"]
@@ -127,7 +102,8 @@ class Shortcut(AnyStep):
 
     def _half_step(self, x_t: Any, t: Any, s: Any, cond: Any) -> Prediction:
         """The averaged network; guided where a step is of the finest size, which is asked for at s = t."""
-        if self.guidance == 1 or not bool((s == t).any()):
+        if self.guidance_scale == 1 or not bool((s == t).any()):
             return self.average(x_t, t, s, cond)
-        scale = (1 + (self.guidance - 1) * (s == t).double()).to(t.device)
-        return guided_any_step(self.average, x_t, t, s, cond, self.null, scale, energy_preserving=False)
+        null = expand(self.null, len(cond))
+        scale = (1 + (self.guidance_scale - 1) * (s == t).double()).to(t.device)
+        return guided_any_step(self.average, x_t, t, s, cond, null, scale, energy_preserving=False)

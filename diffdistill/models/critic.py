@@ -17,8 +17,8 @@ from .taps import read, stop_at
 class ScoreWithCritic(nn.Module):
     """A fake score with a discriminator's head on one of its taps.
 
-    forward: x_t (B, C, H, W), time (B,) and cond, as of the score alone; with `real`, real samples noised to the
-    same times, also the logits (B, 1) of x_t and of `real`.
+    forward: x_t (B, C, H, W), time (B,) and cond, as for the score alone; with `real`, real samples noised to the same
+    times, also the logits (B, 1) of x_t and of `real`, which are judged with `real_cond`, or else with cond.
 
     Args:
         network: the fake score.
@@ -42,13 +42,13 @@ class ScoreWithCritic(nn.Module):
         return self.network.inner
 
     def forward(
-        self, x_t: Tensor, time: Tensor, cond: Condition, real: Tensor | None = None
+        self, x_t: Tensor, time: Tensor, cond: Condition, real: Tensor | None = None, real_cond: Condition = None
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         if real is None:
             value: Tensor = self.network(x_t, time, cond)
             return value
         value, features = read(self.network, [self.tap], x_t, time, cond)
-        return value, self._head(features[self.tap]), self.logits(real, time, cond)
+        return value, self._head(features[self.tap]), self.logits(real, time, cond if real_cond is None else real_cond)
 
     def logits(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """Logits (B, 1) alone: the pass ends at the tap."""

@@ -35,11 +35,11 @@ def add_lora(backbone: Backbone, rank: int, alpha: float, targets: Sequence[str]
     names = [name for name, _ in inner.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise UserError(f"lora_targets: no layer's name ends in {target!r}; to_q, to_k, to_v, conv1 are such names")
+            raise UserError(f"lora.targets: no layer's name ends in {target!r}; to_q, to_k, to_v, conv1 are such names")
     try:
         inner.add_adapter(LoraConfig(r=rank, lora_alpha=scale, target_modules=list(targets)), adapter_name="fake")
     except ValueError as error:
-        raise UserError(f"lora_rank {rank}, lora_targets {', '.join(targets)}: {error}") from error
+        raise UserError(f"lora.rank {rank}, lora.targets {', '.join(targets)}: {error}") from error
     for parameter in inner.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -63,6 +63,12 @@ class Teacher:
         return self.family.latent_shape(self.pipeline)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that it draws by default."""
+        _, height, width = self.latent_shape
+        return height * self.latents.factor, width * self.latents.factor
+
+    @property
     def device(self) -> torch.device:
         """Where its network is."""
         return next(self.backbone.parameters()).device

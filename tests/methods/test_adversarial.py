@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 
 from diffdistill.distill import SampleRandom, generator_loss
 from diffdistill.errors import UserError
-from diffdistill.methods import SwiftBrush
+from diffdistill.methods import SwiftBrush, adversary
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -27,11 +28,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 def build(folder: Path, monkeypatch, fake_score: str = "full", **more) -> SwiftBrush:
-    """With real latents of the tiny teacher's own size: the emoji are larger than it draws."""
-    monkeypatch.setattr(SwiftBrush, "_real_latents", lambda self, folder: torch.randn(2, 4, 4, 4))
-    return SwiftBrush(
-        str(folder / "teacher"), str(folder / "prompts.txt"), fake_score=fake_score, lora_rank=2,
-        lora_targets=("to_q", "conv1"), real_images=str(EMOJI), **more,
+    """With random latents in the place of the emoji's own."""
+    monkeypatch.setattr(adversary, "encoded", lambda latents, images: torch.randn(2, 4, 4, 4))
+    return made(
+        SwiftBrush, teacher__source=str(folder / "teacher"), prompts=str(folder / "prompts.txt"),
+        fake__network=fake_score, fake__lora__rank=2, fake__lora__targets=("to_q", "conv1"),
+        adversary__data__source=str(EMOJI), **more,
     )  # fmt: skip
 
 
@@ -48,10 +50,13 @@ def test_logits_alone_equal_those_of_the_whole_pass(folder: Path, monkeypatch, f
 
 def test_the_students_push_is_the_gradient_through_the_noised_sample(folder: Path, monkeypatch) -> None:
     method = build(folder, monkeypatch)
-    random, cond = SampleRandom(0, range(2)), method.embeddings
+    random, cond = SampleRandom(0, range(2)), method.embedded([0, 1])
     x0 = torch.randn(2, 4, 4, 4)
-    push = method._towards_real(x0.clone(), cond, random)
-    t = method.schedule.timestep(random.uniform("critic_time"), method.t_min, method.t_max)
+    times, made = method.judge.times.first, x0.clone().requires_grad_()
+    added, _ = method.judge.adversary.loss(made, cond, random, method.schedule, times, method.networks)
+    (gradient,) = torch.autograd.grad(added, made)
+    push = gradient * x0.numel() / method.judge.adversary.settings.weight
+    t = method.schedule.timestep(random.uniform("critic_time"), *times)
     noise = random.normal("critic_noise", x0.shape[1:])
 
     def loss(x: torch.Tensor) -> torch.Tensor:
@@ -67,8 +72,8 @@ def test_the_students_push_is_the_gradient_through_the_noised_sample(folder: Pat
 
 @pytest.mark.parametrize("fake_score", ["lora", "full"])
 def test_the_critic_learns_to_tell_real_from_generated(folder: Path, monkeypatch, fake_score: str, tmp_path) -> None:
-    method = build(folder, monkeypatch, fake_score, critic_weight=1.0, student_learning_rate=1e-9)
-    method.real = torch.full((2, 4, 4, 4), 2.0)
+    method = build(folder, monkeypatch, fake_score, adversary__critic_weight=1.0, optimizer__learning_rate=1e-9)
+    method.judge.adversary.latents = torch.full((2, 4, 4, 4), 2.0)
     head = [p.detach().clone() for p in method.networks["fake"].head.parameters()]
     settings = TrainingSettings(640, batch_size=8, cpu=True, log_every=1, validate_every=0)
     Trainer(method, settings, tmp_path).fit()
@@ -78,9 +83,11 @@ def test_the_critic_learns_to_tell_real_from_generated(folder: Path, monkeypatch
     assert any((p != before).any() for p, before in zip(method.networks["fake"].head.parameters(), head, strict=True))
 
 
-def test_the_term_adds_nothing_at_weight_nought(folder: Path, monkeypatch) -> None:
-    plain = SwiftBrush(str(folder / "teacher"), str(folder / "prompts.txt"), fake_score="full")
-    method = build(folder, monkeypatch, adversarial_weight=0.0)
+def test_the_term_adds_nothing_at_weight_zero(folder: Path, monkeypatch) -> None:
+    plain = made(
+        SwiftBrush, teacher__source=str(folder / "teacher"), prompts=str(folder / "prompts.txt"), fake__network="full"
+    )
+    method = build(folder, monkeypatch, adversary__weight=0.0)
     losses = []
     for each in (plain, method):
         random = SampleRandom(0, range(2))
@@ -91,13 +98,17 @@ def test_the_term_adds_nothing_at_weight_nought(folder: Path, monkeypatch) -> No
 
 def test_what_it_cannot_use_is_refused(folder: Path, tmp_path: Path) -> None:
     teacher, prompts = str(folder / "teacher"), folder / "prompts.txt"
-    with pytest.raises(UserError, match="shape"):
-        SwiftBrush(teacher, str(prompts), real_images=str(EMOJI))
     with pytest.raises(UserError, match="sds has none"):
-        SwiftBrush(teacher, str(prompts), real_images=str(EMOJI), residual="sds")
-    with pytest.raises(UserError, match="no picture"):
+        made(
+            SwiftBrush,
+            teacher__source=teacher,
+            prompts=str(prompts),
+            adversary__data__source=str(EMOJI),
+            residual="sds",
+        )
+    with pytest.raises(UserError, match="has no image of the prompt"):
         other = tmp_path / "prompts.txt"
         other.write_text("a unicorn on the moon\n")
-        SwiftBrush(teacher, str(other), real_images=str(EMOJI))
-    with pytest.raises(UserError, match="adversarial_weight"):
-        SwiftBrush(teacher, str(prompts), adversarial_weight=-1.0)
+        made(SwiftBrush, teacher__source=teacher, prompts=str(other), adversary__data__source=str(EMOJI))
+    with pytest.raises(UserError, match="weight is -1.0; it must be a number from 0"):
+        made(SwiftBrush, teacher__source=teacher, prompts=str(prompts), adversary__weight=-1.0)

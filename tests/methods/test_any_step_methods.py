@@ -11,6 +11,7 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 from any_step_builds import METHODS, SMALL, TEACHER, VAE, build, first_loss
+from made import made, nested
 from processes import train_on_one_and_on_two
 from safetensors.torch import load_file
 
@@ -83,15 +84,17 @@ def test_a_pass_in_lower_precision_without_a_graph_never_comes_first(pictures: s
 
 def test_the_pictures_shift_and_the_grids_are_two_things(pictures: str) -> None:
     for name, expected in (("self_e", math.exp(0.42)), ("mean_flow", 1.0), ("shortcut", 1.0)):
-        still, moved = (build(pictures, name, shift=shift, variants=2) for shift in (0, 3))
+        still, moved = (build(pictures, name, augmentation__shift=shift, augmentation__variants=2) for shift in (0, 3))
         assert still.schedule.shift == moved.schedule.shift == pytest.approx(expected)
         assert still.source.latents.shape[1] == 1 and moved.source.latents.shape[1] == 2
 
 
 def test_a_preview_is_not_guided_twice(pictures: str) -> None:
     for name, more, expected in (
-        ("self_e", {}, 2.0), ("mean_flow", {}, 1.0), ("mean_flow", {"guidance": None}, 2.0), ("shortcut", {}, 1.0),
-        ("shortcut", {"guidance": 1.0}, 1.0), ("shortcut", {"guidance": 1.0, "drop_bootstrapped": True}, 2.0),
+        ("self_e", {}, 2.0), ("mean_flow", {}, 1.0), ("mean_flow", {"guidance_scale": None}, 2.0),
+        ("shortcut", {}, 1.0),
+        ("shortcut", {"guidance_scale": 1.0}, 1.0),
+        ("shortcut", {"guidance_scale": 1.0, "drop_bootstrapped": True}, 2.0),
     ):  # fmt: skip
         method = build(pictures, name, **more)
         with patch.object(AnyStepModel, "sample", return_value=torch.zeros(16, 8, 8, 8)) as called:
@@ -103,7 +106,7 @@ def test_a_preview_is_not_guided_twice(pictures: str) -> None:
 def test_the_product_generates_in_any_number_of_steps_and_one_of_them_is_stock(
     pictures: str, tmp_path: Path, name: str
 ) -> None:
-    method = build(pictures, name, stock_one_step=True)
+    method = build(pictures, name, export__stock_one_step=True)
     with torch.no_grad():
         for p in method.networks["model"].inner.time_embedding.interval.parameters():
             p.normal_(std=0.3)
@@ -139,7 +142,7 @@ def test_it_starts_from_a_flow_matching_model(pictures: str, tmp_path: Path) -> 
     folder = tmp_path / "flow"
     folder.mkdir()
     flow.export(folder)
-    tuned = build(pictures, "self_e", init_from=str(folder))
+    tuned = build(pictures, "self_e", network__init_from=str(folder))
     ids = flow.source.tokenize(["red apple, noto"])
     arguments = torch.randn(1, 8, 8, 8), torch.tensor([700.0]), torch.tensor([200.0])
     with torch.no_grad():
@@ -148,14 +151,14 @@ def test_it_starts_from_a_flow_matching_model(pictures: str, tmp_path: Path) -> 
             torch.testing.assert_close(found, flow.networks["model"](*arguments, ids))
     assert tuned.content != flow.content
     assert all(p.requires_grad for p in tuned.networks["model"].parameters())
-    with pytest.raises(UserError, match="is told 1000 t; here it is 16 t"):
-        build(pictures, "mean_flow", init_from=str(folder))
+    with pytest.raises(UserError, match="has time_scale 1000; here it is 16"):
+        build(pictures, "mean_flow", network__init_from=str(folder))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_starts_as_the_stock_teacher_and_goes_on_from_there(pictures: str, tmp_path: Path, name: str) -> None:
     teacher = load_teacher(TEACHER)
-    method = build(pictures, name, init_from=TEACHER, stock_one_step=True)
+    method = build(pictures, name, network__init_from=TEACHER, export__stock_one_step=True)
     ids = method.source.tokenize(["red apple, noto", "blue car, twemoji"])
     embeddings = teacher.embed(["red apple, noto", "blue car, twemoji"])
     judge = Denoiser(teacher.backbone, teacher.schedule, "v")
@@ -189,7 +192,7 @@ def test_it_starts_as_the_stock_teacher_and_goes_on_from_there(pictures: str, tm
     folder = tmp_path / "export"
     folder.mkdir()
     method.export(folder)
-    again, model = build(pictures, name, init_from=str(folder)), load_any_step(folder)
+    again, model = build(pictures, name, network__init_from=str(folder)), load_any_step(folder)
     x, t, s = x0, torch.tensor([1.0, 0.4]), torch.tensor([0.3, 0.4])
     with torch.no_grad():
         expected = method.live(x, t, s, ids).flow
@@ -203,46 +206,46 @@ def test_it_starts_as_the_stock_teacher_and_goes_on_from_there(pictures: str, tm
 
 
 def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"makes latents of shape \(4, 4, 4\); those of the pictures have \(8, 8, 8\)"):
-        build(pictures, init_from=str(tiny.save_tiny_pipeline(tmp_path / "tiny")))
+    with pytest.raises(UserError, match=r"makes latents of shape \(4, 4, 4\); those of the images have \(8, 8, 8\)"):
+        build(pictures, network__init_from=str(tiny.save_tiny_pipeline(tmp_path / "tiny")))
     other = tmp_path / "other"
     shutil.copytree(TEACHER, other)
     (other / "vae").joinpath("config.json").write_text(
         (Path(TEACHER) / "vae" / "config.json").read_text().replace('"scaling_factor": ', '"scaling_factor": 1')
     )
     with pytest.raises(UserError, match="has another autoencoder"):
-        build(pictures, init_from=str(other))
+        build(pictures, network__init_from=str(other))
     shutil.rmtree(other)
     shutil.copytree(TEACHER, other)
     scheduler = other / "scheduler" / "scheduler_config.json"
     config = json.loads(scheduler.read_text())
     scheduler.write_text(json.dumps({**config, "prediction_type": "epsilon", "rescale_betas_zero_snr": True}))
     with pytest.raises(UserError, match="holds no signal"):
-        build(pictures, init_from=str(other))
+        build(pictures, network__init_from=str(other))
     scheduler.write_text(json.dumps(config))
     tokens = other / "tokenizer" / "tokenizer_config.json"
     tokens.write_text(json.dumps({**json.loads(tokens.read_text()), "model_max_length": 8}))
     with pytest.raises(UserError, match="too short to say that a picture is a fake"):
-        build(pictures, init_from=str(other))
+        build(pictures, network__init_from=str(other))
 
 
 @pytest.mark.parametrize(
     ("name", "bad", "what"),
     [
-        ("self_e", {"same": 1.5}, "same"),
-        ("self_e", {"same": 1.0, "fake_from": 0.5}, "fake_from must be null"),
-        ("self_e", {"evaluator_decay": 1.0}, "decay"),
-        ("self_e", {"init_from": "nowhere"}, "no teacher at nowhere"),
+        ("self_e", {"flow_matching_share": 1.5}, "flow_matching_share"),
+        ("self_e", {"flow_matching_share": 1.0, "fake_from": 0.5}, "fake_from must be null"),
+        ("self_e", {"ema_decay": 1.0}, "decay"),
+        ("self_e", {"network__init_from": "nowhere"}, "no teacher at nowhere"),
         ("self_e", {"time_mean": 1e4}, "above 0 and finite"),
-        ("self_e", {"drop_text": 0.0}, "drop_text is 0"),
+        ("self_e", {"augmentation__drop_text": 0.0}, "drop_text is 0"),
         ("self_e", {"span_from": 1.0}, "end after the run does"),
         ("self_e", {"span_from": 0.5, "span_share": 0.6}, "end after the run does"),
-        ("self_e", {"finest_steps": 1}, "finest_steps is 1; it must be 2 or more"),
+        ("self_e", {"sampling__finest_steps": 1}, "finest_steps is 1; it must be 2 or more"),
         ("self_e", {"judgement_scale": 0.0}, "judgement_scale is 0.0; it must be a number above 0"),
-        ("mean_flow", {"drop_text": 0.0}, "set guidance to null"),
-        ("shortcut", {"drop_text": 0.0}, "set guidance to 1"),
-        ("mean_flow", {"attention": "sdpa"}, "no forward mode"),
-        ("mean_flow", {"floor": 0.0}, "floor"),
+        ("mean_flow", {"augmentation__drop_text": 0.0}, "set guidance_scale to null"),
+        ("shortcut", {"augmentation__drop_text": 0.0}, "set guidance_scale to 1"),
+        ("mean_flow", {"network__attention": "sdpa"}, "no forward mode"),
+        ("mean_flow", {"weight_eps": 0.0}, "weight_eps"),
         ("shortcut", {"clip": 0.0}, "clip"),
         ("mean_flow", {"guidance_mix": 1.0}, "guidance_mix"),
         ("shortcut", {"finest": 12}, "power of 2"),
@@ -256,12 +259,15 @@ def test_bad_input_is_named(pictures: str, name: str, bad: dict[str, Any], what:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SelfE", "MeanFlow"])
 def test_two_processes_log_what_one_logs(pictures: str, tmp_path: Path, name: str) -> None:
-    options = {"SelfE": {"span_share": 0.0, "fake_from": 0.0, "evaluator_decay": 0.9}, "MeanFlow": {"same": 0.5}}
-    small = {**SMALL, "learning_rate": 1e-4}  # rounding stays far below the bound
+    options = {
+        "SelfE": {"span_share": 0.0, "fake_from": 0.0, "ema_decay": 0.9},
+        "MeanFlow": {"flow_matching_share": 0.5},
+    }
+    small = {**SMALL, "optimizer__learning_rate": 1e-4}  # rounding stays far below the bound
     recipe = {
         "method": {
             "class_path": f"diffdistill.methods.{name}",
-            "init_args": {"autoencoder": VAE, "data": pictures, **small, **options[name]},
+            "init_args": nested({"network__autoencoder": VAE, "data__source": pictures, **small, **options[name]}),
         },
         "training": {"samples": 64, "batch_size": 8, "log_every": 1},
     }
@@ -281,6 +287,6 @@ def test_two_processes_log_what_one_logs(pictures: str, tmp_path: Path, name: st
 def test_what_to_start_from_is_looked_at_before_pictures_are(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffdistill.methods import any_step
 
-    monkeypatch.setattr(any_step, "TextToImage", lambda **_: pytest.fail("pictures were read"))
+    monkeypatch.setattr(any_step, "load_captioned", lambda *_: pytest.fail("images were read"))
     with pytest.raises(UserError, match="no teacher at nonsense"):
-        SelfE(init_from="nonsense")
+        made(SelfE, network__init_from="nonsense")

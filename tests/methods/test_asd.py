@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 from torch import Tensor
 
 from diffdistill.diffusion import Prediction, VPSchedule
@@ -27,7 +28,7 @@ def teacher(tmp_path_factory) -> str:
 
 
 def build(folder: str, **more) -> ASD:
-    return ASD(f"{folder}/teacher", f"{folder}/prompts.txt", **more)
+    return made(ASD, teacher__source=f"{folder}/teacher", prompts=f"{folder}/prompts.txt", **more)
 
 
 def loss_of(method: Any, n: int = 4) -> tuple[Tensor, dict[str, Tensor]]:
@@ -36,7 +37,7 @@ def loss_of(method: Any, n: int = 4) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def test_the_student_is_all_that_is_trained(teacher: str, tmp_path: Path) -> None:
-    method = build(teacher, student_learning_rate=1e-3)
+    method = build(teacher, optimizer__learning_rate=1e-3)
     assert set(method.networks) == set(method.optimizers) == {"student"}
     assert [phase.trains for phase in method.phases(0)] == ["student"]
     before = {name: p.clone() for name, p in method.teacher.backbone.named_parameters()}
@@ -47,15 +48,15 @@ def test_the_student_is_all_that_is_trained(teacher: str, tmp_path: Path) -> Non
 
 
 def test_it_is_swiftbrush_with_that_row_of_the_family(teacher: str) -> None:
-    one = build(teacher, t_min=0.02, t_max_final=None, guidance_scale=4.5)
-    other = SwiftBrush(f"{teacher}/teacher", f"{teacher}/prompts.txt", residual="asd")
+    one = build(teacher, times__t_min=0.02, times__t_max_final=None, guidance_scale=4.5)
+    other = made(SwiftBrush, teacher__source=f"{teacher}/teacher", prompts=f"{teacher}/prompts.txt", residual="asd")
     assert loss_of(one)[0].item() == loss_of(other)[0].item() > 0
 
 
 @pytest.mark.parametrize(("residual", "lacks"), [("nfsd", "negative"), ("ism", "earlier")])
 def test_rows_that_ask_for_more_than_swiftbrush_has_are_refused(teacher: str, residual: str, lacks: str) -> None:
     with pytest.raises(UserError, match=f"has no {lacks}"):
-        SwiftBrush(f"{teacher}/teacher", f"{teacher}/prompts.txt", residual=residual)
+        made(SwiftBrush, teacher__source=f"{teacher}/teacher", prompts=f"{teacher}/prompts.txt", residual=residual)
 
 
 def test_without_a_shift_and_without_guidance_it_is_nought(teacher: str) -> None:
@@ -76,7 +77,9 @@ def test_both_ends_of_the_times_come_down_and_the_shift_keeps_to_them(teacher: s
         assert low <= first < low + 50 and high - 50 < last < high and start == pytest.approx(low / 1000)
 
 
-@pytest.mark.parametrize("bad", [{"eta": -0.1}, {"t_min_final": 0.6}, {"t_max_final": 0.01}, {"weight": "w"}])
+@pytest.mark.parametrize(
+    "bad", [{"eta": -0.1}, {"times__t_min_final": 0.6}, {"times__t_max_final": 0.01}, {"weight": "w"}]
+)
 def test_what_cannot_be_is_refused_at_once(teacher: str, bad: dict) -> None:
     with pytest.raises((UserError, ValueError), match=str(next(iter(bad.values())))):
         build(teacher, **bad)
@@ -94,7 +97,7 @@ def test_the_exported_pipeline_is_a_stock_one(teacher: str, tmp_path: Path) -> N
         ["red apple", "blue car"], num_inference_steps=1, guidance_scale=1, latents=z, output_type="pt"
     ).images  # fmt: skip
     with torch.no_grad():
-        ours = method.teacher.latents.images(method._generate(method.networks["student"], z, method.embeddings))
+        ours = method.teacher.latents.images(method.student._x0(method.networks["student"], z, method.embedded([0, 1])))
     assert (stock - ours).abs().max() < 2 / 255
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from made import made
 
 from diffdistill.errors import UserError
 from diffdistill.methods.autoencoder import (
@@ -96,7 +97,7 @@ def test_a_narrowed_autoencoder_draws_the_projected_latent() -> None:
 )
 def test_inputs_that_cannot_be_are_refused_at_once(bad: dict, what: str) -> None:
     with pytest.raises(UserError, match=what):
-        Autoencoder(str(EMOJI), block_out_channels=(8, 8, 8, 8), latent_channels=4, **bad)
+        made(Autoencoder, data__source=str(EMOJI), block_out_channels=(8, 8, 8, 8), latent_channels=4, **bad)
 
 
 def test_with_the_encoder_kept_only_the_decoder_learns_and_noise_is_on_the_latent() -> None:
@@ -122,7 +123,13 @@ def test_a_start_is_loaded_as_float32_and_trained(tmp_path: Path, dtype: torch.d
     stored = small_vae().to(dtype)
     stored.save_pretrained(tmp_path / "vae", variant=None if dtype == torch.float32 else "fp16")
     torch.manual_seed(0)
-    method = Autoencoder(str(EMOJI), init_from=str(tmp_path / "vae"), latent_channels=4, train_encoder=train_encoder)
+    method = made(
+        Autoencoder,
+        data__source=str(EMOJI),
+        init_from=str(tmp_path / "vae"),
+        latent_channels=4,
+        train_encoder=train_encoder,
+    )
     vae = method.networks["autoencoder"].vae
     for name, value in stored.state_dict().items():
         assert torch.equal(vae.state_dict()[name], value.float())
@@ -142,5 +149,5 @@ def test_a_start_that_is_no_autoencoder_is_one_line(tmp_path: Path, edit: Callab
     small_vae().save_pretrained(tmp_path / "vae")
     edit(tmp_path / "vae")
     with pytest.raises(UserError, match=says) as caught:
-        Autoencoder(str(EMOJI), init_from=str(tmp_path / "vae"), latent_channels=4)
+        made(Autoencoder, data__source=str(EMOJI), init_from=str(tmp_path / "vae"), latent_channels=4)
     assert "\n" not in str(caught.value) and "teacher" not in str(caught.value)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 from PIL import Image
 
 import diffdistill.methods.boot
@@ -33,7 +34,7 @@ def teacher(request, tmp_path_factory) -> str:
 
 
 def build(folder: str, **more) -> BOOT:
-    return BOOT(f"{folder}/teacher", f"{folder}/prompts.txt", **more)
+    return made(BOOT, teacher__source=f"{folder}/teacher", prompts=f"{folder}/prompts.txt", **more)
 
 
 def evaluate(method: BOOT, size: int = 4, first: int = 0):
@@ -51,11 +52,11 @@ def shake(network: torch.nn.Module, seed: int = 0) -> None:
 @pytest.mark.parametrize("noise_ratio", [None, 2.5])
 def test_the_untrained_student_is_the_teachers_one_step_answer_at_every_time(teacher: str, noise_ratio) -> None:
     method = build(teacher, noise_ratio=noise_ratio, guidance_scale=1.0)
-    z, cond = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), method.embeddings
+    z, cond = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), method.embedded([0, 1])
     with torch.no_grad():
-        expected = method.judge(z, torch.full((2,), method.t_star), cond).x0
+        expected = method.teacher.denoiser()(z, torch.full((2,), method.t_star), cond).x0
         for t in (method.t_end, 400, method.t_star):
-            found = method.signal(method.networks["student"], z, torch.full((2,), t), cond)
+            found = method.student.signal(method.networks["student"], z, torch.full((2,), t), cond)
             torch.testing.assert_close(found, expected)
     _, logs = evaluate(method)
     assert logs["boundary"].item() < 1e-10 and logs["bootstrap"].item() > 1e-6
@@ -63,7 +64,7 @@ def test_the_untrained_student_is_the_teachers_one_step_answer_at_every_time(tea
 
 def test_replaced_times_are_the_teachers_own(teacher: str) -> None:
     method = build(teacher, target_time="replaced", guidance_scale=1.0)
-    z, cond = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), method.embeddings
+    z, cond = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)), method.embedded([0, 1])
     with torch.no_grad():
         for t in (10, 999):
             value = method.networks["student"](z, torch.full((2,), t), cond)
@@ -92,18 +93,21 @@ def test_the_loss_is_the_sum_that_the_paper_says(teacher: str) -> None:
     method = build(teacher, guidance_scale=3.0, boundary_weight=0.3)
     shake(method.networks["student"])
     loss, logs = evaluate(method)
-    random, cond = SampleRandom(0, range(4)), method.embeddings.repeat(2, 1, 1)
+    random, cond = SampleRandom(0, range(4)), method.embedded([0, 1, 0, 1])
     z = random.normal("z", (4, 4, 4))
     t, s = method.steps(random.uniform("time"))
     first = torch.full((4,), method.t_star)
     schedule, student = method.schedule, method.networks["student"]
 
     def teachers(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        one, none = method.judge(x, time, cond).x0, method.judge(x, time, method.null.expand_as(cond)).x0
+        one, none = (
+            method.teacher.denoiser()(x, time, cond).x0,
+            method.teacher.denoiser()(x, time, method.null.expand_as(cond)).x0,
+        )
         return none + 3.0 * (one - none)
 
     with torch.no_grad():
-        y_t, y_s, y_first = (method.signal(student, z, time, cond) for time in (t, s, first))
+        y_t, y_s, y_first = (method.student.signal(student, z, time, cond) for time in (t, s, first))
         f = teachers(schedule.add_noise(y_t, z, t), t)
         d = signal_step(schedule, t, s).float()[:, None, None, None]
         bootstrap = ((y_s - y_t - d * (f - y_t)) / d).square().mean()
@@ -111,7 +115,9 @@ def test_the_loss_is_the_sum_that_the_paper_says(teacher: str) -> None:
     torch.testing.assert_close(logs["bootstrap"], bootstrap, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(logs["boundary"], boundary, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(loss.detach(), bootstrap + 0.3 * boundary, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(teachers(z, first), guided(method.judge, z, first, cond, method.null, 3.0).x0)
+    torch.testing.assert_close(
+        teachers(z, first), guided(method.teacher.denoiser(), z, first, cond, method.null, 3.0).x0
+    )
 
 
 def test_a_share_of_boundaries_is_weighted_up_and_does_not_depend_on_micro_batches(teacher: str) -> None:
@@ -177,7 +183,7 @@ def test_the_recipe_arrives_at_the_end_of_the_teachers_ode(teacher: str) -> None
     )  # fmt: skip
     method.judge = GaussianTeacher(method.schedule, mean, std, "v")
     method.networks["student"] = Affine(method.schedule)
-    optimiser = torch.optim.Adam(method.networks["student"].parameters(), lr=0.1, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(method.networks["student"].parameters(), lr=0.1, optimizer__betas=(0.9, 0.99))
     steps = 1200
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
@@ -185,12 +191,12 @@ def test_the_recipe_arrives_at_the_end_of_the_teachers_ode(teacher: str) -> None
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    z, cond = torch.linspace(-2, 2, 5).view(5, 1, 1, 1), method.embeddings[:1].expand(5, -1, -1)
+    z, cond = torch.linspace(-2, 2, 5).view(5, 1, 1, 1), method.embedded([0] * 5)
     with torch.no_grad():
-        found = method.signal(method.networks["student"], z, torch.zeros(5, dtype=torch.long), cond)
+        found = method.student.signal(method.networks["student"], z, torch.zeros(5, dtype=torch.long), cond)
     # from x = alpha f + sigma z; the ODE keeps (x - alpha mean) / sqrt(alpha^2 std^2 + sigma^2)
     start, end = torch.full((5,), method.t_star), torch.zeros(5, dtype=torch.long)
-    x = method.schedule.add_noise(method.judge(z, start, None).x0, z, start)
+    x = method.schedule.add_noise(method.teacher.denoiser()(z, start, None).x0, z, start)
     level = {}
     for time in (start, end):
         alpha, sigma = method.schedule.alpha(time)[0], method.schedule.sigma(time)[0]
@@ -200,7 +206,7 @@ def test_the_recipe_arrives_at_the_end_of_the_teachers_ode(teacher: str) -> None
     expected = (x_end - sigma_end * z) / alpha_end
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=0.02)
     assert expected.std() > 0.2  # it is not the teacher's one-step answer, which is nearly the mean
-    assert method.judge(z, start, None).x0.std() < 0.1
+    assert method.teacher.denoiser()(z, start, None).x0.std() < 0.1
 
 
 def test_prompts_are_all_the_data(teacher: str, tmp_path: Path) -> None:
@@ -222,7 +228,12 @@ def test_the_exported_pipeline_makes_the_students_picture(
     from diffusers import DiffusionPipeline, UNet2DConditionModel
 
     method = build(
-        teacher, noise_ratio=noise_ratio, target_time=target_time, t_min=0.1, learning_rate=1e-3, betas=(0.0, 0.99)
+        teacher,
+        noise_ratio=noise_ratio,
+        target_time=target_time,
+        t_min=0.1,
+        optimizer__learning_rate=1e-3,
+        optimizer__betas=(0.0, 0.99),
     )
     settings = TrainingSettings(32, batch_size=4, cpu=True, log_every=1, ema_decay=0.0)
     folder = Trainer(method, settings, tmp_path).fit()
@@ -235,8 +246,10 @@ def test_the_exported_pipeline_makes_the_students_picture(
     latents = pipeline(prompts, output_type="latent", **options).images
     stock = pipeline(prompts, output_type="pt", **options).images
     with torch.no_grad():
-        y = method.signal(method.networks["student"], z, torch.full((2,), 100), method.embeddings)
-        other = method.signal(method.networks["student"], z, torch.full((2,), method.t_star), method.embeddings)
+        y = method.student.signal(method.networks["student"], z, torch.full((2,), 100), method.embedded([0, 1]))
+        other = method.student.signal(
+            method.networks["student"], z, torch.full((2,), method.t_star), method.embedded([0, 1])
+        )
     scale = y.abs().max()
     torch.testing.assert_close(latents / scale, y / scale, rtol=0, atol=2e-5)
     assert (other - y).abs().max() / scale > 1e-3  # the target's time does matter
@@ -244,7 +257,7 @@ def test_the_exported_pipeline_makes_the_students_picture(
     # the schedule was not changed to fit: the network at T* is a Denoiser's
     with torch.no_grad():
         denoiser = Denoiser(UNetBackbone(pipeline.unet), method.schedule, method.teacher.prediction_type)
-        again = denoiser(z, torch.full((2,), method.t_star), method.embeddings).x0
+        again = denoiser(z, torch.full((2,), method.t_star), method.embedded([0, 1])).x0
     torch.testing.assert_close(again / scale, y / scale, rtol=0, atol=2e-5)
 
     if (noise_ratio, target_time) != (2.5, "added"):
@@ -263,7 +276,7 @@ def test_the_exported_pipeline_makes_the_students_picture(
 
 def test_a_run_that_was_resumed_is_the_run(teacher: str, tmp_path: Path) -> None:
     """The new embedding is in checkpoints, and samples have their own randomness."""
-    options = {"learning_rate": 1e-3, "boundary_share": 0.5}
+    options = {"optimizer__learning_rate": 1e-3, "boundary_share": 0.5}
     settings = {"batch_size": 4, "cpu": True, "log_every": 1, "validate_every": 0}
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
@@ -292,7 +305,7 @@ def test_gradient_checkpointing_changes_no_loss(teacher: str) -> None:
     "bad",
     [
         {"weight": "inverse"}, {"solver": "rk4"}, {"delta": 0.0}, {"t_min": 1.2}, {"t_min": 0.999},
-        {"boundary_weight": -1.0}, {"boundary_share": 0.0}, {"boundary_share": 1.5}, {"learning_rate": 0.0},
+        {"boundary_weight": -1.0}, {"boundary_share": 0.0}, {"boundary_share": 1.5}, {"optimizer__learning_rate": 0.0},
     ],
 )  # fmt: skip
 def test_bad_numbers_and_names_are_refused_at_once(teacher: str, bad: dict) -> None:
@@ -307,5 +320,5 @@ def test_teachers_that_will_not_do(tmp_path: Path) -> None:
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": True}))
     with pytest.raises(UserError, match="set noise_ratio"):
-        BOOT(str(folder), str(prompts))
-    BOOT(str(folder), str(prompts), noise_ratio=2.5)
+        made(BOOT, teacher__source=str(folder), prompts=str(prompts))
+    made(BOOT, teacher__source=str(folder), prompts=str(prompts), noise_ratio=2.5)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 from safetensors.torch import load_file
 from tiny_pictures import save_tiny_pictures
 
@@ -28,8 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(folder: Path, **more) -> Consistency:
-    options = {"guidance_scale": 3.0, "learning_rate": 1e-3, "average_decay": 0.9, **more}
-    return Consistency(f"{folder}/teacher", f"{folder}/pictures", **options)
+    options = {"guidance_scale": 3.0, "optimizer__learning_rate": 1e-3, "ema_decay": 0.9, **more}
+    return made(Consistency, teacher__source=f"{folder}/teacher", data__source=f"{folder}/pictures", **options)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -48,7 +49,7 @@ def test_the_exported_pipeline_samples_as_the_student_does(folder: Path, tmp_pat
         ["red apple"], num_inference_steps=steps, guidance_scale=1, latents=z, output_type="latent",
         generator=torch.Generator().manual_seed(2),
     ).images  # fmt: skip
-    student, cond = method._denoiser(method.networks["student"]), method.teacher.embed(["red apple"])
+    student, cond = method.teacher.denoiser(method.networks["student"]), method.teacher.embed(["red apple"])
     times, g = pipeline.scheduler.timesteps, torch.Generator().manual_seed(2)
     with torch.no_grad():
         ours = consistency_sample(student, z, times, cond, method.boundary, g)
@@ -83,7 +84,7 @@ def test_only_the_student_is_given_a_gradient(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "what"), [({"grid": 30}, "30 steps do not divide"), ({"average_decay": 1.0}, "average_decay")]
+    ("bad", "what"), [({"grid": 30}, "30 steps do not divide"), ({"ema_decay": 1.0}, "average_decay")]
 )
 def test_bad_input_is_named(folder: Path, bad: dict, what: str) -> None:
     with pytest.raises(UserError, match=what):

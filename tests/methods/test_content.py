@@ -11,20 +11,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made import made
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pictures import save_tiny_pictures
 from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill import methods
+from diffdistill.cli.nested import is_settings, types_of
 from diffdistill.methods.content import digest, of_teacher, of_text
 from diffdistill.models.any_step_pipeline import load_any_step
 from diffdistill.models.teacher import load_teacher
 
 # settings of methods whose value is a path, or a hub id
-PATHS = {"teacher", "prompts", "data", "autoencoder", "init_from", "real_images"}
-LORA = {"lora_rank": 4, "lora_alpha": 4.0}
-SMALL = {"block_out_channels": (32, 32), "text_width": 32, "text_layers": 1}
+PATHS = {
+    "teacher.source",
+    "prompts",
+    "data.source",
+    "network.autoencoder",
+    "network.init_from",
+    "adversary.data.source",
+}
+LORA = {"fake__lora__rank": 4, "fake__lora__alpha": 4.0}
+SMALL = {"network__block_out_channels": (32, 32), "network__text_width": 32, "network__text_layers": 1}
 
 
 @pytest.fixture
@@ -45,13 +54,12 @@ def build(kind: str, things: Path, **more: Any) -> Any:
     torch.manual_seed(0)
     teacher, prompts, pictures, vae = (str(things / name) for name in ("teacher", "prompts.txt", "pictures", "vae"))
     if kind == "SwiftBrush":
-        return methods.SwiftBrush(teacher, prompts, **{**LORA, **more})
+        return made(methods.SwiftBrush, False, teacher__source=teacher, prompts=prompts, **{**LORA, **more})
     if kind == "Autoencoder":
         small = {"block_out_channels": (8, 8), "norm_groups": 4, "latent_channels": 4}
-        return methods.Autoencoder(pictures, **{**small, "init_from": vae, **more})
-    if kind == "TextToImage":
-        return methods.TextToImage(vae, pictures, **{**SMALL, **more})
-    return methods.SelfE(vae, pictures, **{**SMALL, **more})
+        return made(methods.Autoencoder, False, data__source=pictures, **{**small, "init_from": vae, **more})
+    images = {"network__autoencoder": vae, "data__source": pictures}
+    return made(getattr(methods, kind), False, **{**images, **SMALL, **more})
 
 
 def edit_json(file: Path, **values: Any) -> None:
@@ -77,31 +85,33 @@ EDITS: dict[str, tuple[str, str, Any]] = {
         "SwiftBrush", "prompts", lambda t: (t / "prompts.txt").write_text("blue car, noto\nred apple, noto\n"),
     ),
     "a weight of the UNet": (
-        "SwiftBrush", "teacher", lambda t: edit_weights(t / "teacher/unet/diffusion_pytorch_model.safetensors"),
+        "SwiftBrush", "teacher.source", lambda t: edit_weights(t / "teacher/unet/diffusion_pytorch_model.safetensors"),
     ),
     "the text encoder's activation": (
-        "SwiftBrush", "teacher", lambda t: edit_json(t / "teacher/text_encoder/config.json", hidden_act="gelu"),
+        "SwiftBrush", "teacher.source", lambda t: edit_json(t / "teacher/text_encoder/config.json", hidden_act="gelu"),
     ),
     "the tokenizer's length": (
-        "SwiftBrush", "teacher", lambda t: edit_json(t / "teacher/tokenizer/tokenizer_config.json", model_max_length=6),
+        "SwiftBrush", "teacher.source",
+        lambda t: edit_json(t / "teacher/tokenizer/tokenizer_config.json", model_max_length=6),
     ),
     "the schedule": (
-        "SwiftBrush", "teacher", lambda t: edit_json(t / "teacher/scheduler/scheduler_config.json", beta_end=0.03),
+        "SwiftBrush", "teacher.source",
+        lambda t: edit_json(t / "teacher/scheduler/scheduler_config.json", beta_end=0.03),
     ),
     "the autoencoder's scale": (
-        "TextToImage", "autoencoder", lambda t: edit_json(t / "vae/config.json", scaling_factor=0.7),
+        "LatentDiffusion", "network.autoencoder", lambda t: edit_json(t / "vae/config.json", scaling_factor=0.7),
     ),
     "its scale in a model of two times": (
-        "SelfE", "autoencoder", lambda t: edit_json(t / "vae/config.json", scaling_factor=0.7),
+        "SelfE", "network.autoencoder", lambda t: edit_json(t / "vae/config.json", scaling_factor=0.7),
     ),
-    "a pixel": ("TextToImage", "data", lambda t: edit_pixel(t / "pictures/noto.webp")),
+    "a pixel": ("LatentDiffusion", "data.source", lambda t: edit_pixel(t / "pictures/noto.webp")),
     "a caption": (
-        "TextToImage", "data",
+        "LatentDiffusion", "data.source",
         lambda t: (t / "pictures/concepts.tsv").write_text(
             (t / "pictures/concepts.tsv").read_text().replace("green car", "green van")
         ),
     ),
-    "a held-out concept": ("SelfE", "data", lambda t: (t / "pictures/heldout.txt").write_text("blue car\n")),
+    "a held-out concept": ("SelfE", "data.source", lambda t: (t / "pictures/heldout.txt").write_text("blue car\n")),
     "a weight that an autoencoder starts from": (
         "Autoencoder", "init_from", lambda t: edit_weights(t / "vae/diffusion_pytorch_model.safetensors"),
     ),
@@ -118,7 +128,7 @@ def test_an_edit_changes_the_content_of_that_setting_alone(things: Path, edited:
     assert [key for key in before if before[key] != after[key]] == [setting]
 
 
-@pytest.mark.parametrize("kind", ["SwiftBrush", "Autoencoder", "TextToImage", "SelfE"])
+@pytest.mark.parametrize("kind", ["SwiftBrush", "Autoencoder", "LatentDiffusion", "SelfE"])
 def test_a_copy_in_another_place_and_a_relative_path_are_the_same_content(
     things: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -136,40 +146,58 @@ def test_line_endings_are_not_content(things: Path) -> None:
     assert build("SwiftBrush", things).content == before
 
 
-@pytest.mark.parametrize("kind", ["SwiftBrush", "Autoencoder", "TextToImage", "SelfE"])
+@pytest.mark.parametrize("kind", ["SwiftBrush", "Autoencoder", "LatentDiffusion", "SelfE"])
 def test_each_path_that_is_given_has_content_and_nothing_else_has(things: Path, kind: str) -> None:
     method = build(kind, things)
-    parameters = inspect.signature(type(method).__init__).parameters
-    given = {name for name in parameters if name in PATHS and parameters[name].default is not None}
-    if kind == "Autoencoder":
-        given.add("init_from")
-    assert set(method.content) == given
+    given = {
+        "SwiftBrush": {"teacher.source", "prompts"},
+        "Autoencoder": {"data.source", "init_from"},
+        "LatentDiffusion": {"data.source", "network.autoencoder"},
+        "SelfE": {"data.source", "network.autoencoder"},
+    }
+    assert set(method.content) == given[kind]
 
 
 def test_no_other_argument_of_a_method_is_a_path() -> None:
     """A new argument that holds a text is a name from a table, or belongs into PATHS and into the content."""
-    names = {"residual", "weight", "fake_score", "fake_weight", "attention", "solver", "times", "derivative"}
+    names = {"residual", "weight", "fake.weight", "solver", "teacher.attention", "network.attention", "teacher.variant",
+             "adversary.tap"}  # fmt: skip
+    captions = {"data.captions", "adversary.data.captions"}  # covered by the digest of the data they are of
     texts = set()
     for kind in vars(methods).values():
         if isinstance(kind, type) and issubclass(kind, methods.Method) and not inspect.isabstract(kind):
-            parameters = inspect.signature(kind).parameters.values()
-            texts |= {p.name for p in parameters if p.annotation in ("str", "str | None")}
-    assert texts - names == PATHS
+            texts |= set(text_settings(kind))
+    assert texts - names - captions == PATHS | {"init_from"}
+
+
+def text_settings(kind: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the settings that hold a text."""
+    found = []
+    for name, annotation in types_of(kind).items():
+        if is_settings(annotation):
+            found += text_settings(annotation, f"{prefix}{name}.")
+        elif annotation in (str, str | None):
+            found.append(prefix + name)
+    return found
 
 
 def test_what_a_model_starts_from_is_content(things: Path) -> None:
-    flow = build("SelfE", things, same=1.0)
+    flow = build("SelfE", things, flow_matching_share=1.0)
     start = things / "start"
     start.mkdir()
     flow.export(start)
-    begun = dict(build("SelfE", things, init_from=str(start)).content)
-    assert set(begun) == {"autoencoder", "data", "init_from"} and {**begun, **flow.content} == begun
+    begun = dict(build("SelfE", things, network__init_from=str(start)).content)
+    assert (
+        set(begun) == {"network.autoencoder", "data.source", "network.init_from"} and {**begun, **flow.content} == begun
+    )
     with torch.no_grad():
         next(flow.networks["model"].inner.parameters()).add_(1e-3)
     other = things / "other"
     other.mkdir()
     flow.export(other)
-    assert build("SelfE", things, init_from=str(other)).content["init_from"] != begun["init_from"]
+    assert (
+        build("SelfE", things, network__init_from=str(other)).content["network.init_from"] != begun["network.init_from"]
+    )
 
 
 def swap_words(folder: Path) -> None:
@@ -218,14 +246,14 @@ def test_an_edit_of_the_tokenizer_changes_every_digest_that_covers_it(things: Pa
 
 @pytest.mark.parametrize("edited", ["two words", "a merge", "the length"])
 def test_an_edit_of_the_tokenizer_changes_what_an_any_step_model_starts_from(things: Path, edited: str) -> None:
-    flow = build("SelfE", things, same=1.0)
+    flow = build("SelfE", things, flow_matching_share=1.0)
     start = things / "start"
     start.mkdir()
     flow.export(start)
-    before, model = build("SelfE", things, init_from=str(start)).content, load_any_step(start).digest()
+    before, model = build("SelfE", things, network__init_from=str(start)).content, load_any_step(start).digest()
     WORDS[edited](start)
-    after = build("SelfE", things, init_from=str(start)).content
-    assert {key for key in after if after[key] != before[key]} == {"init_from"}
+    after = build("SelfE", things, network__init_from=str(start)).content
+    assert {key for key in after if after[key] != before[key]} == {"network.init_from"}
     assert load_any_step(start).digest() != model
 
 
@@ -254,17 +282,17 @@ def test_settings_that_are_a_class_default_do_not_count(things: Path, part: str)
 
 def test_real_pictures_are_content_in_the_order_of_the_prompts(things: Path) -> None:
     def content() -> dict[str, str]:
-        adversarial = {"fake_score": "full", "real_images": str(things / "pictures")}
+        adversarial = {"fake__network": "full", "adversary__data__source": str(things / "pictures")}
         return dict(build("SwiftBrush", things, **adversarial).content)
 
     edit_json(things / "teacher" / "unet" / "config.json", sample_size=32)  # of pictures of 64 pixels
     before = content()
-    assert set(before) == {"teacher", "prompts", "real_images"}
+    assert set(before) == {"teacher.source", "prompts", "adversary.data.source"}
     edit_pixel(things / "pictures" / "twemoji.webp")  # no picture of the prompts
     assert content() == before
     lines = (things / "prompts.txt").read_text().splitlines()
     (things / "prompts.txt").write_text("\n".join(reversed(lines)))
-    assert [key for key, value in content().items() if value != before[key]] == ["prompts", "real_images"]
+    assert [key for key, value in content().items() if value != before[key]] == ["prompts", "adversary.data.source"]
 
 
 def test_a_digest_tells_where_parts_end() -> None:

@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 from torch import Tensor
 
 from diffdistill.diffusion import Denoiser
@@ -30,7 +31,7 @@ def teacher(request, tmp_path_factory) -> str:
 
 
 def build(folder: str, **more) -> DMD2:
-    return DMD2(f"{folder}/teacher", f"{folder}/prompts.txt", **more)
+    return made(DMD2, teacher__source=f"{folder}/teacher", prompts=f"{folder}/prompts.txt", **more)
 
 
 def log_of(run: Path) -> list[dict]:
@@ -47,10 +48,21 @@ def test_nothing_is_pushed_before_the_fake_score_has_learnt(teacher: str, steps:
 
 def test_in_one_step_it_is_swiftbrush_with_other_numbers(teacher: str) -> None:
     """Which two implementations of one gradient agree, and so do their fake scores' losses."""
-    options = {"weight": "dmd", "guidance_scale": 3.0, "fake_weight": "eps", "drop_text": 0.0, "fake_updates": 2}
+    options = {
+        "weight": "dmd",
+        "guidance_scale": 3.0,
+        "fake__weight": "eps",
+        "fake__drop_text": 0.0,
+        "fake__updates": 2,
+    }
     one = build(teacher, **options)
-    other = SwiftBrush(
-        f"{teacher}/teacher", f"{teacher}/prompts.txt", fake_score="full", fake_guidance_scale=1.0, **options
+    other = made(
+        SwiftBrush,
+        teacher__source=f"{teacher}/teacher",
+        prompts=f"{teacher}/prompts.txt",
+        fake__network="full",
+        fake__guidance_scale=1.0,
+        **options,
     )
     random = SampleRandom(0, range(4))
     for a, b in zip(one.phases(0), other.phases(0), strict=True):
@@ -62,7 +74,7 @@ def test_in_one_step_it_is_swiftbrush_with_other_numbers(teacher: str) -> None:
 def test_the_fake_score_really_is_updated_so_often_and_the_log_says_so(
     teacher: str, tmp_path: Path, accumulation: int
 ) -> None:
-    method = build(teacher, fake_updates=5, fake_warmup=1)
+    method = build(teacher, fake__updates=5, fake__warmup=1)
     settings = TrainingSettings(12, 4, accumulation, cpu=True, log_every=1)
     trainer = Trainer(method, settings, tmp_path)
     counts = dict.fromkeys(trainer.state.optimizers, 0)
@@ -80,7 +92,7 @@ def test_the_fake_score_really_is_updated_so_often_and_the_log_says_so(
 
 
 def test_each_update_of_the_fake_score_but_the_first_sees_samples_of_its_own(teacher: str) -> None:
-    method = build(teacher, fake_updates=3, steps=2)
+    method = build(teacher, fake__updates=3, steps=2)
     random, seen = SampleRandom(0, range(4)), []
     batch, carry = method.batch([0, 1, 0, 1], random), {}
 
@@ -97,7 +109,7 @@ def test_each_update_of_the_fake_score_but_the_first_sees_samples_of_its_own(tea
 
 def test_several_steps_are_all_trained_and_only_the_last_has_a_graph(teacher: str) -> None:
     method = build(teacher, steps=4)
-    assert method.times.tolist() == [999, 749, 499, 249]
+    assert method.student.times.tolist() == [999, 749, 499, 249]
     random = SampleRandom(0, range(64))
     cond = method.batch([0, 1] * 32, random)["cond"]
     calls: list[tuple[bool, int, set]] = []
@@ -105,7 +117,7 @@ def test_several_steps_are_all_trained_and_only_the_last_has_a_graph(teacher: st
     student.register_forward_pre_hook(
         lambda module, args: calls.append((torch.is_grad_enabled(), len(args[0]), set(args[1].tolist())))
     )
-    x0 = method._sample(student, random, cond)
+    x0 = method.student.train_sample(student, random, cond)
     assert x0.shape == (64, 4, 4, 4) and x0.requires_grad
     *rollout, last = calls
     assert last == (True, 64, {999, 749, 499, 249})
@@ -121,7 +133,7 @@ def test_the_exported_pipeline_samples_as_the_student_does(
 ) -> None:
     from diffusers import DiffusionPipeline
 
-    method = build(teacher, steps=steps, noise_ratio=noise_ratio, student_learning_rate=1e-3, fake_updates=1)
+    method = build(teacher, steps=steps, noise_ratio=noise_ratio, optimizer__learning_rate=1e-3, fake__updates=1)
     Trainer(method, TrainingSettings(16, batch_size=4, cpu=True), tmp_path).fit()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -140,7 +152,7 @@ def test_the_exported_pipeline_samples_as_the_student_does(
     drawn = generators()
     z, *noises = [torch.cat([torch.randn(1, 4, 4, 4, generator=g) for g in drawn]) for _ in range(steps)]
     denoiser = Denoiser(UNetBackbone(pipeline.unet), method.schedule, method.teacher.prediction_type)
-    ours = few_step_sample(denoiser, z, method.times, noises, method.embeddings)
+    ours = few_step_sample(denoiser, z, method.student.times, noises, method.embedded([0, 1]))
     # the stock scheduler's table of alphas is float32; where noise is predicted, 1 / alpha = 15 magnifies that
     torch.testing.assert_close(stock, ours, rtol=1e-3, atol=1e-4 * ours.abs().max().item())
 
@@ -160,15 +172,17 @@ def test_our_own_command_samples_the_export_too(teacher: str, tmp_path: Path) ->
     pictures = torch.cat(list(generate(str(tmp_path / "model"), ["red apple", "blue car"], 2, 1.0)))
     drawn = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     z, noise = (torch.cat([torch.randn(1, 4, 4, 4, generator=g) for g in drawn]) for _ in range(2))
-    student = method._denoiser(method.networks["student"])
-    ours = method.teacher.latents.images(few_step_sample(student, z, method.times, [noise], method.embeddings))
+    student = method.teacher.denoiser(method.networks["student"])
+    ours = method.teacher.latents.images(
+        few_step_sample(student, z, method.student.times, [noise], method.embedded([0, 1]))
+    )
     assert (pictures - ours).abs().max() < 2 / 255
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_with_pictures_the_head_on_the_fake_score_learns_and_pushes(teacher: str, monkeypatch, steps: int) -> None:
     monkeypatch.setattr(DMD2, "_real_latents", lambda self, folder: torch.full((2, 4, 4, 4), 2.0))
-    method = build(teacher, steps=steps, real_images="somewhere", fake_updates=2)
+    method = build(teacher, steps=steps, adversary__data__source="somewhere", fake__updates=2)
     random, carry = SampleRandom(0, range(4)), {}
     batch = method.batch([0, 1, 0, 1], random)
     student, *fakes = method.phases(0)
@@ -182,7 +196,7 @@ def test_with_pictures_the_head_on_the_fake_score_learns_and_pushes(teacher: str
     assert all(p.grad is not None for p in method.networks["fake"].head.parameters())
 
 
-@pytest.mark.parametrize("bad", [{"steps": 0}, {"weight": "dmd2"}, {"fake_updates": 0}, {"fake_weight": "w"}])
+@pytest.mark.parametrize("bad", [{"steps": 0}, {"weight": "dmd2"}, {"fake__updates": 0}, {"fake__weight": "w"}])
 def test_what_cannot_be_is_refused_at_once(teacher: str, bad: dict) -> None:
     with pytest.raises((UserError, ValueError), match=str(next(iter(bad.values())))):
         build(teacher, **bad)
@@ -200,12 +214,12 @@ def test_a_step_at_time_0_which_the_stock_sampler_would_skip_is_refused(teacher:
         skip, _ = few_step_scheduler(method.teacher, t_star).get_scalings_for_boundary_condition_discrete(0)
         assert float(skip) == 1.0  # the sample itself, not the prediction
         if steps < t_star + 1:
-            assert build(teacher, steps=steps, noise_ratio=ratio).times.tolist() == [3, 1]
+            assert build(teacher, steps=steps, noise_ratio=ratio).student.times.tolist() == [3, 1]
         else:
             with pytest.raises(UserError, match="steps is 4, as many as there are times"):
                 build(teacher, steps=steps, noise_ratio=ratio)
 
 
 def test_its_phases_are_one_of_the_student_and_n_of_the_fake_score(teacher: str) -> None:
-    phases: list[Phase] = build(teacher, fake_updates=10).phases(0)
+    phases: list[Phase] = build(teacher, fake__updates=10).phases(0)
     assert [phase.trains for phase in phases] == ["student"] + ["fake"] * 10

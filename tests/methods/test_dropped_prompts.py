@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 from torch import Tensor
 
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import DMD2, SiD, SwiftBrush
-from diffdistill.methods import fake_score as module
+from diffdistill.methods import judge as module
+from diffdistill.methods.student import OneStepStudent
 
 N = 16
 
@@ -25,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(kind: type, folder: Path, **more: Any) -> Any:
-    return kind(str(folder / "teacher"), str(folder / "prompts.txt"), **more)
+    return made(kind, teacher__source=str(folder / "teacher"), prompts=str(folder / "prompts.txt"), **more)
 
 
 def prompted(z: Tensor, cond: Tensor) -> Tensor:
@@ -43,15 +45,14 @@ def learnt(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
         return x0.new_zeros(())
 
     monkeypatch.setattr(module, "denoising_loss", loss)
-    for kind in (SiD, SwiftBrush, DMD2):
-        monkeypatch.setattr(kind, "_generate", lambda self, network, z, cond: prompted(z, cond))
+    monkeypatch.setattr(OneStepStudent, "_x0", lambda self, network, z, cond: prompted(z, cond))
     return seen
 
 
 def run(method: Any, indices: range, **more: Any) -> dict[str, Any]:
     random, carry = SampleRandom(0, indices), dict(more)
     batch = method.batch([i % 2 for i in indices], random)
-    for phase in method.phases(method.fake.warmup):
+    for phase in method.phases(method.judge.warmup):
         if phase.trains == "fake":
             phase.loss(batch, random, carry)
     return {"random": random, "batch": batch, "carry": carry}
@@ -60,10 +61,10 @@ def run(method: Any, indices: range, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("updates", [1, 3])
 @pytest.mark.parametrize("judged", [True, False])
 def test_dropped_rows_are_samples_of_the_empty_prompt(folder: Path, learnt: list, judged: bool, updates: int) -> None:
-    method = build(SiD, folder, drop_text=0.4, fake_updates=updates)
+    method = build(SiD, folder, fake__drop_text=0.4, fake__updates=updates)
     x0 = torch.randn(N, *method.teacher.latent_shape)
-    made = run(method, range(N), **({"x0": x0} if judged else {}))
-    random, cond = made["random"], made["batch"]["cond"]
+    done = run(method, range(N), **({"x0": x0} if judged else {}))
+    random, cond = done["random"], done["batch"]["cond"]
     assert len(learnt) == updates
     for k, (found, told) in enumerate(learnt):
         dropped = random.bernoulli(f"fake_drop/{k}", 0.4)
@@ -77,7 +78,8 @@ def test_dropped_rows_are_samples_of_the_empty_prompt(folder: Path, learnt: list
 
 
 @pytest.mark.parametrize(
-    ("kind", "more"), [(SiD, {"drop_text": 0.0}), (SwiftBrush, {"drop_text": 0.4}), (DMD2, {"drop_text": 0.4})]
+    ("kind", "more"),
+    [(SiD, {"fake__drop_text": 0.0}), (SwiftBrush, {"fake__drop_text": 0.4}), (DMD2, {"fake__drop_text": 0.4})],
 )
 def test_without_it_the_samples_are_those_just_judged(folder: Path, learnt: list, kind: type, more: dict) -> None:
     method = build(kind, folder, **more)
@@ -88,7 +90,7 @@ def test_without_it_the_samples_are_those_just_judged(folder: Path, learnt: list
 
 @pytest.mark.parametrize("parts", [[range(8), range(8, 16)], [range(5), range(5, 6), range(6, 16)]])
 def test_samples_do_not_depend_on_how_the_batch_is_spread(folder: Path, learnt: list, parts: list[range]) -> None:
-    method = build(SiD, folder, drop_text=0.4)
+    method = build(SiD, folder, fake__drop_text=0.4)
     x0 = torch.randn(N, *method.teacher.latent_shape)
     for part in [range(N), *parts]:
         run(method, part, x0=x0[list(part)])
@@ -101,18 +103,19 @@ def test_samples_do_not_depend_on_how_the_batch_is_spread(folder: Path, learnt: 
     [
         ({}, 0.1),
         ({"guidance_scale": 1.0}, 0.0),
-        ({"guidance_scale": 4.5, "fake_guidance_scale": 1.0}, 0.0),
-        ({"guidance_scale": 4.5, "fake_guidance_scale": 1.0, "fake_train_guidance_scale": 2.0}, 0.1),
-        ({"guidance_scale": 4.5, "fake_train_guidance_scale": 1.0}, 0.1),
-        ({"guidance_scale": 1.0, "drop_text": 0.25}, 0.25),
-        ({"drop_text": 0.0}, 0.0),
+        ({"guidance_scale": 4.5, "fake__guidance_scale": 1.0}, 0.0),
+        ({"guidance_scale": 4.5, "fake__guidance_scale": 1.0, "fake__train_guidance_scale": 2.0}, 0.1),
+        ({"guidance_scale": 4.5, "fake__train_guidance_scale": 1.0}, 0.1),
+        ({"guidance_scale": 1.0, "fake__drop_text": 0.25}, 0.25),
+        ({"fake__drop_text": 0.0}, 0.0),
     ],
 )
 def test_a_tenth_is_dropped_where_the_fake_score_is_guided(folder: Path, scales: dict, share: float) -> None:
-    assert build(SiD, folder, **scales).fake.drop_text == share
+    judge = build(SiD, folder, **scales).judge
+    assert judge.fake.dropped(judge.guidance_scale) == share
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(folder: Path, share: float) -> None:
     with pytest.raises(UserError, match=f"drop_text is {share}"):
-        build(SiD, folder, drop_text=share)
+        build(SiD, folder, fake__drop_text=share)

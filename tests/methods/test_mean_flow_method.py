@@ -46,7 +46,7 @@ def test_mean_flows_target_is_in_full_precision_in_a_lower_run(
 
 
 def test_differences_are_as_fine_as_the_times_that_a_teacher_is_told(pictures: str) -> None:
-    method = build(pictures, "mean_flow_difference", init_from=TEACHER, attention="math")
+    method = build(pictures, "mean_flow_difference", network__init_from=TEACHER, network__attention="math")
     x, v = torch.randn(2, 8, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.linspace(0.1, 0.95, 8, dtype=torch.float64)
     cond = method.live_text(method.source.tokenize(["red apple, noto"] * 8))

@@ -8,6 +8,7 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 import yaml
+from made import made
 
 from diffdistill.errors import UserError
 from diffdistill.methods import ASD, BOOT, DMD2, Consistency, OptimizerSettings, Progressive, SiD, SwiftBrush
@@ -27,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_step(kind: Any, folder: Path, **more: Any) -> Any:
-    return kind(str(folder / "teacher"), str(folder / "prompts.txt"), **more)
+    return made(kind, teacher__source=str(folder / "teacher"), prompts=str(folder / "prompts.txt"), **more)
 
 
 @pytest.mark.parametrize(("name", "decay"), [("self_e", 0.0), ("flow", 0.0), ("mean_flow", 0.0), ("shortcut", 0.1)])
@@ -37,7 +38,7 @@ def test_the_default_is_what_was_published_with_the_method(pictures: str, name: 
 
 @pytest.mark.parametrize("decay", [0.0, 1e-3, 0.3])
 def test_weight_decay_reaches_the_optimizer(pictures: str, tmp_path: Path, decay: float) -> None:
-    method = any_step_builds.build(pictures, "shortcut", weight_decay=decay)
+    method = any_step_builds.build(pictures, "shortcut", optimizer__weight_decay=decay)
     trainer = Trainer(method, TrainingSettings(8, batch_size=4, cpu=True), tmp_path)
     assert {group["weight_decay"] for group in trainer.state.optimizers["model"].param_groups} == {decay}
 
@@ -45,20 +46,25 @@ def test_weight_decay_reaches_the_optimizer(pictures: str, tmp_path: Path, decay
 @pytest.mark.parametrize("recipe", ["emoji_self_e", "emoji_flow", "emoji_mean_flow", "emoji_shortcut"])
 def test_the_recipes_name_the_decay_that_their_numbers_are_of(recipe: str) -> None:
     settings = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())
-    assert float(settings["method"]["init_args"]["weight_decay"]) == 1e-3
+    assert float(settings["method"]["init_args"]["optimizer"]["weight_decay"]) == 1e-3
 
 
 @pytest.mark.parametrize("kind", ONE_STEP)
 def test_eps_reaches_every_optimizer_of_a_one_step_method(kind: Any, folder: Path) -> None:
     assert {settings.eps for settings in one_step(kind, folder).optimizers.values()} == {1e-8}
-    method = one_step(kind, folder, adam_eps=1e-12)
+    fake = {"fake__optimizer__eps": 1e-12} if kind in (SwiftBrush, DMD2, SiD) else {}
+    method = one_step(kind, folder, optimizer__eps=1e-12, **fake)
     assert {settings.eps for settings in method.optimizers.values()} == {1e-12}
     assert len(method.optimizers) == (2 if kind in (SwiftBrush, DMD2, SiD) else 1)
 
 
 def test_eps_of_consistency_and_of_the_fake_score(pictures: str, folder: Path) -> None:
-    assert Consistency(any_step_builds.TEACHER, pictures, adam_eps=1e-6).optimizers["student"].eps == 1e-6
-    settings = one_step(DMD2, folder, fake_learning_rate=3e-4, betas=(0.5, 0.9), adam_eps=1e-5).optimizers["fake"]
+    consistency = made(
+        Consistency, False, teacher__source=any_step_builds.TEACHER, data__source=pictures, optimizer__eps=1e-6
+    )
+    assert consistency.optimizers["student"].eps == 1e-6
+    fake = {"learning_rate": 3e-4, "betas": (0.5, 0.9), "eps": 1e-5}
+    settings = one_step(DMD2, folder, **{f"fake__optimizer__{k}": v for k, v in fake.items()}).optimizers["fake"]
     assert settings == OptimizerSettings(3e-4, (0.5, 0.9), 0.0, 1e-5)
 
 
@@ -82,11 +88,11 @@ def test_a_loss_times_n_is_adam_with_eps_over_n(scale: float, eps: float) -> Non
 
 @pytest.mark.parametrize("value", [0.0, -1e-8, float("nan"), float("inf")])
 def test_an_eps_that_is_none_is_refused(folder: Path, value: float) -> None:
-    with pytest.raises(UserError, match=f"adam_eps is {value}; it must be above 0"):
-        one_step(ASD, folder, adam_eps=value)
+    with pytest.raises(UserError, match=f"eps is {value}; it must be above 0"):
+        one_step(ASD, folder, optimizer__eps=value)
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_a_decay_that_is_none_is_refused(pictures: str, value: float) -> None:
     with pytest.raises(UserError, match=f"weight_decay is {value}; it must be a number from 0"):
-        any_step_builds.build(pictures, "mean_flow", weight_decay=value)
+        any_step_builds.build(pictures, "mean_flow", optimizer__weight_decay=value)

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 from processes import train_on_one_and_on_two
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ def teacher(request, tmp_path_factory) -> str:
 
 
 def build(folder: str, **more) -> Progressive:
-    options = {"teacher_steps": 8, "student_learning_rate": 1e-3, **more}
-    return Progressive(f"{folder}/teacher", f"{folder}/prompts.txt", **options)
+    options = {"teacher_steps": 8, "optimizer__learning_rate": 1e-3, **more}
+    return made(Progressive, teacher__source=f"{folder}/teacher", prompts=f"{folder}/prompts.txt", **options)
 
 
 def evaluate(method: Progressive, size: int = 4, first: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
@@ -161,7 +162,7 @@ def test_accumulation_changes_no_stage_and_no_loss(teacher: str, tmp_path: Path)
     for accumulation in (1, 4):
         run, settings = tmp_path / str(accumulation), TrainingSettings(24, 4, accumulation, cpu=True, log_every=1)
         run.mkdir()
-        Trainer(build(teacher, student_learning_rate=1e-5), settings, run).fit()
+        Trainer(build(teacher, optimizer__learning_rate=1e-5), settings, run).fit()
         logs.append(log_of(run))
     for one, four in zip(*logs, strict=True):
         assert one["student/steps"] == four["student/steps"]
@@ -188,12 +189,14 @@ def test_the_exported_pipeline_samples_as_the_student_does(
     latents = pipeline(["red apple", "blue car"], output_type="latent", **options).images
     stock = pipeline(["red apple", "blue car"], output_type="pt", **options).images
     with torch.no_grad(), patch.object(SampleRandom, "normal", return_value=z):
-        ours = method._draw(method.networks["student"], SampleRandom(0, range(2)), method.embeddings)
+        ours = method.student.sample(method.networks["student"], SampleRandom(0, range(2)), method.embedded([0, 1]))
     scale = ours.abs().max()
     torch.testing.assert_close(latents / scale, ours / scale, rtol=0, atol=2e-5)
     assert (stock - method.teacher.latents.images(ours)).abs().max() < 2 / 255
     with torch.no_grad():
-        start = method._denoiser(method.networks["student"])(z, torch.full((2,), method.t_star), method.embeddings).x0
+        start = method.teacher.denoiser(method.networks["student"])(
+            z, torch.full((2,), int(method.student.time)), method.embedded([0, 1])
+        ).x0
     assert final_steps == 1 or (start - ours).abs().max() / scale > 1e-3  # the later steps do matter
 
 
@@ -222,17 +225,19 @@ def test_the_recipe_arrives_at_the_teachers_own_ddim_answer(teacher: str) -> Non
     if "progressive1" in teacher:
         pytest.skip("one kind of prediction will do")
     mean, std = 0.7, 0.3
-    method = build(teacher, guidance_scale=1.0, student_learning_rate=0.1, betas=(0.8, 0.95), noise_ratio=10.0)
+    method = build(
+        teacher, guidance_scale=1.0, optimizer__learning_rate=0.1, optimizer__betas=(0.8, 0.95), noise_ratio=10.0
+    )
     table = Table(method.schedule, mean, std)
-    method.networks = {"student": UNetBackbone(table), "predecessor": Predecessor(copy.deepcopy(table))}
+    method.networks = {"student": UNetBackbone(table), "predecessor": Predecessor(UNetBackbone(copy.deepcopy(table)))}
     optimiser = torch.optim.Adam(table.parameters(), betas=(0.8, 0.95))
-    z, cond = torch.linspace(-2, 2, 5).view(5, 1, 1, 1), method.embeddings[:1].expand(5, -1, -1)
+    z, cond = torch.linspace(-2, 2, 5).view(5, 1, 1, 1), method.embedded([0] * 5)
     exact, answers = GaussianTeacher(method.schedule, mean, std, "v"), []
     expected = ddim(lambda x, t: exact(x, t, None), z, method.schedule, method.times[:-1])
 
     def answer() -> Tensor:
         with torch.no_grad(), patch.object(SampleRandom, "normal", return_value=z):
-            return method._draw(method.networks["student"], SampleRandom(0, range(5)), cond)
+            return method.student.sample(method.networks["student"], SampleRandom(0, range(5)), cond)
 
     steps = 450
     for step in range(steps):
@@ -252,7 +257,7 @@ def test_the_recipe_arrives_at_the_teachers_own_ddim_answer(teacher: str) -> Non
     "bad",
     [
         {"teacher_steps": 6}, {"final_steps": 3}, {"teacher_steps": 1024}, {"shares": (1, 1)}, {"shares": (1, 0, 1)},
-        {"weight": "snr"}, {"stage_lr_final": 1.5}, {"student_learning_rate": 0.0},
+        {"weight": "snr"}, {"stage_lr_final": 1.5}, {"optimizer__learning_rate": 0.0},
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(teacher: str, bad: dict) -> None:
@@ -276,7 +281,7 @@ def test_two_processes_log_what_one_logs(tmp_path: Path) -> None:
                 "prompts": str(tmp_path / "prompts.txt"),
                 "teacher_steps": 8,
                 "guidance_scale": 2.0,
-                "student_learning_rate": 1e-4,
+                "optimizer__learning_rate": 1e-4,
             },
         },
         "training": {"samples": 96, "batch_size": 8, "gradient_accumulation_steps": 2, "log_every": 1},

@@ -71,7 +71,7 @@ def test_before_s_moves_from_t_the_product_is_told_s_equal_to_t(pictures: str) -
     method = build(pictures, span_from=0.25)
     for progress, reach in ((0.0, (0.0, 0.0)), (0.25, (0.0, 0.0)), (0.3, (0.75, 0.5))):
         method.progress = progress
-        product = method._product()
+        product = method.product()
         assert (product.reach, product.reach_of_one_step) == reach
 
 

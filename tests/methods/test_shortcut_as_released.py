@@ -51,10 +51,10 @@ def dropped(method: Any, random: SampleRandom, n: int) -> torch.Tensor:
 @pytest.mark.parametrize("same", [0.0, 0.5, 0.875])
 def test_bootstrapped_samples_keep_their_captions(pictures: str, same: float) -> None:
     n, random = 64, SampleRandom(0, range(64))
-    method = build(pictures, "shortcut", same=same, drop_text=0.5)
+    method = build(pictures, "shortcut", flow_matching_share=same, augmentation__drop_text=0.5)
     asked, plain = random.bernoulli("drop_text", 0.5), random.bernoulli("same", same)
     assert torch.equal(dropped(method, random, n), asked & plain)
-    both = build(pictures, "shortcut", same=same, drop_text=0.5, drop_bootstrapped=True)
+    both = build(pictures, "shortcut", flow_matching_share=same, augmentation__drop_text=0.5, drop_bootstrapped=True)
     assert torch.equal(dropped(both, random, n), asked)
     for key in ("x0", "ids"):  # the loss's rows are the batch's: a sample with a step has s < t
         a, b = (m.batch(list(range(16)), SampleRandom(0, range(16)))[key] for m in (method, both))
@@ -64,7 +64,7 @@ def test_bootstrapped_samples_keep_their_captions(pictures: str, same: float) ->
 
 def test_previews_are_guided_only_where_the_empty_caption_is_learnt_at_every_size(pictures: str) -> None:
     scales = [
-        build(pictures, "shortcut", guidance=guidance, drop_bootstrapped=drop).preview_guidance
+        build(pictures, "shortcut", guidance_scale=guidance, drop_bootstrapped=drop).preview_guidance
         for guidance, drop in ((1.0, True), (1.0, False), (2.0, True))
     ]
     assert scales == [2.0, 1.0, 1.0]

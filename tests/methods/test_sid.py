@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 
 from diffdistill.diffusion import guided
 from diffdistill.distill import SampleRandom, discriminator_loss
@@ -25,7 +26,7 @@ def teacher(request, tmp_path_factory) -> str:
 
 
 def build(folder: str, **more) -> SiD:
-    return SiD(f"{folder}/teacher", f"{folder}/prompts.txt", **more)
+    return made(SiD, teacher__source=f"{folder}/teacher", prompts=f"{folder}/prompts.txt", **more)
 
 
 def test_loss_and_gradient_are_nought_before_the_fake_score_has_learnt(teacher: str) -> None:
@@ -48,12 +49,12 @@ def test_the_students_gradient_is_that_of_the_loss_through_both_scores(teacher: 
     cut = {name: p.grad.clone() for name, p in student.named_parameters()}
     assert all(p.grad is None for net in (fake, method.teacher.backbone) for p in net.parameters())
     student.zero_grad()
-    x0 = method._sample(student, random, batch["cond"])
+    x0 = method.student.train_sample(student, random, batch["cond"])
     t = method.schedule.timestep(random.uniform("time"), 0.02, 0.98)
-    teacher_score, fake_score = method._denoiser(method.teacher.backbone), method._denoiser(fake)
+    teacher_score, fake_score = method.teacher.denoiser(method.teacher.backbone), method.teacher.denoiser(fake)
     whole, _ = score_identity_loss(
         teacher_score, fake_score, x0, t, random.normal("noise", (4, 4, 4)), batch["cond"], method.null, 1.5,
-        fake_guidance_scale=1.5, alpha=1.2,
+        fake__guidance_scale=1.5, alpha=1.2,
     )  # fmt: skip
     assert whole.item() == loss.item() != 0
     whole.backward()
@@ -64,7 +65,13 @@ def test_the_students_gradient_is_that_of_the_loss_through_both_scores(teacher: 
 @pytest.mark.parametrize("real", [False, True])
 def test_the_fake_scores_guided_prediction_is_what_learns(teacher: str, monkeypatch, real: bool) -> None:
     monkeypatch.setattr(SiD, "_real_latents", lambda self, folder: torch.randn(2, 4, 4, 4))
-    method = build(teacher, guidance_scale=3.0, fake_weight="v", real_images="x" if real else None, critic_weight=0.0)
+    method = build(
+        teacher,
+        guidance_scale=3.0,
+        fake__weight="v",
+        adversary__data__source="x" if real else None,
+        adversary__critic_weight=0.0,
+    )
     assert method.fake.guidance_scale == method.fake_guidance_scale == 3.0
     random, carry = SampleRandom(0, range(4)), {}
     batch = method.batch([0, 1, 0, 1], random)
@@ -74,7 +81,7 @@ def test_the_fake_scores_guided_prediction_is_what_learns(teacher: str, monkeypa
     t = method.schedule.timestep(random.uniform("fake_time/0"), 0.02, 0.98)
     eps = random.normal("fake_noise/0", (4, 4, 4))
     x_t = method.schedule.add_noise(carry["x0"], eps, t)
-    score = method._denoiser(method.networks["fake"])
+    score = method.teacher.denoiser(method.networks["fake"])
     prediction = guided(score, x_t, t, batch["cond"], method.null, 3.0, batched=False)
     alpha, sigma = (level(t).view(4, 1, 1, 1).float() for level in (method.schedule.alpha, method.schedule.sigma))
     expected = (prediction.v - (alpha * eps - sigma * carry["x0"])).square().mean()
@@ -87,9 +94,9 @@ def test_the_fake_scores_guided_prediction_is_what_learns(teacher: str, monkeypa
 
 
 def test_guidance_scales_follow_the_teachers_unless_said_otherwise(teacher: str) -> None:
-    method = build(teacher, guidance_scale=4.5, fake_train_guidance_scale=1.0)
+    method = build(teacher, guidance_scale=4.5, fake__train_guidance_scale=1.0)
     assert (method.guidance_scale, method.fake_guidance_scale, method.fake.guidance_scale) == (4.5, 4.5, 1.0)
-    long = build(teacher, guidance_scale=4.5, fake_guidance_scale=1.5)
+    long = build(teacher, guidance_scale=4.5, fake__guidance_scale=1.5)
     assert (long.guidance_scale, long.fake_guidance_scale, long.fake.guidance_scale) == (4.5, 1.5, 1.5)
 
 
@@ -98,7 +105,7 @@ def test_gradient_checkpointing_runs_the_judges_again_and_changes_nothing(teache
     for checkpointing in (False, True):
         run = tmp_path / str(checkpointing)
         run.mkdir()
-        method = build(teacher, student_learning_rate=1e-4, fake_learning_rate=1e-3, fake_warmup=1)
+        method = build(teacher, optimizer__learning_rate=1e-4, fake__optimizer__learning_rate=1e-3, fake__warmup=1)
         settings = TrainingSettings(16, 4, cpu=True, log_every=1, gradient_checkpointing=checkpointing)
         trainer = Trainer(method, settings, run)
         count = {"teacher": 0}
@@ -119,7 +126,7 @@ def test_gradient_checkpointing_runs_the_judges_again_and_changes_nothing(teache
 def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
 
-    method = build(teacher, student_learning_rate=1e-3, fake_learning_rate=1e-3)
+    method = build(teacher, optimizer__learning_rate=1e-3, fake__optimizer__learning_rate=1e-3)
     Trainer(method, TrainingSettings(16, batch_size=4, cpu=True), tmp_path).fit()
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "export")
     pipeline.set_progress_bar_config(disable=True)
@@ -129,7 +136,7 @@ def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path
     ).images  # fmt: skip
     method.networks["student"].inner.load_state_dict(pipeline.unet.state_dict())  # the average was exported
     with torch.no_grad():
-        ours = method.teacher.latents.images(method._generate(method.networks["student"], z, method.embeddings))
+        ours = method.teacher.latents.images(method.student._x0(method.networks["student"], z, method.embedded([0, 1])))
     assert (stock - ours).abs().max() < 2 / 255
 
 
@@ -139,11 +146,11 @@ def test_the_default_noise_is_fed_at_the_papers_time(tmp_path: Path) -> None:
     folder = tiny.save_tiny_pipeline(tmp_path / "teacher", "epsilon")
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "beta_start": 0.00085, "beta_end": 0.012}))
-    assert build(str(tmp_path)).t_star == 625
+    assert build(str(tmp_path)).student.time == 625
 
 
 def test_times_of_both_losses_are_the_ones_judged(teacher: str) -> None:
-    method = build(teacher, t_min=0.3, t_max=0.6)
+    method = build(teacher, times__t_min=0.3, times__t_max=0.6)
     random, carry = SampleRandom(0, range(64)), {}
     batch = method.batch([0, 1] * 32, random)
     for phase in method.phases(0):

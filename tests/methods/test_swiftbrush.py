@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_pipeline as tiny
 import torch
+from made import made
 from PIL import Image
 
 from diffdistill.cli.main import main
@@ -33,19 +34,21 @@ def teacher(request, tmp_path_factory) -> str:
 
 
 def build(folder: str, **more) -> SwiftBrush:
-    return SwiftBrush(f"{folder}/teacher", f"{folder}/prompts.txt", lora_rank=2, **more)
+    return made(
+        SwiftBrush, teacher__source=f"{folder}/teacher", prompts=f"{folder}/prompts.txt", fake__lora__rank=2, **more
+    )
 
 
 @pytest.mark.parametrize("fake_score", ["lora", "full"])
 def test_vsd_vanishes_before_the_fake_score_has_learnt(teacher: str, fake_score: str) -> None:
-    method = build(teacher, fake_score=fake_score)
+    method = build(teacher, fake__network=fake_score)
     random = SampleRandom(0, range(4))
     loss, logs = method.phases(0)[0].loss(method.batch([0, 1, 0, 1], random), random, {})
     assert logs["grad_rms"].item() < 1e-6 and loss.item() < 1e-10
 
 
 def test_adapters_off_is_the_teacher_and_the_base_is_shared(teacher: str) -> None:
-    plain, method = build(teacher, fake_score="full"), build(teacher, fake_score="lora")
+    plain, method = build(teacher, fake__network="full"), build(teacher, fake__network="lora")
     fake = method.networks["fake"]
     assert fake is method.teacher.backbone
     with torch.no_grad():
@@ -53,7 +56,7 @@ def test_adapters_off_is_the_teacher_and_the_base_is_shared(teacher: str) -> Non
             if p.requires_grad:
                 assert "lora" in name
                 p.normal_()
-    x, t, cond = torch.randn(2, 4, 4, 4), torch.tensor([5, 700]), method.embeddings
+    x, t, cond = torch.randn(2, 4, 4, 4), torch.tensor([5, 700]), method.embedded([0, 1])
     expected = plain.teacher.backbone(x, t, cond)
     with adapters_off(fake):
         torch.testing.assert_close(fake(x, t, cond), expected)
@@ -61,7 +64,7 @@ def test_adapters_off_is_the_teacher_and_the_base_is_shared(teacher: str) -> Non
 
 
 def test_in_the_warm_up_the_fake_score_alone_learns(teacher: str, tmp_path: Path) -> None:
-    method = build(teacher, fake_score="full", fake_warmup=2, student_learning_rate=1e-3)
+    method = build(teacher, fake__network="full", fake__warmup=2, optimizer__learning_rate=1e-3)
     assert [[p.name for p in method.phases(step)] for step in (1, 2)] == [["fake"], ["student", "fake"]]
     before = {name: [p.clone() for p in net.parameters()] for name, net in method.networks.items()}
     Trainer(method, TrainingSettings(8, batch_size=4, cpu=True), tmp_path).fit()
@@ -73,10 +76,11 @@ def test_in_the_warm_up_the_fake_score_alone_learns(teacher: str, tmp_path: Path
 
 
 def test_the_times_judged_come_down_with_the_progress_of_the_run(teacher: str) -> None:
-    method = build(teacher, t_max_final=0.1)
+    method = build(teacher, times__t_max_final=0.1)
     random, seen = SampleRandom(0, range(64)), {}
     for progress in (0.0, 0.5, 1.0):
         method.progress = progress
+        method.begin_step(0)
         with patch.object(method.schedule, "add_noise", wraps=method.schedule.add_noise) as noised:
             method.phases(0)[0].loss(method.batch([0, 1] * 32, random), random, {})
         times = noised.call_args.args[2]
@@ -108,7 +112,14 @@ def test_the_digest_sees_every_weight_and_setting(teacher: str) -> None:
 def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path: Path, noise_ratio) -> None:
     from diffusers import DiffusionPipeline
 
-    method = build(teacher, fake_score="full", noise_ratio=noise_ratio, student_learning_rate=1e-3, betas=(0.0, 0.99))
+    method = build(
+        teacher,
+        fake__network="full",
+        noise_ratio=noise_ratio,
+        optimizer__learning_rate=1e-3,
+        optimizer__betas=(0.0, 0.99),
+        fake__optimizer__betas=(0.0, 0.99),
+    )
     settings = TrainingSettings(32, batch_size=4, cpu=True, log_every=1)
     folder = Trainer(method, settings, tmp_path).fit()
     pipeline = DiffusionPipeline.from_pretrained(folder)
@@ -118,12 +129,12 @@ def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path
         ["red apple", "blue car"], num_inference_steps=1, guidance_scale=1, latents=z, output_type="pt"
     ).images  # fmt: skip
     with torch.no_grad():
-        t = torch.full((2,), method.t_star)
+        t = torch.full((2,), int(method.student.time))
         from diffdistill.diffusion import Denoiser
         from diffdistill.models.families.unet import UNetBackbone
 
         denoiser = Denoiser(UNetBackbone(pipeline.unet), method.schedule, method.teacher.prediction_type)
-        ours = method.teacher.latents.images(denoiser(z, t, method.embeddings).x0)
+        ours = method.teacher.latents.images(denoiser(z, t, method.embedded([0, 1])).x0)
     assert (stock - ours).abs().max() < 2 / 255
 
     alone = (
@@ -148,7 +159,14 @@ def test_the_rest_of_the_family_runs_without_a_fake_score(teacher: str, residual
 
 
 @pytest.mark.parametrize(
-    "bad", [{"weight": "sigma3"}, {"residual": "vds"}, {"t_min": 0.99}, {"t_max_final": 0.99}, {"t_max_final": 0.0201}]
+    "bad",
+    [
+        {"weight": "sigma3"},
+        {"residual": "vds"},
+        {"times__t_min": 0.99},
+        {"times__t_max_final": 0.99},
+        {"times__t_max_final": 0.0201},
+    ],
 )
 def test_bad_numbers_and_names_are_refused_at_once(teacher: str, bad: dict) -> None:
     with pytest.raises((UserError, ValueError), match=str(next(iter(bad.values())))):
@@ -160,26 +178,26 @@ def test_bad_teachers_are_one_line_errors(teacher: str, tmp_path: Path, monkeypa
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
     with pytest.raises(UserError, match="no prompt"):
-        SwiftBrush(f"{teacher}/teacher", str(empty))
+        made(SwiftBrush, teacher__source=f"{teacher}/teacher", prompts=str(empty))
     with pytest.raises(UserError, match="nowhere"):
-        SwiftBrush(str(tmp_path / "nowhere"), prompts)
+        made(SwiftBrush, teacher__source=str(tmp_path / "nowhere"), prompts=prompts)
     pickled = tiny.save_tiny_pipeline(tmp_path / "pickled")
     (pickled / "unet" / "diffusion_pytorch_model.safetensors").rename(pickled / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        SwiftBrush(str(pickled), prompts)
+        made(SwiftBrush, teacher__source=str(pickled), prompts=prompts)
     other = tiny.save_tiny_pipeline(tmp_path / "other")
     index = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLPipeline"}))
-    with pytest.raises(UserError, match="StableDiffusionXLPipeline"):
-        SwiftBrush(str(other), prompts)
-    for adapters in ({"lora_targets": ("to_qq",)}, {"lora_rank": 0}, {"lora_targets": ("norm1",)}):
-        with pytest.raises(UserError, match="lora_"):
-            SwiftBrush(f"{teacher}/teacher", prompts, **adapters)
+    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+    with pytest.raises(UserError, match="FluxPipeline"):
+        made(SwiftBrush, teacher__source=str(other), prompts=prompts)
+    for adapters in ({"fake__lora__targets": ("to_qq",)}, {"fake__lora__rank": 0}, {"fake__lora__targets": ("norm1",)}):
+        with pytest.raises(UserError, match="lora"):
+            made(SwiftBrush, teacher__source=f"{teacher}/teacher", prompts=prompts, **adapters)
     odd = tiny.save_tiny_pipeline(tmp_path / "odd")
     config = odd / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("v_prediction", "direction"))
     with pytest.raises(UserError, match="direction"):
-        SwiftBrush(str(odd), prompts)
+        made(SwiftBrush, teacher__source=str(odd), prompts=prompts)
 
 
 def test_broken_teachers_are_one_line_errors(teacher: str, tmp_path: Path) -> None:
@@ -189,7 +207,7 @@ def test_broken_teachers_are_one_line_errors(teacher: str, tmp_path: Path) -> No
 
     def refused(folder: Path, says: str) -> None:
         with pytest.raises(UserError, match=says) as caught:
-            SwiftBrush(str(folder), prompts)
+            made(SwiftBrush, teacher__source=str(folder), prompts=prompts)
         assert "\n" not in str(caught.value)
 
     torn = tiny.save_tiny_pipeline(tmp_path / "torn")
@@ -219,15 +237,17 @@ def test_noise_prediction_where_no_signal_is_left_is_refused(tmp_path: Path) -> 
         config = folder / "scheduler" / "scheduler_config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": True}))
     with pytest.raises(UserError, match="set noise_ratio"):
-        SwiftBrush(str(tmp_path / "epsilon"), str(prompts), lora_rank=2)
-    SwiftBrush(str(tmp_path / "epsilon"), str(prompts), lora_rank=2, noise_ratio=2.5)
-    SwiftBrush(str(tmp_path / "v_prediction"), str(prompts), lora_rank=2)
+        made(SwiftBrush, teacher__source=str(tmp_path / "epsilon"), prompts=str(prompts), fake__lora__rank=2)
+    made(
+        SwiftBrush, teacher__source=str(tmp_path / "epsilon"), prompts=str(prompts), fake__lora__rank=2, noise_ratio=2.5
+    )
+    made(SwiftBrush, teacher__source=str(tmp_path / "v_prediction"), prompts=str(prompts), fake__lora__rank=2)
 
 
 def test_half_export_stores_float16(teacher: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    build(teacher, half_export=True).export(tmp_path)
+    build(teacher, export__half=True).export(tmp_path)
     for part, dtype in (("unet", torch.float16), ("vae", torch.float16), ("text_encoder", torch.float32)):
         (file,) = (tmp_path / part).glob("*.safetensors")
         assert {v.dtype for v in load_file(file).values() if v.is_floating_point()} == {dtype}

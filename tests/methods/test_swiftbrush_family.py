@@ -12,9 +12,11 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 import yaml
+from made import made, nested
 from processes import train_on_one_and_on_two
 
 from diffdistill import methods
+from diffdistill.cli.nested import flattened
 from diffdistill.errors import UserError
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
@@ -24,10 +26,17 @@ DIFF_INSTRUCT = yaml.safe_load((ROOT / "configs" / "emoji_diff_instruct.yaml").r
 
 # class and settings of its own
 FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
-    "SwiftBrush": ("SwiftBrush", {"lora_rank": 2, "t_max_final": 0.1}),
-    "DMD2": ("DMD2", {"steps": 2, "fake_updates": 2}),
-    "Diff-Instruct": ("DMD2", {k: v for k, v in DIFF_INSTRUCT.items() if k not in ("teacher", "prompts")}),
-    "SiD": ("SiD", {"t_max_final": 0.5}),
+    "SwiftBrush": ("SwiftBrush", {"fake__lora__rank": 2, "times__t_max_final": 0.1}),
+    "DMD2": ("DMD2", {"steps": 2, "fake__updates": 2}),
+    "Diff-Instruct": (
+        "DMD2",
+        {
+            k.replace(".", "__"): v
+            for k, v in flattened(DIFF_INSTRUCT).items()
+            if k not in ("teacher.source", "prompts")
+        },
+    ),
+    "SiD": ("SiD", {"times__t_max_final": 0.5}),
     "ASD": ("ASD", {"noise_ratio": 2.5}),
 }
 
@@ -43,7 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(folder: Path, name: str, **more: Any) -> Any:
     cls, options = FAMILY[name]
-    return getattr(methods, cls)(str(folder / "teacher"), str(folder / "prompts.txt"), **{**options, **more})
+    named = {"teacher__source": str(folder / "teacher"), "prompts": str(folder / "prompts.txt")}
+    return made(getattr(methods, cls), **named, **{**options, **more})
 
 
 def log_of(run: Path) -> list[dict[str, Any]]:
@@ -59,6 +69,7 @@ from diffdistill import methods
 from PIL import Image
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
+from made import made
 
 folder, out, family = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 real_open = builtins.open
@@ -72,14 +83,15 @@ def refuse(*arguments, **options):
 
 builtins.open, Image.open = watched, refuse
 for name, (cls, options) in family.items():
-    made = getattr(methods, cls)
-    arguments = (str(folder / "teacher"), str(folder / "prompts.txt"))
+    kind = getattr(methods, cls)
+    options |= {"teacher__source": str(folder / "teacher"), "prompts": str(folder / "prompts.txt")}
     settings = TrainingSettings(8, 4, cpu=True, log_every=1)
     (out / name).mkdir()
-    Trainer(made(*arguments, **{**options, "fake_warmup": 0} if name != "ASD" else options), settings, out / name).fit()
+    more = {"fake__warmup": 0} if name != "ASD" else {}
+    Trainer(made(kind, **{**options, **more}), settings, out / name).fit()
     if name != "ASD":
         try:
-            made(*arguments, **options, real_images="assets/emoji")
+            made(kind, **options, adversary__data__source=sys.argv[4])
         except ImportError:
             continue
         raise AssertionError(f"{name}: pictures could be imported after all")
@@ -87,8 +99,18 @@ for name, (cls, options) in family.items():
 
 
 def test_all_train_where_no_picture_set_can_be_imported(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_PICTURES, str(folder), str(tmp_path), json.dumps(FAMILY)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    path = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_PICTURES,
+        str(folder),
+        str(tmp_path),
+        json.dumps(FAMILY),
+        str(ROOT / "assets" / "emoji"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in FAMILY:
         last = log_of(tmp_path / name)[-1]
@@ -102,7 +124,7 @@ def test_a_continuation_ends_with_the_same_bits(folder: Path, tmp_path: Path, na
     settings = TrainingSettings(
         20, 4, 2, cpu=True, checkpoint_every=8, checkpoints_limit=9, lr_schedule="cosine", log_every=1
     )
-    more = {} if name == "ASD" else {"fake_warmup": 3}
+    more = {} if name == "ASD" else {"fake__warmup": 3}
     states = []
     for run, resume in ((tmp_path / "whole", None), (tmp_path / "rest", "latest")):
         run.mkdir()
@@ -124,7 +146,7 @@ def test_a_continuation_ends_with_the_same_bits(folder: Path, tmp_path: Path, na
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ({"t_min": 0.5, "t_max": 0.5004, "t_max_final": None}, "no time between 0.5 and 0.5004"),
+        ({"times__t_min": 0.5, "times__t_max": 0.5004, "times__t_max_final": None}, "no time between 0.5 and 0.5004"),
         ({"noise_ratio": float("inf")}, "noise_ratio is inf"),
         ({"noise_ratio": 0.0}, "noise_ratio is 0.0"),
     ],
@@ -138,7 +160,7 @@ def test_times_that_cannot_be_are_refused_before_the_first_step(
 
 @pytest.mark.parametrize("eta", [-0.1, float("inf"), float("nan")])
 def test_a_later_time_before_t_or_nowhere_is_refused(folder: Path, eta: float) -> None:
-    for name, key in (("ASD", "eta"), ("SwiftBrush", "asd_eta")):
+    for name, key in (("ASD", "eta"), ("SwiftBrush", "eta")):
         with pytest.raises(UserError, match=f"{key} is {eta}"):
             build(folder, name, **{key: eta})
 
@@ -156,14 +178,16 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, name: str
     recipe = {
         "method": {
             "class_path": f"diffdistill.methods.{cls}",
-            "init_args": {
-                "teacher": str(folder / "teacher"),
-                "prompts": str(folder / "prompts.txt"),
-                "fake_learning_rate": 1e-3,
-                "fake_warmup": 2,
-                **options,
-                **own,
-            },
+            "init_args": nested(
+                {
+                    "teacher__source": str(folder / "teacher"),
+                    "prompts": str(folder / "prompts.txt"),
+                    "fake__optimizer__learning_rate": 1e-3,
+                    "fake__warmup": 2,
+                    **options,
+                    **own,
+                }
+            ),
         },
         "training": {"samples": 64, "batch_size": 8, "gradient_accumulation_steps": 2, "log_every": 1},
     }

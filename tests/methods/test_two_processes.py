@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import made, nested
 from processes import train_on_one_and_on_two
 from tiny_pipeline import save_tiny_pipeline
 
@@ -36,14 +37,16 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, fake_scor
     recipe = {
         "method": {
             "class_path": "diffdistill.methods.SwiftBrush",
-            "init_args": {
-                "teacher": str(folder / "teacher"),
-                "prompts": str(folder / "prompts.txt"),
-                "fake_score": fake_score,
-                "lora_alpha": 640,
-                "student_learning_rate": 1e-5,
-                "fake_learning_rate": 3e-3,
-            },
+            "init_args": nested(
+                {
+                    "teacher__source": str(folder / "teacher"),
+                    "prompts": str(folder / "prompts.txt"),
+                    "fake__network": fake_score,
+                    "fake__lora__alpha": 640,
+                    "optimizer__learning_rate": 1e-5,
+                    "fake__optimizer__learning_rate": 3e-3,
+                }
+            ),
         },
         "training": {"samples": 80, "batch_size": 8, "gradient_accumulation_steps": 2, "log_every": 1},
     }
@@ -69,9 +72,9 @@ def test_gradient_checkpointing_runs_layers_again_and_changes_no_loss(
         run = tmp_path / str(checkpointing)
         run.mkdir()
         torch.manual_seed(0)  # of the adapters
-        method = SwiftBrush(
-            str(folder / "teacher"), str(folder / "prompts.txt"), fake_score=fake_score, lora_rank=4,
-            student_learning_rate=1e-3,
+        method = made(
+            SwiftBrush, teacher__source=str(folder / "teacher"), prompts=str(folder / "prompts.txt"),
+            fake__network=fake_score, fake__lora__rank=4, optimizer__learning_rate=1e-3,
         )  # fmt: skip
         settings = TrainingSettings(
             32, batch_size=8, gradient_accumulation_steps=2, log_every=1, cpu=True, gradient_checkpointing=checkpointing

@@ -1,0 +1,146 @@
+"""The adversarial term of DMD2 (arXiv 2405.14867): samples are pushed to be taken for real ones.
+
+    real latents, noised --> fake score's network, up to a tap --> head --> logit ----+
+    samples, noised -------> the same ------------------------------------> logit ----+--> discriminator's loss
+    samples, noised -------> the same --> logit --> gradient on the samples, added to the student's loss
+
+Both are noised to the same times. The head is trained with the fake score, in one pass of its network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffdistill.data.captioned import load_captioned
+from diffdistill.diffusion import Condition, Schedule, concatenate
+from diffdistill.distill import SampleRandom, discriminator_loss, generator_loss, surrogate_loss
+from diffdistill.distill.residual import rms
+from diffdistill.errors import UserError
+from diffdistill.models.cached_latents import encoded
+from diffdistill.models.critic import ScoreWithCritic
+from diffdistill.models.prompt_table import PromptTable, embed_prompts
+from diffdistill.models.teacher import Teacher
+
+from .base import Batch, Loss, unwrap
+from .content import digest
+from .settings import AdversarySettings
+
+
+class Adversary:
+    """Real images as latents, and the losses of the discriminator and of the student that it judges.
+
+    Args:
+        settings: data and weights.
+        teacher: its latent space and size.
+        prompts: the run's prompts; with `settings.matched` each needs an image with this caption.
+
+    Attributes:
+        latents: (N, C, h, w), from `prepare` on; with `settings.matched`, row i is the image of prompt i.
+        content: digest of the images that are used, and of their captions where these count.
+
+    Raises:
+        UserError: no images, or a prompt without an image.
+    """
+
+    def __init__(self, settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str]) -> None:
+        self.settings = settings
+        data = load_captioned(settings.data, teacher.image_size)
+        images = data.images
+        self._captions = data.captions
+        if settings.matched:
+            rows = {caption: i for i, caption in enumerate(data.captions)}
+            for prompt in prompts:
+                if prompt not in rows:
+                    raise UserError(
+                        f"adversary.data {settings.data.source} has no image of the prompt {prompt!r}; each needs one, "
+                        "or set adversary.matched to false"
+                    )
+            images = images[[rows[prompt] for prompt in prompts]]
+            self.content = digest(images)
+        else:
+            self.content = digest(images, data.captions)
+        self._images: Tensor | None = images
+        self.latents = torch.empty(0)
+        self._device = torch.device("cpu")
+        self._table: PromptTable | None = None
+
+    def prepare(self, teacher: Teacher, device: torch.device) -> None:
+        """Encode the images and embed the captions that are needed, on the device."""
+        self._device = device
+        if self._images is not None:
+            self.latents, self._images = encoded(teacher.latents, self._images), None
+        if not self.settings.matched:
+            self._table = embed_prompts(teacher, self._captions, device)
+
+    def with_critic(self, network: Any) -> ScoreWithCritic:
+        """The fake score's network with the discriminator's head on it."""
+        return ScoreWithCritic(network, self.settings.tap)
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        """The real latents of a batch under "real" and, where they have captions of their own, "real_cond"."""
+        if self._table is None:
+            return {"real": self.latents[list(records)].to(self._device)}
+        rows = random.integers("real", len(self.latents)).tolist()
+        return {"real": self.latents[rows].to(self._device), "real_cond": self._table.rows(rows)}
+
+    def loss(
+        self,
+        x0: Tensor,
+        cond: Condition,
+        random: SampleRandom,
+        schedule: Schedule,
+        times: tuple[float, float],
+        networks: dict[str, nn.Module],
+    ) -> Loss:
+        """What is added to the student's loss: its gradient at x0 is the generator's, on the scale of a residual."""
+        t = schedule.timestep(random.uniform("critic_time"), *times)
+        made = x0.detach().requires_grad_()
+        x_t = schedule.add_noise(made, random.normal("critic_noise", made.shape[1:]), t)
+        critic: Any = unwrap(networks["fake"])
+        logits = critic.logits(x_t, schedule.network_time(t), cond)
+        (gradient,) = torch.autograd.grad(generator_loss(logits), made)  # of x0 alone: the fake score's stay untouched
+        push = gradient * made.numel()
+        return surrogate_loss(x0, self.settings.weight * push), {"adversarial_rms": rms(push)}
+
+    def seen(
+        self,
+        batch: Batch,
+        t: Tensor,
+        random: SampleRandom,
+        k: int,
+        schedule: Schedule,
+        networks: dict[str, nn.Module],
+    ) -> SeenByBoth:
+        """For the fake score's k-th update: its network, which also judges the real latents noised to the times t."""
+        noise = random.normal(f"real_noise/{k}", batch["real"].shape[1:])
+        return SeenByBoth(networks["fake"], schedule.add_noise(batch["real"], noise, t), batch.get("real_cond"))
+
+
+class SeenByBoth:
+    """The fake score's network, called as ever, that keeps the logits of what it denoises and of real latents."""
+
+    def __init__(self, network: Any, real: Tensor, real_cond: Condition) -> None:
+        self._network, self._real, self._real_cond = network, real, real_cond
+        self._logits: list[Tensor] = []
+
+    def __call__(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        """The network's answer; x_t holds one or both passes of guidance, the prompt's last."""
+        n = len(self._real)
+        times = len(x_t) // n
+        real = self._real.repeat(times, *[1] * (self._real.dim() - 1))
+        real_cond = self._real_cond
+        if real_cond is not None:
+            real_cond = concatenate({f"pass {i}": real_cond for i in range(times)}, n)
+        value, *both = self._network(x_t, time, cond, real, real_cond)
+        self._logits.extend(each[-n:] for each in both)
+        answer: Tensor = value
+        return answer
+
+    def loss(self) -> Tensor:
+        """The discriminator's loss."""
+        made, real = self._logits
+        return discriminator_loss(real, made)

@@ -1,0 +1,169 @@
+"""Captioned images as latents and token ids, for text-to-image models that are trained from data.
+
+    images --shifted, mirrored, recoloured: a few variants of each--> latents, made once and kept in the user's cache
+    captions --style and article come and go, dropped for guidance--> token ids
+
+Notable:
+- recoloured copies carry their colour's word (`data.colour`), so colours are learnt apart from things;
+- nearly every caption of the emoji set has one image, so images move about and are mirrored: a caption then stands for
+  many, as it does in any larger set, and one step from noise no longer gives the answer;
+- what belongs to the emoji set (its styles, articles before names, colours) is left alone in other sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffdistill.data.augment import varied
+from diffdistill.data.captioned import CaptionedImages
+from diffdistill.data.colour import HUES, dominant_hue, shift_hue, with_colour
+from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
+from diffdistill.models.cached_latents import varied_latents
+from diffdistill.models.latents import LatentSpace
+from diffdistill.models.text import token_ids
+
+from .base import Batch, check_shares
+
+ARTICLE = 0.15  # share of the emoji set's captions that begin with an article
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How images and captions are varied.
+
+    Args:
+        drop_text: share of samples trained with the empty caption, for guidance.
+        drop_style: share of captions without the style word, of a set that has styles.
+        recolour: share of samples, among those with one dominant hue, shown in another colour with its word; null for
+            0.15 of the emoji set and 0 of others.
+        shift: pixels that an image is moved by at most, up, down, left and right; 0 with `mirror` false for none.
+        mirror: turn half of the images left to right, those aside whose name tells the two sides apart.
+        variants: shifted and mirrored variants kept of each image; a quarter as many of recoloured ones.
+    """
+
+    drop_text: float = 0.1
+    drop_style: float = 0.15
+    recolour: float | None = None
+    shift: int = 0
+    mirror: bool = False
+    variants: int = 12
+
+    def __post_init__(self) -> None:
+        check_shares(drop_text=self.drop_text, drop_style=self.drop_style, recolour=self.recolour or 0.0)
+        if self.shift < 0 or self.variants < 1:
+            raise UserError(f"shift {self.shift} must not be below 0, and variants {self.variants} at least 1")
+
+
+class CaptionedLatents:
+    """A captioned image set as latents of an autoencoder, and batches of it.
+
+    Args:
+        images: the set.
+        latents: the autoencoder's latent space.
+        tokenizer: of the text encoder that is trained.
+        augmentation: how images and captions are varied.
+
+    Attributes:
+        shape: of a latent, (C, h, w), from `prepare` on.
+    """
+
+    def __init__(
+        self, images: CaptionedImages, latents: LatentSpace, tokenizer: Any, augmentation: Augmentation
+    ) -> None:
+        self.images, self.space, self.tokenizer, self.augmentation = images, latents, tokenizer, augmentation
+        few = 0.15 if images.styles is not None else 0.0
+        self.recolour = few if augmentation.recolour is None else augmentation.recolour
+        varies = augmentation.shift or augmentation.mirror
+        self.variants = augmentation.variants if varies else 1
+        self.shape = latents.shape(*images.images.shape[-2:])
+        self.device = torch.device("cpu")
+        self.latents = torch.empty(0)
+        self.recoloured: dict[int, list[tuple[str, Tensor]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def prepare(self, device: torch.device) -> None:
+        """Move the autoencoder to the device, and make the latents there or read them from the cache."""
+        self.device = torch.device(device)
+        self.space.autoencoder.to(self.device)
+        images, names = self.images.images, self.images.names
+        shift, mirror = self.augmentation.shift, self.augmentation.mirror
+        hues = dominant_hue(images) if self.recolour or self.images.styles is not None else [None] * len(images)
+        rows = [i for i, hue in enumerate(hues) if hue is not None]
+        few = -(-self.variants // 4)
+
+        def plain(number: int) -> Tensor:
+            return varied(images, names, shift, mirror, number)
+
+        @lru_cache(1)
+        def turned(target: float) -> Tensor:
+            return torch.cat([shift_hue(images[i : i + 1], target - (hues[i] or 0.0)) for i in rows])
+
+        def recoloured(number: int, target: float) -> Tensor:
+            return varied(turned(target), [names[i] for i in rows], shift, mirror, number)
+
+        groups: dict[str, Any] = {"": (len(images), plain, self.variants)}
+        for colour, target in HUES.items():
+            groups[colour] = (len(rows), partial(recoloured, target=target), few)
+        made_from = {
+            "pictures": hashlib.sha256(images.numpy().tobytes()).hexdigest(),
+            "names": names,
+            "shift": shift,
+            "mirror": mirror,
+            "variants": self.variants,
+        }
+        found = varied_latents(self.space, groups if rows else {"": groups[""]}, made_from)
+        self.latents = found.pop("")
+        self.recoloured = {i: [] for i in rows}
+        for colour in HUES:
+            for i, latent in zip(rows, found.get(colour, ()), strict=True):
+                self.recoloured[i].append((colour, latent))
+
+    def batch(self, records: Sequence[int], random: SampleRandom, keep_text: Tensor | None = None) -> Batch:
+        """Latents "x0" and token ids "ids"; a caption is never dropped where `keep_text`, bool (B,), is true."""
+        styles = self.images.styles
+        recolour = random.bernoulli("recolour", self.recolour).tolist()
+        which = random.integers("colour", len(HUES)).tolist()
+        no_style = random.bernoulli("drop_style", self.augmentation.drop_style).tolist()
+        article = random.bernoulli("article", ARTICLE if styles is not None else 0.0).tolist()
+        dropped = random.bernoulli("drop_text", self.augmentation.drop_text)
+        no_text = (dropped if keep_text is None else dropped & ~keep_text).tolist()
+        variant = random.integers("variant", self.variants).tolist()
+        captions, latents = [], []
+        for k, i in enumerate(records):
+            name, latent = self.images.names[i], self.latents[i]
+            if recolour[k] and i in self.recoloured:
+                colour, latent = self.recoloured[i][which[k]]
+                name = with_colour(name, colour)
+            if article[k]:
+                name = ("an " if name[0] in "aeiou" else "a ") + name
+            caption = name if styles is None or no_style[k] else f"{name}, {styles[i]}"
+            captions.append("" if no_text[k] else caption)
+            latents.append(latent[variant[k] % len(latent)])
+        x0 = torch.stack(latents).to(self.device).contiguous(memory_format=torch.channels_last)
+        return {"x0": x0, "ids": self.tokenize(captions)}
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """Token ids (N, L) on the device."""
+        return token_ids(self.tokenizer, captions).to(self.device)
+
+    def preview_captions(self, n: int = 16) -> list[str]:
+        """Captions for validation images: well-known ones of the emoji set, or some that are spread over the set."""
+        if self.images.styles is not None:
+            return list(EMOJI_PREVIEW[:n])
+        return [self.images.names[i * len(self) // n] for i in range(min(n, len(self)))]
+
+
+EMOJI_PREVIEW = (
+    "red apple", "blue apple", "dog face", "grinning face", "rocket", "hamburger", "rose", "octopus",
+    "green heart", "purple car", "sailboat", "cat face", "clock face six oclock", "police officer", "pizza", "crab",
+)  # fmt: skip

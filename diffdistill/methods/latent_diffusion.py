@@ -1,0 +1,150 @@
+"""Latent diffusion: a text-conditional teacher, trained on captioned images.
+
+    images --autoencoder--> x0 --noise--> x_t --UNet, conditioned on the caption--> v, squared error
+
+A stock Stable Diffusion pipeline comes out: UNet2DConditionModel on the latents of an AutoencoderKL, a CLIPTextModel
+over captions (trained together with the UNet), DDIMScheduler with trailing spacing. This is the recipe of the teacher
+that ships with the project.
+
+Notable: velocity prediction on a cosine schedule whose last step is (nearly) pure noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffdistill.data.captioned import CaptionedData, load_captioned
+from diffdistill.diffusion import Denoiser, GuidedDenoiser, VPSchedule, ddim
+from diffdistill.distill import SampleRandom, denoising_loss
+from diffdistill.errors import UserError
+from diffdistill.models.attention import set_attention
+from diffdistill.models.export import halve
+from diffdistill.models.families.unet import TextConditionedUNet
+from diffdistill.models.latents import LatentSpace, load_autoencoder
+from diffdistill.models.stock_check import load_checked_teacher
+from diffdistill.models.text import check_unmasked, report_cut
+
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
+from .captioned_latents import Augmentation, CaptionedLatents
+from .content import digest, of_images, of_network, of_text
+from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet
+
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,  # the stock pipeline insists; trailing spacing does not use it
+}
+
+
+class LatentDiffusion(Method):
+    """Train a text-conditional latent diffusion model on captioned images.
+
+    Args:
+        data: captioned images.
+        network: autoencoder, and sizes or a start of the networks that are trained.
+        augmentation: how images and captions are varied.
+        optimizer: of UNet and text encoder.
+    """
+
+    averaged = "model"
+    free = {"network.attention": "which kernel computes attention; equal up to rounding"}
+
+    def __init__(
+        self,
+        data: CaptionedData = CaptionedData(),
+        network: NetworkSettings = NetworkSettings(),
+        augmentation: Augmentation = Augmentation(),
+        optimizer: OptimizerSettings = OptimizerSettings(1e-3, (0.9, 0.99), 1e-3),
+    ) -> None:
+        autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
+        space, size = LatentSpace(autoencoder), tuple(images.images.shape[-2:])
+        self.schedule = VPSchedule.from_config(SCHEDULER)
+        self.content = {"network.autoencoder": of_network(autoencoder), "data.source": of_images(images)}
+        if network.init_from is None:
+            self.tokenizer = new_tokenizer(images)
+            unet = new_unet(network, space, (size[0], size[1]))
+            text_encoder = new_text_encoder(network, self.tokenizer)
+        else:
+            unet, text_encoder, self.tokenizer = _start(network.init_from, space)
+            start = digest(of_network(unet), of_text(self.tokenizer, text_encoder))
+            self.content["network.init_from"] = start
+        set_attention(unet, network.attention, "cuda" if torch.cuda.is_available() else "cpu")
+        report_cut(self.tokenizer, images.captions)
+        self.source = CaptionedLatents(images, space, self.tokenizer, augmentation)
+        model = TextConditionedUNet(unet.to(memory_format=torch.channels_last), text_encoder)
+        self.networks = {"model": model}
+        self.optimizers = {"model": optimizer}
+        self.frozen = {"autoencoder": autoencoder}
+        self.denoiser = Denoiser(lambda x, t, c: self.networks["model"](x, t, c), self.schedule, "v")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def prepare(self, device: torch.device | str) -> None:
+        """Make the latents on the device, or read them from the cache."""
+        super().prepare(device)
+        self.source.prepare(self.device)
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        return self.source.batch(records, random)
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase("teacher", "model", self._loss)]
+
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        x0 = batch["x0"]
+        t = self.schedule.timestep(random.uniform("time"), 0.0, 1.0)
+        eps = random.normal("noise", x0.shape[1:]).contiguous(memory_format=torch.channels_last)
+        return denoising_loss(self.denoiser, x0, t, eps, batch["ids"], "v"), {}
+
+    def validate(self) -> Validation:
+        """16 captions, of the emoji set in both styles, 25 DDIM steps at guidance 2; the noise is always the same."""
+        prompts, styles = self.source.preview_captions(), self.source.images.styles
+        if styles is not None:
+            prompts = [f"{name}, {style}" for name in prompts for style in dict.fromkeys(styles)]
+        cond, null = self.source.tokenize(prompts), self.source.tokenize([""])
+        denoiser = GuidedDenoiser(Denoiser(unwrap(self.networks["model"]), self.schedule, "v"), null, 2.0)
+        noise = SampleRandom(0, range(len(prompts)), self.device).normal("preview", self.source.shape)
+        x0 = ddim(lambda x, t: denoiser(x, t, cond), noise, self.schedule, 25)
+        return Validation(self.source.space.images(x0))
+
+    def export(self, folder: Path) -> None:
+        from diffusers import DDIMScheduler
+
+        from diffdistill.models.families.stable_diffusion import StableDiffusion, stock_pipeline
+
+        model, autoencoder = unwrap(self.networks["model"]), self.source.space.autoencoder
+        scheduler: Any = DDIMScheduler(**SCHEDULER)
+        pipeline = stock_pipeline(model.inner, autoencoder, model.text_encoder, self.tokenizer, scheduler)
+        StableDiffusion().save(pipeline, folder)
+        halve(folder)
+
+
+def _start(source: str, latents: LatentSpace) -> tuple[Any, Any, Any]:
+    """UNet, text encoder and tokenizer of a pipeline that was trained as this one is.
+
+    Raises:
+        UserError: another kind of prediction or schedule, or latents of another number of channels.
+    """
+    teacher = load_checked_teacher(source)
+    check_unmasked(teacher.pipeline.text_encoder, f"network.init_from {source}")
+    table = VPSchedule.from_config(SCHEDULER).alphas_cumprod
+    found = getattr(teacher.schedule, "alphas_cumprod", torch.empty(0))
+    if teacher.prediction_type != "v" or not torch.equal(found, table):
+        raise UserError(f"network.init_from {source} was not trained as this is: v-prediction on the cosine schedule")
+    if (wanted := teacher.latent_shape[0]) != latents.channels:
+        raise UserError(
+            f"network.init_from {source} works on {wanted} latent channels, the autoencoder makes {latents.channels}"
+        )
+    unet, text_encoder = teacher.backbone.inner, teacher.pipeline.text_encoder
+    for part in (unet, text_encoder):
+        part.requires_grad_(True).train()
+    return unet, text_encoder, teacher.pipeline.tokenizer

@@ -1,0 +1,211 @@
+"""Settings that several methods share, as dataclasses that nest in their constructors and in the YAML alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from diffdistill.data.captioned import CaptionedData
+from diffdistill.distill import DENOISING_WEIGHTS, time_range
+from diffdistill.distill.tables import look_up
+from diffdistill.errors import UserError
+
+from .base import OptimizerSettings, check_guidance, check_shares
+
+if TYPE_CHECKING:
+    from diffdistill.models.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """The frozen model that is distilled.
+
+    Args:
+        source: pipeline folder or hub id.
+        attention: auto, sdpa, math or xformers.
+        dtype: of its frozen weights; what is trained is float32 in any case.
+        variant: of its weight files, fp16 say; null for the plain ones, or the only ones that are there.
+    """
+
+    source: str
+    attention: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    variant: str | None = None
+
+    def load(self) -> Teacher:
+        """The teacher, compared with the stock pipeline, in channels-last order and with its attention kernel.
+
+        Raises:
+            UserError: nothing there, a pipeline that is not supported, or one that differs from what diffusers makes
+                of the same files.
+        """
+        import torch
+
+        from diffdistill.models.attention import set_attention
+        from diffdistill.models.stock_check import load_checked_teacher
+
+        teacher = load_checked_teacher(self.source, self.dtype, self.variant)
+        teacher.backbone.inner.to(memory_format=torch.channels_last)
+        set_attention(teacher.backbone.inner, self.attention, "cuda" if torch.cuda.is_available() else "cpu")
+        return teacher
+
+
+@dataclass(frozen=True)
+class JudgedTimes:
+    """The times at which samples are judged, as fractions of the schedule.
+
+    Much noise settles shapes and little noise settles detail. A range that comes down over the run gives each its turn.
+
+    Args:
+        t_min: lower end of the range at the start of the run.
+        t_max: upper end at the start, not included.
+        t_min_final: where the lower end arrives at the end of the run, linearly; null for where it started.
+        t_max_final: where the upper end arrives; null for where it started. A run that `training.max_minutes` ends
+            follows the clock.
+
+    Raises:
+        UserError: ends that are out of order or outside [0, 1].
+    """
+
+    t_min: float = 0.02
+    t_max: float = 0.981
+    t_min_final: float | None = None
+    t_max_final: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.t_min < self.t_max <= 1.0:
+            raise UserError(f"t_min {self.t_min} and t_max {self.t_max} must be in order and in [0, 1]")
+        low, high = self.last
+        if not 0.0 <= low <= self.t_min:
+            raise UserError(f"t_min_final {low} must be at most t_min {self.t_min} and not below 0")
+        if not low < high <= self.t_max:
+            name = f"t_min {self.t_min}" if self.t_min_final is None else f"t_min_final {self.t_min_final}"
+            raise UserError(f"t_max_final {high} must be above {name} and at most t_max {self.t_max}")
+
+    @property
+    def first(self) -> tuple[float, float]:
+        """The range at the start of the run."""
+        return self.t_min, self.t_max
+
+    @property
+    def last(self) -> tuple[float, float]:
+        """The range at the end of the run."""
+        low = self.t_min if self.t_min_final is None else self.t_min_final
+        return low, self.t_max if self.t_max_final is None else self.t_max_final
+
+    @property
+    def moves(self) -> bool:
+        """Whether the range changes over the run."""
+        return self.first != self.last
+
+    def at(self, progress: float) -> tuple[float, float]:
+        """The range where the share `progress` of the run is done."""
+        return time_range(progress, self.first, self.last) if self.moves else self.first
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA adapters on the teacher's own network.
+
+    Args:
+        rank: of the adapters.
+        alpha: their scale times the rank.
+        targets: endings of the names of the layers that get one; null for those that the teacher's family names.
+    """
+
+    rank: int = 64
+    alpha: float = 108.0
+    targets: tuple[str, ...] | None = ("to_q", "to_v")
+
+
+@dataclass(frozen=True)
+class FakeScore:
+    """The fake score, a score model of the student's own samples, and how it is trained.
+
+    Args:
+        network: full, a full copy of the teacher, or lora, adapters on the teacher itself.
+        optimizer: of its network.
+        updates: its updates for each update of the student.
+        warmup: steps at the start in which the fake score alone learns, so that it knows the student first.
+        weight: weight of its denoising loss, a name in `distill.DENOISING_WEIGHTS`.
+        drop_text: share of the samples on which it is trained without a prompt; null for 0.1 where it is guided
+            anywhere and 0 where it is not.
+        sample_dropped: whether the student also makes these samples without a prompt. They are then samples of what
+            the student draws for the empty prompt. Otherwise they are made with the prompt that is dropped.
+        guidance_scale: of the fake score where it judges; null for the teacher's scale, 1 for none.
+        train_guidance_scale: its prediction with this guidance is what learns to denoise; 1 for the plain one, null
+            for the scale with which it judges.
+        train_times: times at which it is trained: all of them, or those judged at the start of the run.
+        lora: of the adapters.
+    """
+
+    network: Literal["lora", "full"] = "full"
+    optimizer: OptimizerSettings = OptimizerSettings(1e-5)
+    updates: int = 1
+    warmup: int = 0
+    weight: str = "alpha2_eps"
+    drop_text: float | None = 0.0
+    sample_dropped: bool = False
+    guidance_scale: float | None = None
+    train_guidance_scale: float | None = 1.0
+    train_times: Literal["all", "judged"] = "all"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+    def __post_init__(self) -> None:
+        look_up(DENOISING_WEIGHTS, self.weight, "weight")
+        check_shares(drop_text=self.drop_text or 0.0)
+        scales = {"guidance_scale": self.guidance_scale, "train_guidance_scale": self.train_guidance_scale}
+        check_guidance(**{name: scale for name, scale in scales.items() if scale is not None})
+        if self.updates < 1 or self.warmup < 0:
+            raise UserError(f"updates is {self.updates}, warmup {self.warmup}; they must be at least 1 and 0")
+
+    def judging_scale(self, teacher_scale: float) -> float:
+        """The guidance with which it judges."""
+        return teacher_scale if self.guidance_scale is None else self.guidance_scale
+
+    def training_scale(self, teacher_scale: float) -> float:
+        """The guidance of the prediction that learns to denoise."""
+        return self.judging_scale(teacher_scale) if self.train_guidance_scale is None else self.train_guidance_scale
+
+    def dropped(self, teacher_scale: float) -> float:
+        """The share of samples on which it is trained without a prompt."""
+        if self.drop_text is not None:
+            return self.drop_text
+        return 0.1 if {self.judging_scale(teacher_scale), self.training_scale(teacher_scale)} != {1.0} else 0.0
+
+
+@dataclass(frozen=True)
+class AdversarySettings:
+    """The adversarial term of DMD2 (arXiv 2405.14867), which is on where there are images.
+
+    Args:
+        data: captioned images; a null source for no such term, so that prompts are all the data.
+        matched: whether each prompt's own image is used, which then has to be in the data. Otherwise an image is drawn
+            for each sample and is judged with its own caption.
+        weight: of the term in the student's loss.
+        critic_weight: of the discriminator's loss in the fake score's.
+        tap: the inner feature of the fake score that the discriminator reads; null for its bottleneck.
+    """
+
+    data: CaptionedData = CaptionedData(None)
+    matched: bool = True
+    weight: float = 3e-3
+    critic_weight: float = 1e-2
+    tap: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("weight", self.weight), ("critic_weight", self.critic_weight)):
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value}; it must be a number from 0")
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How the product is stored.
+
+    Args:
+        half: store the exported weights of the network and the autoencoder as float16.
+    """
+
+    half: bool = False

@@ -1,0 +1,34 @@
+"""Every config of the project builds: those of large models with a tiny teacher of the same family in its place."""
+
+from pathlib import Path
+
+import pytest
+import tiny_pipeline as tiny
+import yaml
+
+from diffdistill.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stand-ins")
+    tiny.save_tiny_pipeline(folder / "sd", "epsilon")
+    (folder / "prompts.txt").write_text("red apple\nblue car\n")
+    return folder
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["--output_dir", str(tmp_path / "run"), "--training.cpu", "true"]
+    arguments = yaml.safe_load(config.read_text())["method"]["init_args"]
+    if not arguments.get("teacher", {"source": "assets/"})["source"].startswith("assets/"):
+        overrides += ["--method.teacher.source", str(stand_ins / config.stem.split("_")[0].rstrip("0123456789"))]
+        overrides += ["--method.prompts", str(stand_ins / "prompts.txt")]
+    if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
+        overrides += ["--method.network.autoencoder", "assets/teacher/vae"]
+    assert main(["train", str(config), "--dry_run", *overrides]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "M of them trained" in said and "steps of" in said and not (tmp_path / "run").exists()
