@@ -59,7 +59,7 @@ def test_rows_that_ask_for_more_than_swiftbrush_has_are_refused(teacher: str, re
         made(SwiftBrush, teacher__source=f"{teacher}/teacher", prompts=f"{teacher}/prompts.txt", residual=residual)
 
 
-def test_without_a_shift_and_without_guidance_it_is_nought(teacher: str) -> None:
+def test_without_a_shift_and_without_guidance_it_is_zero(teacher: str) -> None:
     assert loss_of(build(teacher, eta=0.0, guidance_scale=1.0))[0].item() == 0
 
 
@@ -67,6 +67,7 @@ def test_both_ends_of_the_times_come_down_and_the_shift_keeps_to_them(teacher: s
     method, seen = build(teacher), {}
     for progress in (0.0, 0.5, 1.0):
         method.progress = progress
+        method.begin_step(0)
         with patch.object(method.schedule, "later", wraps=method.schedule.later) as later:
             loss_of(method, 64)
         t, _, eta, low = later.call_args.args

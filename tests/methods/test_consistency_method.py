@@ -83,9 +83,7 @@ def test_only_the_student_is_given_a_gradient(folder: Path) -> None:
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in method.networks["student"].parameters())
 
 
-@pytest.mark.parametrize(
-    ("bad", "what"), [({"grid": 30}, "30 steps do not divide"), ({"ema_decay": 1.0}, "average_decay")]
-)
+@pytest.mark.parametrize(("bad", "what"), [({"grid": 30}, "30 steps do not divide"), ({"ema_decay": 1.0}, "ema_decay")])
 def test_bad_input_is_named(folder: Path, bad: dict, what: str) -> None:
     with pytest.raises(UserError, match=what):
         build(folder, **bad)

@@ -145,6 +145,7 @@ def test_resumed_before_at_and_after_the_end_of_a_stage_a_run_ends_in_the_same_b
         assert state("whole", samples)["predecessor"]["stage"].item() == 0
     left, taken = state("whole", 12)["student"], state("whole", 16)["predecessor"]
     assert taken.pop("stage").item() == 1
+    taken = {name.removeprefix("backbone."): weight for name, weight in taken.items()}
     assert left.keys() == taken.keys() and all(torch.equal(left[key], taken[key]) for key in left)
     assert any(not torch.equal(left[key], value) for key, value in state("whole", 24)["student"].items())
     for samples in cuts:
@@ -233,7 +234,7 @@ def test_the_recipe_arrives_at_the_teachers_own_ddim_answer(teacher: str) -> Non
     optimiser = torch.optim.Adam(table.parameters(), betas=(0.8, 0.95))
     z, cond = torch.linspace(-2, 2, 5).view(5, 1, 1, 1), method.embedded([0] * 5)
     exact, answers = GaussianTeacher(method.schedule, mean, std, "v"), []
-    expected = ddim(lambda x, t: exact(x, t, None), z, method.schedule, method.times[:-1])
+    expected = ddim(lambda x, t: exact(x, t, None), z, method.schedule, method.student.times[:-1])
 
     def answer() -> Tensor:
         with torch.no_grad(), patch.object(SampleRandom, "normal", return_value=z):
@@ -262,7 +263,7 @@ def test_the_recipe_arrives_at_the_teachers_own_ddim_answer(teacher: str) -> Non
 )  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(teacher: str, bad: dict) -> None:
     with pytest.raises(
-        (UserError, ValueError), match=next(iter(bad)).removeprefix("student_").replace("_rate", ".rate")
+        (UserError, ValueError), match=next(iter(bad)).removeprefix("optimizer__").replace("_rate", ".rate")
     ):
         build(teacher, **bad)
 
@@ -277,11 +278,11 @@ def test_two_processes_log_what_one_logs(tmp_path: Path) -> None:
         "method": {
             "class_path": "diffdistill.methods.Progressive",
             "init_args": {
-                "teacher": str(tmp_path / "teacher"),
+                "teacher": {"source": str(tmp_path / "teacher")},
                 "prompts": str(tmp_path / "prompts.txt"),
                 "teacher_steps": 8,
                 "guidance_scale": 2.0,
-                "optimizer__learning_rate": 1e-4,
+                "optimizer": {"learning_rate": 1e-4},
             },
         },
         "training": {"samples": 96, "batch_size": 8, "gradient_accumulation_steps": 2, "log_every": 1},

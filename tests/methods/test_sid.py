@@ -8,6 +8,7 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 from made import made
+from real_latents import give_latents
 
 from diffdistill.diffusion import guided
 from diffdistill.distill import SampleRandom, discriminator_loss
@@ -29,7 +30,7 @@ def build(folder: str, **more) -> SiD:
     return made(SiD, teacher__source=f"{folder}/teacher", prompts=f"{folder}/prompts.txt", **more)
 
 
-def test_loss_and_gradient_are_nought_before_the_fake_score_has_learnt(teacher: str) -> None:
+def test_loss_and_gradient_are_zero_before_the_fake_score_has_learnt(teacher: str) -> None:
     method = build(teacher)
     random = SampleRandom(0, range(4))
     loss, logs = method.phases(0)[0].loss(method.batch([0, 1, 0, 1], random), random, {})
@@ -54,7 +55,7 @@ def test_the_students_gradient_is_that_of_the_loss_through_both_scores(teacher: 
     teacher_score, fake_score = method.teacher.denoiser(method.teacher.backbone), method.teacher.denoiser(fake)
     whole, _ = score_identity_loss(
         teacher_score, fake_score, x0, t, random.normal("noise", (4, 4, 4)), batch["cond"], method.null, 1.5,
-        fake__guidance_scale=1.5, alpha=1.2,
+        fake_guidance_scale=1.5, alpha=1.2,
     )  # fmt: skip
     assert whole.item() == loss.item() != 0
     whole.backward()
@@ -62,9 +63,15 @@ def test_the_students_gradient_is_that_of_the_loss_through_both_scores(teacher: 
         torch.testing.assert_close(p.grad, cut[name], rtol=1e-4, atol=1e-6 * p.grad.abs().max().item() + 1e-9)
 
 
+def scales(method: SiD) -> tuple[float, float, float]:
+    """Guidance of the teacher and of the fake score where they judge, and of the fake score where it is trained."""
+    judge = method.judge
+    return judge.guidance_scale, method.fake_guidance_scale, judge.fake.training_scale(judge.guidance_scale)
+
+
 @pytest.mark.parametrize("real", [False, True])
 def test_the_fake_scores_guided_prediction_is_what_learns(teacher: str, monkeypatch, real: bool) -> None:
-    monkeypatch.setattr(SiD, "_real_latents", lambda self, folder: torch.randn(2, 4, 4, 4))
+    give_latents(monkeypatch, ["red apple", "blue car"], lambda: torch.randn(2, 4, 4, 4))
     method = build(
         teacher,
         guidance_scale=3.0,
@@ -72,7 +79,7 @@ def test_the_fake_scores_guided_prediction_is_what_learns(teacher: str, monkeypa
         adversary__data__source="x" if real else None,
         adversary__critic_weight=0.0,
     )
-    assert method.fake.guidance_scale == method.fake_guidance_scale == 3.0
+    assert scales(method) == (3.0, 3.0, 3.0)
     random, carry = SampleRandom(0, range(4)), {}
     batch = method.batch([0, 1, 0, 1], random)
     student, fake = method.phases(0)
@@ -95,9 +102,9 @@ def test_the_fake_scores_guided_prediction_is_what_learns(teacher: str, monkeypa
 
 def test_guidance_scales_follow_the_teachers_unless_said_otherwise(teacher: str) -> None:
     method = build(teacher, guidance_scale=4.5, fake__train_guidance_scale=1.0)
-    assert (method.guidance_scale, method.fake_guidance_scale, method.fake.guidance_scale) == (4.5, 4.5, 1.0)
+    assert scales(method) == (4.5, 4.5, 1.0)
     long = build(teacher, guidance_scale=4.5, fake__guidance_scale=1.5)
-    assert (long.guidance_scale, long.fake_guidance_scale, long.fake.guidance_scale) == (4.5, 1.5, 1.5)
+    assert scales(long) == (4.5, 1.5, 1.5)
 
 
 def test_gradient_checkpointing_runs_the_judges_again_and_changes_nothing(teacher: str, tmp_path: Path) -> None:
