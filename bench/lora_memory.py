@@ -31,16 +31,18 @@ parser.add_argument("--kind", choices=KINDS, help="run this one alone")
 
 
 def measure(teacher: str, prompts: str, batch: int, kind: str) -> dict[str, float]:
-    from diffdistill.methods import ASD, DMD2, Method, SiD, SwiftBrush
+    from diffdistill.methods import ASD, DMD2, Method, OptimizerSettings, SiD, SwiftBrush
     from diffdistill.methods.one_step import OneStep
+    from diffdistill.methods.settings import FakeScore, LoraSettings, TeacherSettings
     from diffdistill.training.loop import Trainer
     from diffdistill.training.settings import TrainingSettings
 
     method: Method
     if kind in ("lora", "full"):
-        method = SwiftBrush(teacher, prompts, fake_score=kind, lora_rank=8, lora_alpha=8.0)  # type: ignore[arg-type]
+        fake = FakeScore(kind, OptimizerSettings(1e-3), lora=LoraSettings(8, 8.0))  # type: ignore[arg-type]
+        method = SwiftBrush(TeacherSettings(teacher), prompts, fake=fake)
     else:
-        method = {"dmd2": DMD2, "sid": SiD, "asd": ASD}[kind](teacher, prompts)
+        method = {"dmd2": DMD2, "sid": SiD, "asd": ASD}[kind](TeacherSettings(teacher), prompts)
     settings = TrainingSettings(samples=batch * 100, batch_size=batch, cpu=True)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(method, settings, Path(folder))

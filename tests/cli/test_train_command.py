@@ -1,14 +1,11 @@
 """`train`: what it makes of configs and overrides. Bad input: one line, exit code 2, nothing written."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
 from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill.cli.main import main
@@ -81,7 +78,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
-        ("--method.learnin_rate", "'method.learning_rate'"),
+        ("--method.learnin_rate", "'method.optimizer.learning_rate'"),
         ("--method.init_args.kl_wieght", "'method.kl_weight'"),
         ("--training.batchsize", "'training.batch_size'"),
         ("--trainig.samples", "'training.samples'"),
@@ -128,9 +125,10 @@ def test_keys_of_other_methods_are_not_offered(capsys: pytest.CaptureFixture[str
         ("training.mixed_precision", "fp8", "'fp8'; expected one of 'no', 'bf16', 'auto'"),
         ("method.guidance_scale", "high", "'high'; expected float"),
         ("method.noise_ratio", "high", "'high'; expected float or null"),
-        ("method.fake_score", "half", "'half'; expected one of 'lora', 'full'"),
-        ("method.betas", "[0.9]", "'[0.9]'; expected tuple with 2 elements"),
-        ("method.t_min", "null", "null; expected float"),
+        ("method.fake.network", "half", "'half'; expected one of 'lora', 'full'"),
+        ("method.optimizer.betas", "[0.9]", "'[0.9]'; expected tuple with 2 elements"),
+        ("method.times.t_min", "null", "null; expected float"),
+        ("method.teacher", "folder", "'folder'; it holds settings of its own, such as method.teacher.source"),
         ("overwrite", "perhaps", "'perhaps'; expected bool"),
     ],
 )
@@ -165,7 +163,10 @@ def test_missing_files_and_values(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_a_constructor_refuses_is_one_line(capsys: pytest.CaptureFixture[str], stub: str) -> None:
-    assert "not an emoji set" in refusal(capsys, "train", CONFIG, "--method.data", "nowhere", "--output_dir", "x")
+    nowhere = refusal(capsys, "train", CONFIG, "--method.data.source", "nowhere", "--output_dir", "x")
+    assert "there are no pictures at nowhere" in nowhere
+    fake = refusal(capsys, "train", SWIFTBRUSH, "--method.fake.updates", "0", "--method.prompts", CONFIG)
+    assert "method.fake: updates is 0" in fake  # the group of settings is named
     assert refusal(capsys, "train", stub, "--method.target", "-1").endswith("Stub cannot be built: target is below 0")
     assert not Path("run").exists() and not Path("x").exists()
 
@@ -284,152 +285,6 @@ def test_data_of_the_repository_is_found_from_elsewhere(
     assert "data: assets/emoji" in capsys.readouterr().out  # the recipe itself stays as it was written
 
 
-# ---- resuming from elsewhere ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project, the current directory, with a teacher, prompts and half of a run, started by relative paths."""
-    project = tmp_path / "project"
-    save_tiny_pipeline(project / "teacher", "epsilon")
-    (project / "prompts.txt").write_text("red apple\nblue car\nred car\nblue apple\n")
-    recipe = {
-        "method": {
-            "class_path": "diffdistill.methods.SwiftBrush",
-            "init_args": {"teacher": "teacher", "prompts": "prompts.txt", "lora_rank": 4, "lora_alpha": 4.0},
-        },
-        "training": {"samples": 16, "batch_size": 4, "cpu": True, "checkpoint_every": 8, "checkpoints_limit": 9},
-        "output_dir": "run",
-    }
-    (project / "c.yaml").write_text(yaml.safe_dump(recipe))
-    monkeypatch.chdir(project)
-    assert main(["train", "c.yaml"]) == 0
-    (project / "run").rename(project / "whole")
-    shutil.copytree(project / "whole", project / "run")
-    shutil.rmtree(project / "run" / "checkpoint-0000000016")
-    return project
-
-
-def resumed_to_the_same_bits(run: Path, *argv: str) -> bool:
-    assert main(["train", "--resume", "latest", "--output_dir", str(run), *argv]) == 0
-    one, two = (
-        load_file(folder / "checkpoint-0000000016" / "student.safetensors") for folder in (run, run.parent / "whole")
-    )
-    return all(torch.equal(value, two[name]) for name, value in one.items())
-
-
-@pytest.mark.parametrize("spelled", ["the run's own", "absolute", "moved", "renamed prompts", "by its class's module"])
-def test_a_run_goes_on_from_elsewhere_and_with_other_spellings(
-    half_done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if spelled == "absolute":
-        argv = [f"--method.teacher={half_done / 'teacher'}", f"--method.prompts={half_done / 'prompts.txt'}"]
-    elif spelled == "moved":
-        (half_done / "teacher").rename(tmp_path / "another")
-        argv = ["--method.teacher", "another"]
-    elif spelled == "renamed prompts":
-        (half_done / "prompts.txt").rename(tmp_path / "words.txt")
-        argv = ["--method.prompts", "words.txt"]
-    elif spelled == "by its class's module":
-        config = half_done / "run" / "config.yaml"
-        config.write_text(config.read_text().replace("methods.SwiftBrush", "methods.swiftbrush.SwiftBrush"))
-        argv = []
-    else:
-        argv = []
-    assert resumed_to_the_same_bits(half_done / "run", *argv)
-    assert resumed_to_the_same_bits(half_done / "run", *argv)  # the second time goes by the first one's checkpoint
-
-
-def test_a_copied_project_goes_on_without_the_first_one(
-    half_done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved = half_done.rename(tmp_path / "copy")
-    monkeypatch.chdir(tmp_path)
-    assert resumed_to_the_same_bits(moved / "run")
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["--method.prompts", "other.txt"],
-         ["method.prompts was prompts.txt with content", "is other.txt with content"]),
-        (["--training.batch_size", "8", "--method.guidance_scale", "2"],
-         ["training.batch_size was 4, is 8", "method.guidance_scale was 4.5, is 2.0"]),
-        (["--training.samples", "4"], ["training.samples was 16, is 4, fewer than the 8 that are done"]),
-        (["--method", "DMD2", "--method.teacher", "teacher", "--method.prompts", "prompts.txt"],
-         ['method was "diffdistill.methods.swiftbrush.SwiftBrush", is "diffdistill.methods.dmd2.DMD2"']),
-    ],
-)  # fmt: skip
-def test_another_run_is_refused_with_each_setting_then_and_now(
-    capsys: pytest.CaptureFixture[str], half_done: Path, argv: list[str], says: list[str]
-) -> None:
-    (half_done / "other.txt").write_text("red apple\nblue car\n")
-    config, capsys_before = (half_done / "run" / "config.yaml").read_text(), capsys.readouterr()
-    assert capsys_before.out
-    error = refusal(capsys, "train", "--resume", "latest", "--output_dir", "run", *argv)
-    assert all(part in error for part in says)
-    assert (half_done / "run" / "config.yaml").read_text() == config
-
-
-def test_a_path_that_is_gone_is_named_with_its_override(
-    capsys: pytest.CaptureFixture[str], half_done: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (half_done / "prompts.txt").rename(half_done / "words.txt")
-    monkeypatch.chdir(tmp_path)
-    capsys.readouterr()
-    error = refusal(capsys, "train", "--resume", "latest", "--output_dir", str(half_done / "run"))
-    assert "method.prompts is prompts.txt" in error and error.endswith("add --method.prompts PATH")
-
-
-@pytest.mark.parametrize("moved", [False, True])
-def test_prompts_of_a_column_go_on_from_elsewhere(
-    half_done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: bool
-) -> None:
-    lines = (half_done / "prompts.txt").read_text().splitlines()
-    (half_done / "p.csv").write_text("Prompt,other\n" + "".join(f"{line},x\n" for line in lines))
-    for run in ("whole", "run"):
-        shutil.rmtree(half_done / run)
-        assert main(["train", "c.yaml", "--method.prompts", "p.csv::Prompt", "--output_dir", run]) == 0
-    shutil.rmtree(half_done / "run" / "checkpoint-0000000016")
-    monkeypatch.chdir(tmp_path)
-    if moved:
-        half_done = half_done.rename(tmp_path / "copy")
-    assert resumed_to_the_same_bits(half_done / "run")
-
-
-@pytest.mark.parametrize("key", ["teacher", "prompts"])
-def test_before_the_first_checkpoint_a_path_that_is_not_here_is_named_with_its_override(
-    capsys: pytest.CaptureFixture[str], half_done: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
-) -> None:
-    shutil.rmtree(half_done / "run" / "checkpoint-0000000008")
-    monkeypatch.chdir(tmp_path)
-    other = {"teacher": "prompts", "prompts": "teacher"}[key]
-    there = half_done / {"teacher": "teacher", "prompts": "prompts.txt"}[other]
-    capsys.readouterr()
-    argv = ("train", "--resume", "latest", "--output_dir", str(half_done / "run"), f"--method.{other}", str(there))
-    error = refusal(capsys, *argv)
-    assert f"method.{key} is" in error and f"add --method.{key} PATH" in error
-    assert not (half_done / "run" / "checkpoint-0000000008").exists()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "says"),
-    [
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "is fp16, which training does not do"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "does not run under DeepSpeed"),
-        ("ACCELERATE_DYNAMO_BACKEND", "inductor", "training compiles no network"),
-    ],
-)
-def test_what_a_launcher_asks_and_training_does_not_do_writes_nothing(
-    capsys: pytest.CaptureFixture[str], stub: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
-) -> None:
-    monkeypatch.setenv(variable, value)
-    assert says in refusal(capsys, "train", stub)
-    assert says in refusal(capsys, "train", stub, "--dry_run")
-    assert not Path("run").exists()
-
-
 # ---- bad teachers and prompts, through the command --------------------------------------------------------------
 
 
@@ -454,7 +309,7 @@ def test_bad_teachers_and_prompts_write_nothing(tmp_path: Path, fault: str, says
         config.write_text(config.read_text().replace("v_prediction", "direction"))
     named = {"missing": tmp_path / "nowhere", "relative": "tests/nowhere"}.get(fault, teacher)
     command = [sys.executable, "-m", "diffdistill.cli.main", "train", SWIFTBRUSH, "--output_dir", str(run)]
-    options = ["--method.teacher", str(named), "--method.prompts", str(prompts)]
+    options = ["--method.teacher.source", str(named), "--method.prompts", str(prompts)]
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stdout == "" and not run.exists()
     assert len(done.stderr.splitlines()) == 1 and says in done.stderr

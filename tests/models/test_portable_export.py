@@ -15,6 +15,7 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 from diffusers import DiffusionPipeline
+from made import made
 from safetensors.torch import load_file
 
 from diffdistill.diffusion import FlowSchedule
@@ -102,7 +103,8 @@ def test_embeddings_and_pictures_are_the_same_in_the_oldest_packages(teacher: Pa
 
 def test_files_and_names_are_those_that_both_read(teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("red apple\n")
-    SwiftBrush(str(teacher), str(tmp_path / "prompts.txt"), lora_rank=2).export(tmp_path / "export")
+    settings = {"teacher__source": str(teacher), "prompts": str(tmp_path / "prompts.txt"), "fake__lora__rank": 2}
+    made(SwiftBrush, **settings).export(tmp_path / "export")
     text = tmp_path / "export/text_encoder"
     assert all(name.startswith("text_model.") for name in load_file(text / "model.safetensors"))
     names = {path.name for path in (tmp_path / "export/tokenizer").iterdir()}

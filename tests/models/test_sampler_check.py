@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import tiny_pipeline as tiny
+from made import made
 
 from diffdistill.cli.main import main
 from diffdistill.errors import UserError
@@ -105,7 +106,8 @@ def test_training_needs_no_scheduler_and_sampling_names_what_is_missing(
     for file in (model / "model_index.json", model / "scheduler/scheduler_config.json"):
         file.write_text(file.read_text().replace("DDIMScheduler", name))
     (tmp_path / "prompts.txt").write_text("red apple\n")
-    SwiftBrush(str(model), str(tmp_path / "prompts.txt"), lora_rank=2).export(tmp_path / "export")
+    settings = {"teacher__source": str(model), "prompts": str(tmp_path / "prompts.txt"), "fake__lora__rank": 2}
+    made(SwiftBrush, **settings).export(tmp_path / "export")
     assert json.loads((tmp_path / "export/model_index.json").read_text())["scheduler"][1] == "DDIMScheduler"
     out = tmp_path / "out"
     capsys.readouterr()

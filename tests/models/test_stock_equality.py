@@ -8,6 +8,7 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from made import made
 
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
@@ -70,24 +71,27 @@ def test_embeddings_are_those_of_the_stock_pipeline(folder: Path, batch_size: in
 @pytest.mark.parametrize(
     "method",
     [
-        SwiftBrush,
-        SiD,
-        DMD2,
-        ASD,
-        BOOT,
-        lambda *paths: BOOT(*paths, target_time="replaced"),
+        (SwiftBrush, {}),
+        (SiD, {}),
+        (DMD2, {}),
+        (ASD, {}),
+        (BOOT, {}),
+        (BOOT, {"target_time": "replaced"}),
     ],
     ids=["swiftbrush", "sid", "dmd2", "asd", "boot", "boot_replaced"],
 )
-def test_the_exported_step_is_the_students(folder: Path, tmp_path: Path, method: Callable[..., Any]) -> None:
+def test_the_exported_step_is_the_students(folder: Path, tmp_path: Path, method: tuple[type, dict[str, str]]) -> None:
     (tmp_path / "prompts.txt").write_text("a <toy>\nred apple\n")
-    student = method(str(folder), str(tmp_path / "prompts.txt"))
+    kind, more = method
+    student = made(kind, teacher__source=str(folder), prompts=str(tmp_path / "prompts.txt"), **more)
     student.export(tmp_path / "export")
     network = student.networks["student"]
     random = SampleRandom(0, range(1))
     z = random.normal("preview", student.teacher.latent_shape)
     with torch.no_grad():
-        ours = student.teacher.latents.images(student._draw(network, random, student.teacher.embed(["a <toy>"])))
+        ours = student.teacher.latents.images(
+            student.student.sample(network, random, student.teacher.embed(["a <toy>"]))
+        )
     stock = DiffusionPipeline.from_pretrained(tmp_path / "export")
     stock.set_progress_bar_config(disable=True)
     asked = {"num_inference_steps": 1, "guidance_scale": 1, "latents": z, "output_type": "pt"}
