@@ -32,10 +32,10 @@ class Ruler:
     def __init__(self, n: int, seed: int, data: str = "assets/emoji") -> None:
         import torch
 
-        from diffdistill.data.emoji import load_emoji
+        from diffdistill.data.captioned import load_split
         from diffdistill.evaluation import MobileNetFeatures
 
-        emoji = load_emoji(data)
+        emoji = load_split(data)
         order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
         self.n, self.seed = n, seed
         if n > len(order) - FEWEST:

@@ -61,6 +61,11 @@ class CaptionedImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    def subset(self, rows: Sequence[int]) -> CaptionedImages:
+        """Some of the images, in the order of `rows`."""
+        styles = None if self.styles is None else [self.styles[i] for i in rows]
+        return CaptionedImages(self.images[list(rows)], [self.names[i] for i in rows], styles)
+
     @property
     def captions(self) -> list[str]:
         """N captions; a style follows the name after a comma."""
@@ -99,6 +104,18 @@ def load_captioned(data: CaptionedData, size: tuple[int, int] | None = None, cap
     source = open_source(data.source)
     captions = _captions(source, data) if captioned else [""] * len(source)
     return CaptionedImages(_read(source, size), captions)
+
+
+def load_split(source: str | Path, split: str = "train") -> CaptionedImages:
+    """The part of a set laid out as assets/emoji that is trained on, "train", or is kept from training, "heldout".
+
+    Raises:
+        UserError: another kind of folder, or no such part.
+    """
+    from diffdistill.data.emoji import load_emoji
+
+    emoji = load_emoji(source, split)
+    return CaptionedImages(emoji.images, emoji.names, emoji.styles)
 
 
 def _captions(source: Source, data: CaptionedData) -> list[str]:

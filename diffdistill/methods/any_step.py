@@ -146,7 +146,7 @@ class AnyStep(Method):
             unet, text_encoder = new_unet(network, space, size), new_text_encoder(network, tokenizer)
         else:
             start.check(space, size)
-            unet, text_encoder, tokenizer, process = start.unet, start.text_encoder, start.tokenizer, start.process
+            unet, text_encoder, tokenizer, process = start.network, start.text_encoder, start.tokenizer, start.process
             self.content["network.init_from"] = start.digest()
             for part in (unet, text_encoder):
                 part.requires_grad_(True).train()
@@ -253,7 +253,7 @@ class _Start:
     """What a model starts from, and the process that its UNet knows where that is not the straight path."""
 
     source: str
-    unet: Any
+    network: Any
     autoencoder: Any
     text_encoder: Any
     tokenizer: Any
@@ -275,7 +275,7 @@ class _Start:
 
     def digest(self) -> str:
         text, settings = of_text(self.tokenizer, self.text_encoder), str(self.process and self.process.settings)
-        return digest(of_network(self.unet), text, settings)
+        return digest(of_network(self.network), text, settings)
 
 
 def _load_start(source: str, time_scale: int) -> _Start:

@@ -9,7 +9,7 @@ A model that began as a Stable-Diffusion-class teacher also has "process" there,
 its UNet answers in the teacher's terms (`diffusion.vp_on_straight_path`).
 
 diffusers knows no such pipeline and says so; its files are safetensors and JSON all the same. At one step the second
-time is fixed, and `export_stock_one_step` writes a StableDiffusionPipeline that needs no code of ours.
+time is fixed, and `export_stock_one_step` writes a stock pipeline that needs no code of ours.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def load_any_step(source: str | Path) -> AnyStepModel:
 
 @torch.no_grad()
 def export_stock_one_step(model: AnyStepModel, folder: Path) -> None:
-    """Write a StableDiffusionPipeline whose one step, unguided, is the model's.
+    """Write a stock pipeline whose one step, unguided, is the model's.
 
     Its noise x has unit variance; the model's step is x - V(x, 1, s), with t - s in the time embedding's bias.
 
