@@ -146,13 +146,8 @@ class EmojiGround(Ground):
     def __init__(
         self, path: str | Path, images: int, metrics: Sequence[str], extractor: str, name: str | None = None
     ) -> None:
-<<<<<<< HEAD
         self.path, self.images, self.name = Path(path), images, name or str(path)
-        self._set, unseen = load_emoji(path), load_emoji(path, "heldout")
-=======
-        self.path, self.pictures, self.name = Path(path), pictures, name or str(path)
         self._set, unseen = load_split(path), load_split(path, "heldout")
->>>>>>> 5c64006 (What only some rooms may name, and how long files may be, is held by a test)
         self._unseen = InMemory(unseen.images, unseen.captions, f"{path}, held-out concepts")
         left = len(self._set) - images
         least = max(2, *(FEWEST.get(name, 2) for name in metrics))
