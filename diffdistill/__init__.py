@@ -10,7 +10,7 @@ from diffdistill.lazy import lazy_names
 
 if TYPE_CHECKING:
     from diffdistill.comparison.generated import Generated
-    from diffdistill.data.emoji import load_emoji
+    from diffdistill.data.captioned import CaptionedData, CaptionedImages, load_captioned
     from diffdistill.data.prompts import read_prompts
     from diffdistill.data.sources import open_source
     from diffdistill.diffusion import (
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         DMD2,
         Autoencoder,
         Consistency,
+        LatentDiffusion,
         MeanFlow,
         Method,
         OptimizerSettings,
@@ -90,14 +91,21 @@ if TYPE_CHECKING:
         Shortcut,
         SiD,
         SwiftBrush,
-        TextToImage,
         Validation,
     )
-    from diffdistill.models.backbone import full_copy
-    from diffdistill.models.export import export_few_steps, export_one_step, export_student
+    from diffdistill.methods.judge import Judge
+    from diffdistill.methods.settings import (
+        AdversarySettings,
+        ExportSettings,
+        FakeScore,
+        JudgedTimes,
+        LoraSettings,
+        TeacherSettings,
+    )
+    from diffdistill.models.backbone import Backbone, full_copy
+    from diffdistill.models.export import export_one_step, export_student
     from diffdistill.models.generate import generate, load_generator
     from diffdistill.models.latents import LatentSpace
-    from diffdistill.models.lora import adapters_off, add_lora
     from diffdistill.models.teacher import Teacher, load_teacher
     from diffdistill.training.loop import Trainer
     from diffdistill.training.settings import TrainingSettings
@@ -106,15 +114,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ASD",
+    "AdversarySettings",
     "Autoencoder",
     "BOOT",
+    "Backbone",
     "CMMD",
+    "CaptionedData",
+    "CaptionedImages",
     "Condition",
     "Consistency",
     "DENOISING_WEIGHTS",
     "DMD2",
     "Denoiser",
     "DiscriminatorHead",
+    "ExportSettings",
+    "FakeScore",
     "FeatureRows",
     "FeatureSet",
     "FeatureStatistics",
@@ -125,9 +139,13 @@ __all__ = [
     "GuidedDenoiser",
     "InceptionFeatures",
     "InceptionScore",
+    "Judge",
+    "JudgedTimes",
     "JudgingOptions",
     "KernelDistance",
+    "LatentDiffusion",
     "LatentSpace",
+    "LoraSettings",
     "MSSSIM",
     "MeanFlow",
     "Method",
@@ -153,7 +171,7 @@ __all__ = [
     "SiD",
     "SwiftBrush",
     "Teacher",
-    "TextToImage",
+    "TeacherSettings",
     "Trainer",
     "TrainingSettings",
     "UserError",
@@ -161,8 +179,6 @@ __all__ = [
     "VPSchedule",
     "Validation",
     "WEIGHTS",
-    "adapters_off",
-    "add_lora",
     "backward_simulation",
     "bootstrap_loss",
     "boundary_loss",
@@ -176,7 +192,6 @@ __all__ = [
     "dpm_solver_pp_2m",
     "euler",
     "evaluate",
-    "export_few_steps",
     "export_one_step",
     "export_student",
     "few_step_sample",
@@ -189,7 +204,7 @@ __all__ = [
     "generator_loss",
     "inception_score",
     "kernel_distance",
-    "load_emoji",
+    "load_captioned",
     "load_generator",
     "load_teacher",
     "lpips",
@@ -212,7 +227,7 @@ __all__ = [
 
 _MODULES = {
     "comparison.generated": ("Generated",),
-    "data.emoji": ("load_emoji",),
+    "data.captioned": ("CaptionedData", "CaptionedImages", "load_captioned"),
     "data.prompts": ("read_prompts",),
     "data.sources": ("open_source",),
     "diffusion": (
@@ -282,6 +297,7 @@ _MODULES = {
         "BOOT",
         "Consistency",
         "DMD2",
+        "LatentDiffusion",
         "MeanFlow",
         "Method",
         "OptimizerSettings",
@@ -292,14 +308,21 @@ _MODULES = {
         "Shortcut",
         "SiD",
         "SwiftBrush",
-        "TextToImage",
         "Validation",
     ),
-    "models.backbone": ("full_copy",),
-    "models.export": ("export_few_steps", "export_one_step", "export_student"),
+    "methods.judge": ("Judge",),
+    "methods.settings": (
+        "AdversarySettings",
+        "ExportSettings",
+        "FakeScore",
+        "JudgedTimes",
+        "LoraSettings",
+        "TeacherSettings",
+    ),
+    "models.backbone": ("Backbone", "full_copy"),
+    "models.export": ("export_one_step", "export_student"),
     "models.generate": ("generate", "load_generator"),
     "models.latents": ("LatentSpace",),
-    "models.lora": ("adapters_off", "add_lora"),
     "models.teacher": ("Teacher", "load_teacher"),
     "training.loop": ("Trainer",),
     "training.settings": ("TrainingSettings",),
