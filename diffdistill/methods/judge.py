@@ -49,9 +49,7 @@ class Judge:
         adversary: the adversarial term; None for none.
 
     Attributes:
-        networks: {"fake": the fake score's network}, or empty. The method takes it in among its own `networks` and
-            hands that dict back as `networks`, since the training loop wraps what is in there.
-        optimizers: settings for the networks.
+        networks: {"fake": the fake score's network}, from `add_networks` on; or empty.
         frozen: {"teacher": its network}, or empty where the fake score is adapters on that very network.
         progress: share of the run that is done; the method sets it before a step where `times.moves`.
 
@@ -80,16 +78,23 @@ class Judge:
         self.null: Condition = None  # set by `prepare`
         self.progress = 0.0
         self.networks: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, OptimizerSettings] = {}
         self.frozen: dict[str, nn.Module] = {} if self.shared else {"teacher": teacher.backbone}
-        if fake is not None:
-            if self.shared:
-                targets = fake.lora.targets or teacher.family.lora_targets
-                network = add_lora(teacher.backbone, fake.lora.rank, fake.lora.alpha, targets)
-            else:
-                network = full_copy(teacher.backbone)
-            self.networks["fake"] = network if adversary is None else adversary.with_critic(network)
-            self.optimizers["fake"] = fake.optimizer
+
+    def add_networks(self, networks: dict[str, nn.Module], optimizers: dict[str, OptimizerSettings]) -> None:
+        """Put the fake score's network and its optimiser among those of the method, as "fake"; without one, nothing.
+
+        Adapters go onto the teacher's own network here, so copies of it have to be made before.
+        """
+        fake = self.fake
+        if fake is None:
+            return
+        if self.shared:
+            targets = fake.lora.targets or self.teacher.family.lora_targets
+            network = add_lora(self.teacher.backbone, fake.lora.rank, fake.lora.alpha, targets)
+        else:
+            network = full_copy(self.teacher.backbone)
+        self.networks["fake"] = network if self.adversary is None else self.adversary.with_critic(network)
+        networks["fake"], optimizers["fake"] = self.networks["fake"], fake.optimizer
 
     def prepare(self, null: Condition, device: torch.device) -> None:
         """Take the condition of the empty prompt, which is on the device, and prepare the adversarial term there."""

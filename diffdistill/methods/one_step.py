@@ -81,8 +81,7 @@ class OneStep(Method):
         self.frozen = {} if judge is not None and judge.shared else {"teacher": teacher.backbone}
         self.content = {"teacher.source": of_teacher(teacher), "prompts": digest(prompts)}
         if judge is not None:
-            self.networks |= judge.networks
-            self.optimizers |= judge.optimizers
+            judge.add_networks(self.networks, self.optimizers)
             if judge.adversary is not None:
                 self.content["adversary.data.source"] = judge.adversary.content
         self.table: PromptTable | None = None

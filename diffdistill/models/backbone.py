@@ -73,5 +73,15 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def full_copy(network: Network, dtype: torch.dtype = torch.float32) -> Network:
-    """An independent, trainable copy; float32 unless asked otherwise, since weights in bfloat16 lose small updates."""
+    """An independent, trainable copy.
+
+    Args:
+        network: without adapters, which would be copied as weights of their own.
+        dtype: of the copy. Weights in bfloat16 lose small updates.
+
+    Raises:
+        ValueError: the network has adapters.
+    """
+    if any("lora_" in name for name, _ in network.named_parameters()):
+        raise ValueError("the network has LoRA adapters; copy it before they are added")
     return copy.deepcopy(network).to(dtype).requires_grad_(True).train()

@@ -282,7 +282,24 @@ def test_data_of_the_repository_is_found_from_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "configs/emoji_autoencoder.yaml", "--dry_run"]) == 0
-    assert "data: assets/emoji" in capsys.readouterr().out  # the recipe itself stays as it was written
+    assert "source: assets/emoji" in capsys.readouterr().out  # the recipe itself stays as it was written
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "is fp16, which training does not do"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "does not run under DeepSpeed"),
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor", "training compiles no network"),
+    ],
+)
+def test_what_a_launcher_asks_and_training_does_not_do_writes_nothing(
+    capsys: pytest.CaptureFixture[str], stub: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert says in refusal(capsys, "train", stub)
+    assert says in refusal(capsys, "train", stub, "--dry_run")
+    assert not Path("run").exists()
 
 
 # ---- bad teachers and prompts, through the command --------------------------------------------------------------

@@ -149,20 +149,3 @@ def test_before_the_first_checkpoint_a_path_that_is_not_here_is_named_with_its_o
     error = refusal(capsys, *argv)
     assert f"method.{key} is" in error and f"add --method.{key} PATH" in error
     assert not (half_done / "run" / "checkpoint-0000000008").exists()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "says"),
-    [
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "is fp16, which training does not do"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "does not run under DeepSpeed"),
-        ("ACCELERATE_DYNAMO_BACKEND", "inductor", "training compiles no network"),
-    ],
-)
-def test_what_a_launcher_asks_and_training_does_not_do_writes_nothing(
-    capsys: pytest.CaptureFixture[str], stub: str, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
-) -> None:
-    monkeypatch.setenv(variable, value)
-    assert says in refusal(capsys, "train", stub)
-    assert says in refusal(capsys, "train", stub, "--dry_run")
-    assert not Path("run").exists()
