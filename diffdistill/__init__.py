@@ -103,9 +103,10 @@ if TYPE_CHECKING:
         TeacherSettings,
     )
     from diffdistill.models.backbone import Backbone, full_copy
-    from diffdistill.models.export import export_one_step, export_student
+    from diffdistill.models.export import export_few_steps, export_one_step, export_student
     from diffdistill.models.generate import generate, load_generator
     from diffdistill.models.latents import LatentSpace
+    from diffdistill.models.lora import adapters_off, add_lora
     from diffdistill.models.teacher import Teacher, load_teacher
     from diffdistill.training.loop import Trainer
     from diffdistill.training.settings import TrainingSettings
@@ -179,6 +180,8 @@ __all__ = [
     "VPSchedule",
     "Validation",
     "WEIGHTS",
+    "adapters_off",
+    "add_lora",
     "backward_simulation",
     "bootstrap_loss",
     "boundary_loss",
@@ -192,6 +195,7 @@ __all__ = [
     "dpm_solver_pp_2m",
     "euler",
     "evaluate",
+    "export_few_steps",
     "export_one_step",
     "export_student",
     "few_step_sample",
@@ -320,9 +324,10 @@ _MODULES = {
         "TeacherSettings",
     ),
     "models.backbone": ("Backbone", "full_copy"),
-    "models.export": ("export_one_step", "export_student"),
+    "models.export": ("export_few_steps", "export_one_step", "export_student"),
     "models.generate": ("generate", "load_generator"),
     "models.latents": ("LatentSpace",),
+    "models.lora": ("adapters_off", "add_lora"),
     "models.teacher": ("Teacher", "load_teacher"),
     "training.loop": ("Trainer",),
     "training.settings": ("TrainingSettings",),
