@@ -1,4 +1,4 @@
-"""The code of docs/python.md, run as it stands but for the numbers of steps named here."""
+"""The code of README.md and docs/python.md, run as it stands but for the numbers of steps named here."""
 
 import contextlib
 import io
@@ -19,9 +19,9 @@ weights = _packaged_weights()
 pytestmark = pytest.mark.skipif(weights is None or not weights.is_file(), reason="MobileNetV2's weights are missing")
 
 
-def blocks() -> list[list[str]]:
+def blocks(page: str = "docs/python.md") -> list[list[str]]:
     """The page's blocks of code; one that is marked as continued runs after the one before it."""
-    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     found: list[list[str]] = []
     for continued, code in re.findall(r"^```python( continued)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         if continued:
@@ -122,3 +122,11 @@ def test_a_distance_fed_by_batches() -> None:
 def test_a_score_model_of_ones_own() -> None:
     names, _ = run(block_with("class Points"), {})
     assert torch.cdist(names["x"], names["model"].data).min(1).values.max() < 0.1
+
+
+def test_the_ten_lines_of_the_readme() -> None:
+    (block,) = blocks("README.md")
+    assert len(block[0].splitlines()) <= 12  # with the imports and an empty line
+    names, _ = run(block, {})
+    assert names["images"].shape == (1, 3, 64, 64) and bool(names["loss"].isfinite())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in names["student"].network.parameters())
