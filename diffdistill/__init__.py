@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         time_range,
     )
     from diffdistill.errors import UserError
+    from diffdistill.evaluation.agreement.towers import build_towers
     from diffdistill.evaluation.distances.cmmd import cmmd
     from diffdistill.evaluation.distances.frechet import frechet_distance
     from diffdistill.evaluation.distances.inception_score import inception_score
@@ -186,6 +187,7 @@ __all__ = [
     "bootstrap_loss",
     "boundary_loss",
     "build_extractor",
+    "build_towers",
     "cmmd",
     "consistency_loss",
     "ddim",
@@ -279,6 +281,7 @@ _MODULES = {
         "time_range",
     ),
     "errors": ("UserError",),
+    "evaluation.agreement.towers": ("build_towers",),
     "evaluation.distances.cmmd": ("cmmd",),
     "evaluation.distances.frechet": ("frechet_distance",),
     "evaluation.distances.inception_score": ("inception_score",),

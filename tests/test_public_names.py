@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import diffdistill
+import diffdistill.comparison
 import diffdistill.evaluation
 from diffdistill import lazy
 
-PACKAGES = [diffdistill, diffdistill.evaluation]
+PACKAGES = [diffdistill, diffdistill.comparison, diffdistill.evaluation]
 
 
 def for_type_checkers(package: object) -> dict[str, str]:

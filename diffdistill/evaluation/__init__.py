@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from diffdistill.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from diffdistill.evaluation.agreement.towers import build_towers
     from diffdistill.evaluation.distances.cmmd import cmmd
     from diffdistill.evaluation.distances.frechet import (
         Extrapolation,
@@ -72,6 +73,7 @@ __all__ = [
     "Protocol",
     "Reading",
     "build_extractor",
+    "build_towers",
     "cmmd",
     "collect",
     "dists",
@@ -103,6 +105,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "agreement.towers": ("build_towers",),
     "distances.cmmd": ("cmmd",),
     "distances.frechet": (
         "Extrapolation",

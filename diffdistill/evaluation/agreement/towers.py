@@ -21,7 +21,7 @@ KINDS = ("align", "clip")
 
 def build_towers(
     kind: str,
-    protocol: Protocol,
+    protocol: Protocol | None = None,
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     allow_other_weights: bool | str = False,
@@ -30,7 +30,7 @@ def build_towers(
 
     Args:
         kind: "align", the towers that need no download, or "clip", the CLIP model that the protocol names.
-        protocol: names CLIP's model, weights and prefix.
+        protocol: names CLIP's model, weights and prefix; "align" needs none.
         weights: CLIP's file; None looks in the usual places, "download" fetches it.
         device: where the networks run.
         allow_other_weights: as in `Protocol.build_clip`.
@@ -44,6 +44,8 @@ def build_towers(
         from diffdistill.evaluation.agreement.align import AlignFeatures
 
         return AlignFeatures(device=device)
+    if protocol is None:
+        raise UserError("CLIP's towers need a protocol that names a CLIP model, such as coco30k-clean256")
     return protocol.build_clip(weights, device, allow_other_weights)
 
 
