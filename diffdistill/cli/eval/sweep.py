@@ -33,9 +33,39 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """Measure generators over steps, guidance and seeds: `--models DIR ... --students DIR ... --out FOLDER`."""
+    o = _options(argv)
+    named = _named(o)
+
+    from diffdistill.comparison.sweep import Sweep
+    from diffdistill.comparison.sweep_plan import IMAGES, SweepPlan, SweepProtocol, SweptGenerator
+    from diffdistill.evaluation.protocols import protocol_named
+
+    names = {"steps": "--steps", "guidance": "--guidance", "seeds": "--seeds", "images": "--pictures", "real": "--real"}
+    with as_options(**names, agreement_images="--agreement_pictures"):
+        plan = SweepPlan(
+            [SweptGenerator(name, find(path), kind, written=path) for name, (path, kind) in named.items()],
+            steps=o.step_counts,
+            guidance=o.scales,
+            seeds=o.seeds,
+            images=o.pictures or protocol_named(o.protocol).n_generated or IMAGES,
+            agreement_images=o.agreement_pictures,
+            metrics=o.metrics,
+            eta=o.eta,
+        )
+        protocol, extractor = protocol_of(o)
+        ground = _ground(o, plan, extractor.name)
+        towers = None if o.agreement == "none" else towers_of(o, protocol)
+        how = SweepProtocol(protocol, extractor, towers, reading_of(o))
+        sweep = Sweep(plan, how, ground, o.out)
+        made = sweep.run()
+    if is_first():
+        print(json.dumps({"sweep": str(sweep.out / "sweep.json"), "cells": len(sweep.order), "made": made}))
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     shared = parser_of("sweep", main.__doc__ or "")
-    how = {"parents": [shared], "conflict_handler": "resolve"}  # --pictures has another default here
-    parser = OneLineParser(prog=shared.prog, description=shared.description, **how)
+    inherited = {"parents": [shared], "conflict_handler": "resolve"}  # --pictures has another default here
+    parser = OneLineParser(prog=shared.prog, description=shared.description, **inherited)
     parser.add_argument(
         "--pictures", type=int, help="number of images in a cell; by default the protocol's number, or 512"
     )
@@ -78,33 +108,7 @@ def main(argv: Sequence[str]) -> None:
     )
     clip_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="a new folder, or that of a sweep to resume")
-    o = _checked(parse(parser, argv))
-    named = _named(o)
-
-    from diffdistill.comparison.sweep import Sweep
-    from diffdistill.comparison.sweep_plan import IMAGES, SweepPlan, SweepProtocol, SweptGenerator
-    from diffdistill.evaluation.protocols import protocol_named
-
-    names = {"steps": "--steps", "guidance": "--guidance", "seeds": "--seeds", "images": "--pictures", "real": "--real"}
-    with as_options(**names, agreement_images="--agreement_pictures"):
-        plan = SweepPlan(
-            [SweptGenerator(name, find(path), kind, path) for name, (path, kind) in named.items()],
-            o.step_counts,
-            o.scales,
-            o.seeds,
-            o.pictures or protocol_named(o.protocol).n_generated or IMAGES,
-            o.agreement_pictures,
-            o.metrics,
-            o.eta,
-        )
-        protocol, extractor = protocol_of(o)
-        ground = _ground(o, plan, extractor.name)
-        towers = None if o.agreement == "none" else towers_of(o, protocol)
-        protocol_and_towers = SweepProtocol(protocol, extractor, towers, reading_of(o))
-        sweep = Sweep(plan, protocol_and_towers, ground, o.out)
-        made = sweep.run()
-    if is_first():
-        print(json.dumps({"sweep": str(sweep.out / "sweep.json"), "cells": len(sweep.order), "made": made}))
+    return _checked(parse(parser, argv))
 
 
 def _checked(o: argparse.Namespace) -> argparse.Namespace:
