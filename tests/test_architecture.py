@@ -106,8 +106,3 @@ def undocumented(module: str, path: Path) -> Iterator[str]:
 def test_everything_public_has_a_docstring() -> None:
     """Modules, classes, functions and methods; a method that overrides another has that one's."""
     assert [name for module, path in modules() for name in undocumented(module, path)] == []
-
-
-def test_files_are_short() -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for _, path in modules()}
-    assert {str(path): n for path, n in lengths.items() if n > 400} == {}
