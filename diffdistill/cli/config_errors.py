@@ -55,11 +55,19 @@ def explain(message: str, known: Sequence[str]) -> str:
     innermost = message[message.rfind('Parser key "') :] if owners else message
     key = inside + owners[-1] if owners else ""
     if wrong := re.search(r"Expected an? (.+?)\. Got value: (.*)", innermost):
-        return f"{key} is {wrong[2].strip()!r}; expected {_type_name(wrong[1])}"
+        return f"{key} is {_value(wrong[2])}; expected {_type_name(wrong[1])}"
     if wrong := re.search(r"Subtypes: \[(.+?)\]\s.*?Given value: (.*?)\s*$", innermost, re.DOTALL | re.MULTILINE):
-        return f"{key} is {wrong[2].strip()!r}; expected {_type_name(wrong[1])}"
+        return f"{key} is {_value(wrong[2])}; expected {_type_name(wrong[1])}"
     line = " ".join(message.split())
     return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+
+
+def _value(text: str) -> str:
+    """
+    >>> _value(" many "), _value("None")
+    ("'many'", 'null')
+    """
+    return "null" if text.strip() == "None" else repr(text.strip())
 
 
 def _type_name(text: str) -> str:

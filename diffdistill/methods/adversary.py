@@ -40,7 +40,7 @@ class Adversary:
 
     Attributes:
         latents: (N, C, h, w), from `prepare` on; with `settings.matched`, row i is the image of prompt i.
-        content: digest of the images that are used, and of their captions where these count.
+        content: digest of the images that are used, and of their captions where these count, by setting.
 
     Raises:
         UserError: no images, or a prompt without an image.
@@ -60,9 +60,12 @@ class Adversary:
                         "or set adversary.matched to false"
                     )
             images = images[[rows[prompt] for prompt in prompts]]
-            self.content = digest(images)
+            used = digest(images)
         else:
-            self.content = digest(images, data.captions)
+            used = digest(images, data.captions)
+        self.content = {"adversary.data.source": used}
+        if settings.data.captions is not None:  # which image is whose is in the digest already
+            self.content["adversary.data.captions"] = used
         self._images: Tensor | None = images
         self.latents = torch.empty(0)
         self._device = torch.device("cpu")

@@ -43,7 +43,7 @@ from diffdistill.models.text import check_unmasked, report_cut
 
 from .base import Batch, Method, OptimizerSettings, Validation, unwrap
 from .captioned_latents import Augmentation, CaptionedLatents
-from .content import digest, of_images, of_network, of_text
+from .content import digest, of_data, of_network, of_text
 from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet
 
 PREVIEW_STEPS = (1, 8)
@@ -140,7 +140,7 @@ class AnyStep(Method):
         start = None if network.init_from is None else _load_start(network.init_from, time_scale)
         autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
         space, size = LatentSpace(autoencoder), (images.images.shape[-2], images.images.shape[-1])
-        self.content = {"network.autoencoder": of_network(autoencoder), "data.source": of_images(images)}
+        self.content = {"network.autoencoder": of_network(autoencoder), **of_data(data, images)}
         if start is None:
             tokenizer, process = new_tokenizer(images), None
             unet, text_encoder = new_unet(network, space, size), new_text_encoder(network, tokenizer)

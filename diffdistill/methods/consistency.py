@@ -30,7 +30,7 @@ from diffdistill.models.export import export_student, halve
 from diffdistill.models.prompt_table import PromptTable, embed_prompts
 
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_guidance, unwrap
-from .content import of_images, of_teacher
+from .content import of_data, of_teacher
 from .settings import ExportSettings, TeacherSettings
 from .student import first_time, require_variance_preserving
 
@@ -84,7 +84,7 @@ class Consistency(Method):
         self.boundary = Boundary(scale=boundary_scale)
         self.captions = images.captions
         self.teacher.report_cut(self.captions)
-        self.content = {"teacher.source": of_teacher(self.teacher), "data.source": of_images(images)}
+        self.content = {"teacher.source": of_teacher(self.teacher), **of_data(data, images)}
         student = full_copy(self.teacher.backbone)
         self.networks = {"student": student, "average": averaged_copy(student)}
         self.optimizers = {"student": optimizer}

@@ -17,7 +17,7 @@ from diffdistill.models.digests import encoder_settings, network_settings, token
 from diffdistill.models.teacher import Teacher
 
 if TYPE_CHECKING:
-    from diffdistill.data.captioned import CaptionedImages
+    from diffdistill.data.captioned import CaptionedData, CaptionedImages
 
 
 def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
@@ -36,9 +36,16 @@ def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
     return found.hexdigest()[:16]
 
 
-def of_images(images: CaptionedImages) -> str:
-    """Of captioned images: pixels, names and styles, in order."""
-    return digest(images.images, images.names, images.styles)
+def of_data(data: CaptionedData, images: CaptionedImages, name: str = "data") -> dict[str, str]:
+    """Of captioned images, by setting: pixels, names and styles, in order, and the captions where a file has them.
+
+    Args:
+        data: the settings.
+        images: what was read.
+        name: dotted name of the settings.
+    """
+    found = {f"{name}.source": digest(images.images, images.names, images.styles)}
+    return found if data.captions is None else {**found, f"{name}.captions": digest(images.names)}
 
 
 def of_network(network: Any) -> str:

@@ -30,7 +30,7 @@ from diffdistill.models.text import check_unmasked, report_cut
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
 from .captioned_latents import Augmentation, CaptionedLatents
-from .content import digest, of_images, of_network, of_text
+from .content import digest, of_data, of_network, of_text
 from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet
 
 SCHEDULER = {
@@ -67,7 +67,7 @@ class LatentDiffusion(Method):
         autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
         space, size = LatentSpace(autoencoder), tuple(images.images.shape[-2:])
         self.schedule = VPSchedule.from_config(SCHEDULER)
-        self.content = {"network.autoencoder": of_network(autoencoder), "data.source": of_images(images)}
+        self.content = {"network.autoencoder": of_network(autoencoder), **of_data(data, images)}
         if network.init_from is None:
             self.tokenizer = new_tokenizer(images)
             unet = new_unet(network, space, (size[0], size[1]))

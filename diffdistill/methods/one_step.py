@@ -83,7 +83,7 @@ class OneStep(Method):
         if judge is not None:
             judge.add_networks(self.networks, self.optimizers)
             if judge.adversary is not None:
-                self.content["adversary.data.source"] = judge.adversary.content
+                self.content |= judge.adversary.content
         self.table: PromptTable | None = None
         self.null: Condition = None
 

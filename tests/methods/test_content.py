@@ -295,6 +295,24 @@ def test_real_pictures_are_content_in_the_order_of_the_prompts(things: Path) -> 
     assert [key for key, value in content().items() if value != before[key]] == ["prompts", "adversary.data.source"]
 
 
+def test_a_file_of_captions_is_content_wherever_it_lies(things: Path) -> None:
+    (things / "photos").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((32, 32, 3), 90 * i, np.uint8)).save(things / "photos" / f"{i}.png")
+    for name in ("one.txt", "two.txt"):
+        (things / name).write_text("a barn\na dog\n")
+    photos = {"data__source": str(things / "photos"), "data__captions": str(things / "one.txt")}
+    vae = {"network__autoencoder": str(things / "vae"), **SMALL}
+    one = dict(made(methods.SelfE, False, **photos, **vae).content)
+    assert {"data.source", "data.captions"} <= set(one)
+    assert (
+        dict(made(methods.SelfE, False, **{**photos, "data__captions": str(things / "two.txt")}, **vae).content) == one
+    )
+    (things / "two.txt").write_text("a barn\na cat\n")
+    other = dict(made(methods.SelfE, False, **photos, **vae).content)
+    assert {key for key in one if one[key] != other[key]} == {"data.source", "data.captions"}
+
+
 def test_a_digest_tells_where_parts_end() -> None:
     one = torch.arange(6)
     made = [digest("ab", "c"), digest("a", "bc"), digest(["a", "bc"]), digest(["ab", "c"]), digest("abc"), digest(None)]
