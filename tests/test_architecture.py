@@ -43,13 +43,17 @@ def test_the_package_and_the_command_import_nothing_heavy() -> None:
     assert loaded_by("import diffdistill, diffdistill.cli.main; dir(diffdistill)") == set()
 
 
-@pytest.mark.parametrize("command", [(), ("generate",), ("quickstart",), ("eval", "calc"), ("eval", "pairs")])
+@pytest.mark.parametrize(
+    "command", [(), ("train",), ("generate",), ("quickstart",), ("eval", "calc"), ("eval", "pairs")]
+)
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     assert loaded_by(help_of(*command)) == set()
 
 
-def test_help_of_train_needs_torch_alone() -> None:
-    assert loaded_by(help_of("train")) <= {"torch"}
+def test_methods_and_the_help_of_one_need_torch_alone() -> None:
+    assert loaded_by("import diffdistill.methods") == set()
+    assert loaded_by("from diffdistill.methods import SwiftBrush") <= {"torch"}
+    assert loaded_by(help_of("train", "--method", "SwiftBrush")) <= {"torch"}
 
 
 def test_importing_the_package_and_asking_for_help_take_no_time() -> None:
@@ -60,7 +64,8 @@ def test_importing_the_package_and_asking_for_help_take_no_time() -> None:
         done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
         return float(done.stdout.splitlines()[-1].removeprefix("took:"))
 
-    for code, most in (("import diffdistill", 0.1), (help_of(), 0.5), (help_of("eval", "calc"), 0.5)):
+    helps = [(help_of(*command), 0.5) for command in ((), ("eval", "calc"))]
+    for code, most in (("import diffdistill", 0.1), *helps, (help_of("train"), 1.0)):
         assert min(seconds(code) for _ in range(3)) < most, code
 
 

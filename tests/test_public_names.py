@@ -10,9 +10,10 @@ import pytest
 import diffdistill
 import diffdistill.comparison
 import diffdistill.evaluation
+import diffdistill.methods
 from diffdistill import lazy
 
-PACKAGES = [diffdistill, diffdistill.comparison, diffdistill.evaluation]
+PACKAGES = [diffdistill, diffdistill.comparison, diffdistill.evaluation, diffdistill.methods]
 
 
 def for_type_checkers(package: object) -> dict[str, str]:

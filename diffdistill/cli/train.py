@@ -51,14 +51,25 @@ class _Parser(ArgumentParser):
         raise _ParserError(str(message))
 
 
-def build_parser() -> ArgumentParser:
-    """The schema: `method`, `training` and a few keys of the run. Needs torch, not diffusers."""
-    from diffdistill.methods.base import Method
+def build_parser(for_help: bool = False) -> ArgumentParser:
+    """The schema: `method`, `training` and a few keys of the run. It needs torch, not diffusers.
+
+    Args:
+        for_help: build the parser of `train --help`, which only names the methods, and needs no torch.
+    """
     from diffdistill.training.settings import TrainingSettings
 
     parser = _Parser(prog="diffdistill train", description="Train a recipe from its config file.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="the recipe's YAML file")
-    parser.add_subclass_arguments(Method, "method", required=True)
+    if for_help:
+        known = f"one of {', '.join(_method_names())}; `diffdistill train --method.help NAME` lists its settings"
+        parser.add_argument("--method", metavar="NAME", help=known)
+    else:
+        from diffdistill.methods import Method
+
+        for name in _method_names():  # the parser knows the subclasses that are imported
+            _method_class(name)
+        parser.add_subclass_arguments(Method, "method", required=True)
     parser.add_class_arguments(TrainingSettings, "training")
     parser.add_argument("--output_dir", type=str, required=True, help="folder of the run")
     parser.add_argument("--resume", type=str, default=None, help="latest, or a checkpoint's folder")
@@ -75,7 +86,7 @@ def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[Argum
     """
     arguments = _config_first(argv, default_config)
     method = _chosen_method(arguments)
-    parser = build_parser()
+    parser = build_parser(for_help=method is None and not {"-h", "--help"}.isdisjoint(arguments))
     try:
         namespace = parser.parse_args(arguments)
     except _ParserError as error:
@@ -235,10 +246,10 @@ def _method_class(name: str) -> type:
 
 
 def _method_names() -> list[str]:
+    """The methods that the project has: each is the class of a file of its own."""
     from diffdistill import methods
 
-    items = vars(methods).items()
-    return [k for k, v in items if isinstance(v, type) and issubclass(v, methods.Method) and not inspect.isabstract(v)]
+    return [name for module, names in methods._MODULES.items() if module != "base" for name in names]
 
 
 # ---- after parsing --------------------------------------------------------------------------------------------

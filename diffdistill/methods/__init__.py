@@ -1,26 +1,43 @@
-"""Recipes: which networks, which losses, who is updated when. One file a method."""
+"""Recipes: which networks, which losses, who is updated when. One file a method.
 
-from .asd import ASD
-from .autoencoder import Autoencoder
-from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase, Validation, unwrap
-from .boot import BOOT
-from .consistency import Consistency
-from .dmd2 import DMD2
-from .latent_diffusion import LatentDiffusion
-from .mean_flow import MeanFlow
-from .progressive import Progressive
-from .self_e import SelfE
-from .shortcut import Shortcut
-from .sid import SiD
-from .swiftbrush import SwiftBrush
+The names below are imported when they are first used, so that naming the methods needs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from diffdistill.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from diffdistill.methods.asd import ASD
+    from diffdistill.methods.autoencoder import Autoencoder
+    from diffdistill.methods.base import (
+        Batch,
+        Loss,
+        Method,
+        OptimizerSettings,
+        ParameterGroup,
+        Phase,
+        Validation,
+        unwrap,
+    )
+    from diffdistill.methods.boot import BOOT
+    from diffdistill.methods.consistency import Consistency
+    from diffdistill.methods.dmd2 import DMD2
+    from diffdistill.methods.latent_diffusion import LatentDiffusion
+    from diffdistill.methods.mean_flow import MeanFlow
+    from diffdistill.methods.progressive import Progressive
+    from diffdistill.methods.self_e import SelfE
+    from diffdistill.methods.shortcut import Shortcut
+    from diffdistill.methods.sid import SiD
+    from diffdistill.methods.swiftbrush import SwiftBrush
 
 __all__ = [
     "ASD",
-    "BOOT",
-    "DMD2",
     "Autoencoder",
+    "BOOT",
     "Batch",
     "Consistency",
+    "DMD2",
     "LatentDiffusion",
     "Loss",
     "MeanFlow",
@@ -36,3 +53,21 @@ __all__ = [
     "Validation",
     "unwrap",
 ]
+
+_MODULES = {
+    "asd": ("ASD",),
+    "autoencoder": ("Autoencoder",),
+    "base": ("Batch", "Loss", "Method", "OptimizerSettings", "ParameterGroup", "Phase", "Validation", "unwrap"),
+    "boot": ("BOOT",),
+    "consistency": ("Consistency",),
+    "dmd2": ("DMD2",),
+    "latent_diffusion": ("LatentDiffusion",),
+    "mean_flow": ("MeanFlow",),
+    "progressive": ("Progressive",),
+    "self_e": ("SelfE",),
+    "shortcut": ("Shortcut",),
+    "sid": ("SiD",),
+    "swiftbrush": ("SwiftBrush",),
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -164,7 +164,7 @@ def test_no_other_argument_of_a_method_is_a_path() -> None:
              "adversary.tap"}  # fmt: skip
     captions = {"data.captions", "adversary.data.captions"}  # covered by the digest of the data they are of
     texts = set()
-    for kind in vars(methods).values():
+    for kind in (getattr(methods, name) for name in methods.__all__):
         if isinstance(kind, type) and issubclass(kind, methods.Method) and not inspect.isabstract(kind):
             texts |= set(text_settings(kind))
     assert texts - names - captions == PATHS | {"init_from"}

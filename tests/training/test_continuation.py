@@ -102,7 +102,7 @@ def test_the_free_settings_are_settings_and_the_docs_quote_them_all() -> None:
     from diffdistill import methods
 
     rows = {("all", f"training.{name}", why) for name, why in FREE.items()}
-    for kind in vars(methods).values():
+    for kind in (getattr(methods, name) for name in methods.__all__):
         if isinstance(kind, type) and issubclass(kind, methods.Method):
             rows |= {(kind.__name__, f"method.{name}", why) for name, why in kind.free.items()}
     page = (ROOT / "docs" / "resuming.md").read_text()
