@@ -10,7 +10,7 @@ BOOT from the exact score. Then 4,096 points of each class are made in 1, 2, 4 a
 `sw` is their sliced Wasserstein-2 distance, 64 directions, from 4,096 real samples with half in each bump, mean over
 the classes and over four such sets; `ratio` is that over the distance of other real samples, whose halves are left to
 chance (the floor); `off` the share of points beyond four deviations of both bumps of their class. Mean of the seeds,
-and the deviation of `sw` between them. `reach` is how far into its step the second time of Self-E lies.
+and the deviation of `sw` between them. `target_fraction` is where the second time of Self-E lies in its step.
 
 Prints JSON; rows to stderr as they come. About three minutes of one core.
 """
@@ -93,8 +93,8 @@ class Run:
             loss(step / self.updates).backward()
             optimiser.step()
 
-    def made(self, steps: int, z: Tensor, cond: Tensor, reach: float = 1.0) -> Tensor:
-        return any_step(lambda x, t, s: self.model(x, t, s, cond), z, FLOW, steps, target_fraction=reach)
+    def made(self, steps: int, z: Tensor, cond: Tensor, target_fraction: float = 1.0) -> Tensor:
+        return any_step(lambda x, t, s: self.model(x, t, s, cond), z, FLOW, steps, target_fraction=target_fraction)
 
 
 Sampler = Callable[[int, Tensor, Tensor], Tensor]
@@ -125,7 +125,7 @@ def flow_matching(seed: int, updates: int) -> dict[str, Sampler]:
         return flow_matching_loss(run.model, x0, run.uniform(), eps, cond)
 
     run.fit(loss)
-    return {"flow matching": lambda n, z, c: run.made(n, z, c, reach=0.0)}
+    return {"flow matching": lambda n, z, c: run.made(n, z, c, target_fraction=0.0)}
 
 
 def self_e(seed: int, updates: int, fake: bool = False) -> dict[str, Sampler]:
@@ -143,9 +143,7 @@ def self_e(seed: int, updates: int, fake: bool = False) -> dict[str, Sampler]:
 
     run.fit(loss)
     name = "Self-E with the fake branch" if fake else "Self-E"
-    return {
-        f"{name}, reach {reach:g}": lambda n, z, c, reach=reach: run.made(n, z, c, reach) for reach in (0.5, 1.0, 0.0)
-    }
+    return {f"{name}, target_fraction {f:g}": lambda n, z, c, f=f: run.made(n, z, c, f) for f in (0.5, 1.0, 0.0)}
 
 
 def self_e_fake(seed: int, updates: int) -> dict[str, Sampler]:

@@ -32,6 +32,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError with argparse's message, or with the nearest option for one that does not exist."""
         odd = re.match(r"unrecognized arguments: (--[\w-]+)", message)
         if odd:
             near = difflib.get_close_matches(odd[1], self._option_string_actions, 1, cutoff=0.0)

@@ -21,7 +21,13 @@ SIZE = 64
 
 @dataclass(frozen=True)
 class EmojiSet:
-    """images: uint8 Tensor of shape (N, 3, 64, 64); names and styles: one string a picture."""
+    """Captioned images.
+
+    Attributes:
+        images: uint8 Tensor of shape (N, 3, 64, 64).
+        names: N names of what is drawn, such as "red apple".
+        styles: N words for the style of drawing.
+    """
 
     images: Tensor
     names: list[str]
@@ -32,9 +38,11 @@ class EmojiSet:
 
     @property
     def captions(self) -> list[str]:
+        """N captions, "NAME, STYLE"."""
         return [f"{name}, {style}" for name, style in zip(self.names, self.styles, strict=True)]
 
     def subset(self, keep: list[int]) -> EmojiSet:
+        """The images at these indices, in this order."""
         return EmojiSet(self.images[keep], [self.names[i] for i in keep], [self.styles[i] for i in keep])
 
 

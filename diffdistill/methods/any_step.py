@@ -208,6 +208,7 @@ class AnyStep(Method):
         return self.source.tokenize([""])
 
     def noise(self, random: SampleRandom, stream: str, x0: Tensor) -> Tensor:
+        """Noise of unit variance and of x0's shape (B, C, h, w), from a stream of the batch's random numbers."""
         return random.normal(stream, x0.shape[1:]).contiguous(memory_format=torch.channels_last)
 
     # ---- product ----------------------------------------------------------------------------------------------

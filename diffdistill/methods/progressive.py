@@ -63,6 +63,7 @@ class Predecessor(nn.Module):
         return self.backbone.inner
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
+        """Predict as the backbone does."""
         value: Tensor = self.backbone(x_t, time, cond)
         return value
 

@@ -17,9 +17,6 @@ from .taps import read, stop_at
 class ScoreWithCritic(nn.Module):
     """A fake score with a discriminator's head on one of its taps.
 
-    forward: x_t (B, C, H, W), time (B,) and cond, as for the score alone; with `real`, real samples noised to the same
-    times, also the logits (B, 1) of x_t and of `real`, which are judged with `real_cond`, or else with cond.
-
     Args:
         network: the fake score.
         tap: name of the features that the head reads; None for the network's bottleneck.
@@ -44,6 +41,18 @@ class ScoreWithCritic(nn.Module):
     def forward(
         self, x_t: Tensor, time: Tensor, cond: Condition, real: Tensor | None = None, real_cond: Condition = None
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Predict as the fake score does and, where `real` is given, judge as well.
+
+        Args:
+            x_t: noisy samples (B, C, H, W).
+            time: (B,), in the network's units.
+            cond: condition of B rows.
+            real: real samples, noised to the same times.
+            real_cond: their condition; None for `cond`.
+
+        Returns:
+            The prediction. With `real` also the logits (B, 1) of x_t and those of `real`.
+        """
         if real is None:
             value: Tensor = self.network(x_t, time, cond)
             return value

@@ -32,6 +32,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the average towards the network's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         self.updates += 1
         weights = [p.detach().float() for p in self._parameters.values()]

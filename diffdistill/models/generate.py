@@ -56,12 +56,12 @@ def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, An
     """
     asked = {} if eta is None else {"eta": eta}
     if isinstance(model, AnyStepModel):
-        told = {"reach": model.reach, "reach_of_one_step": model.reach_of_one_step}
+        found = {"target_fraction": model.target_fraction, "one_step_target_fraction": model.one_step_target_fraction}
         if model.finest_steps is not None:
-            told["finest_steps"] = model.finest_steps
+            found["finest_steps"] = model.finest_steps
         if model.eta:
-            told["eta"] = model.eta
-        return {"schedule": vars(model.schedule), **told, **asked}
+            found["eta"] = model.eta
+        return {"schedule": vars(model.schedule), **found, **asked}
     settings = {key: value for key, value in model.pipeline.scheduler.config.items() if not key.startswith("_")}
     return {**settings, **asked}
 

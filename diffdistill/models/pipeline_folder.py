@@ -264,6 +264,15 @@ def first_line(error: Exception) -> str:
 
 
 def read_object(file: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        file: a JSON file.
+        what: how an error begins.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,14 +1,14 @@
-"""A student of a whole trajectory: the teacher's UNet, always fed the noise at T*, that is told a target time as well.
+"""A student of a whole trajectory: the teacher's UNet, which always gets the noise at T*, with a target time besides.
 
-Two ways to tell it:
+There are two ways to condition it on the target time:
 
-    added      the UNet is told T*, its input's time; the target enters as a class label does, through a second time
-               embedding whose last layer starts at zero: at first every target gives the teacher's answer at T*
-    replaced   the UNet is told the target in place of T*: nothing is added to it, and at first a target below T* gives
-               what the teacher makes of noise that it takes for a nearly finished picture
+    added      The UNet gets T*, the time of its input. The target enters as a class label does, through a second time
+               embedding whose last layer starts at zero. At first every target gives the teacher's prediction at T*.
+    replaced   The UNet gets the target in place of T*, so nothing is added to it. At first a target below T* gives
+               what the teacher predicts for noise that it takes for a nearly finished image.
 
-Either way the target reaches the network through its time embedding alone, so for one target the UNet is a stock one
-called at T*, with the difference in the embedding's last bias.
+In both ways the target enters the network through its time embedding alone. So for one fixed target the UNet is a stock
+one that is called at T*, with the difference in the last bias of the time embedding.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ TargetTime = Literal["added", "replaced"]
 
 
 class TargetTimeUNet(nn.Module):
-    """forward: z (B, C, H, W), target times (B,), cond (B, L, D).
+    """A UNet2DConditionModel that is conditioned on a target time.
 
     Args:
-        inner: a UNet2DConditionModel, which is changed.
-        t_star: the time of its input.
-        target_time: added or replaced.
+        inner: the UNet, which is changed in place.
+        t_star: T*, the time of its input.
+        target_time: "added" or "replaced".
 
     Raises:
-        UserError: a network of another kind, or a UNet whose time embedding cannot take a target: one with classes, or
-            with a last activation.
+        UserError: the network is no such UNet, or its time embedding cannot take a target, because the UNet takes
+            classes or because the embedding ends in an activation.
     """
 
     def __init__(self, inner: Any, t_star: int, target_time: TargetTime = "added") -> None:
@@ -54,15 +54,21 @@ class TargetTimeUNet(nn.Module):
         self.inner, self.t_star, self.target_time = unet, t_star, target_time
 
     def forward(self, z: Tensor, target: Tensor, cond: Tensor) -> Tensor:
+        """Predict.
+
+        Args:
+            z: noise (B, C, H, W).
+            target: target times (B,).
+            cond: prompt embeddings (B, L, D).
+        """
         unet: Any = self.inner
         if self.target_time == "replaced":
             return call_unet(unet, z, target, cond)
-        told = torch.full_like(target, self.t_star)
-        return call_unet(unet, z, told, cond, class_labels=target)
+        return call_unet(unet, z, torch.full_like(target, self.t_star), cond, class_labels=target)
 
     @torch.no_grad()
     def at(self, target: int) -> Any:
-        """A copy as a stock UNet2DConditionModel that, called at T*, computes what this one does for the target."""
+        """A stock UNet2DConditionModel, a copy, that predicts at T* what this network predicts for the target."""
         unet = copy.deepcopy(self.inner)
         dim = unet.config.time_cond_proj_dim
 

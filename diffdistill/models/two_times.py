@@ -1,12 +1,12 @@
-"""A diffusers UNet2DConditionModel that is told two times: where a step starts and where it is to end.
+"""A diffusers UNet2DConditionModel that is conditioned on two times: the start and the end of a step.
 
     e = MLP_t(sin(t)) + MLP_s(sin(t - s))         in place of e = MLP_t(sin(t)), everywhere (Self-E, section 3.1)
 
-MLP_s lives in the UNet's own time embedding and its last layer starts at zero: told any s, the network is at first the
-network of one time, to the bit. Everything else is stock, and so are the names of its weights.
+MLP_s is part of the UNet's own time embedding, and its last layer starts at zero. So at first the network predicts, for
+any s, what the network of one time predicts, to the bit. Everything else is stock, and so are the names of its weights.
 
-A UNet of a Stable-Diffusion-class teacher knows another process. With a `VPOnStraightPath` around it, its answers are
-velocities of the straight path, exactly, and the model starts as the teacher.
+The UNet of a Stable-Diffusion-class teacher was trained on another process. With a `VPOnStraightPath` around it, its
+predictions become velocities of the straight path, exactly, and the model starts as the teacher.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from .pipeline_folder import PipelineFolder, first_line, quiet
 
 
 class TwoTimeEmbedding(TimestepEmbedding):
-    """The time embedding, with a second one of the same shape for t - s, added where a `condition` is given.
+    """The time embedding, plus a second one of the same shape for t - s where a `condition` is given.
 
-    Weights are named as in the stock class, and those of the second under `interval`.
+    The weights have the names of the stock class; those of the second embedding are under `interval`.
+
+    Args:
+        one: the UNet's own time embedding.
 
     Raises:
-        UserError: an embedding that is not the stock one.
+        UserError: the embedding is not the stock one.
     """
 
     def __init__(self, one: Any) -> None:
@@ -51,16 +54,16 @@ class TwoTimeEmbedding(TimestepEmbedding):
         self.interval.to(first.weight)
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        """sample: sin(t), (B, D); condition: sin(t - s), (B, D)."""
+        """The embedding, from sin(t) as `sample` and sin(t - s) as `condition`, each (B, D)."""
         e: Tensor = super().forward(sample)
         return e if condition is None else e + self.interval(condition)
 
 
 def add_second_time(unet: Any) -> Any:
-    """Give a UNet the second embedding, in place; returns it. One that has it stays as it is.
+    """Give a UNet the second embedding, in place, and return it. A UNet that has it already stays as it is.
 
     Raises:
-        UserError: a network of another kind, or a UNet whose time embedding is not the stock one.
+        UserError: the network is no such UNet, or its time embedding is not the stock one.
     """
     check_plain_unet(unet, "a second time")
     if not isinstance(unet.time_embedding, TwoTimeEmbedding):
@@ -75,14 +78,12 @@ class TwoTimeUNet(nn.Module):
         time - earlier --------------------------------- second time ------+
         prompt --------> text encoder -----------------------------------+
 
-    forward: x_t (B, C, H, W), time (B,), earlier time (B,), and prompt embeddings (B, L, D) or token ids (B, L).
-
     Args:
         inner: the UNet; it gets the second embedding, in place.
         text_encoder: None where conditions are embeddings.
-        process: what the UNet was trained on, for one of a variance-preserving schedule; None where it is told times
-            of the straight path, and answers with velocities, itself.
-        time_scale: times are told as time_scale * t; read only with `process`.
+        process: the process that the UNet was trained on, for a UNet of a variance-preserving schedule. None for a UNet
+            that takes times of the straight path and predicts velocities itself.
+        time_scale: the network gets time_scale * t; read only with `process`.
     """
 
     def __init__(
@@ -97,34 +98,46 @@ class TwoTimeUNet(nn.Module):
         self.process, self.time_scale = process, time_scale
 
     def encode(self, ids: Tensor) -> Tensor:
-        """Token ids (B, L) to embeddings (B, L, D)."""
+        """Embeddings (B, L, D) of token ids (B, L).
+
+        Raises:
+            ValueError: the network has no text encoder.
+        """
         if self.text_encoder is None:
-            raise ValueError("this network has no text encoder: give it embeddings")
+            raise ValueError("this network has no text encoder; give it embeddings")
         embeddings: Tensor = self.text_encoder(ids)[0]
         return embeddings
 
     def forward(self, x_t: Tensor, time: Tensor, earlier: Tensor, cond: Tensor) -> Tensor:
+        """Predict the average velocity from a time to an earlier one.
+
+        Args:
+            x_t: noisy latents (B, C, H, W).
+            time: (B,), time_scale * t.
+            earlier: (B,), time_scale * s.
+            cond: prompt embeddings (B, L, D), or token ids (B, L).
+        """
         embeddings = cond if cond.is_floating_point() else self.encode(cond)
         interval = self.inner.time_proj(time - earlier).to(x_t.dtype)
-        told = {"encoder_hidden_states": embeddings, "timestep_cond": interval}
+        conditions = {"encoder_hidden_states": embeddings, "timestep_cond": interval}
         if self.process is None:
-            value: Tensor = self.inner(x_t, time, **told).sample
+            value: Tensor = self.inner(x_t, time, **conditions).sample
             return value
         t = time.double() / self.time_scale
         x, index = self.process.inputs(x_t, t)
-        return self.process.velocity(x_t, t, x, self.inner(x, index.to(time.dtype), **told).sample)
+        return self.process.velocity(x_t, t, x, self.inner(x, index.to(time.dtype), **conditions).sample)
 
 
 @torch.no_grad()
 def fold_interval(unet: Any, interval: float) -> Any:
-    """A stock UNet that is the one of two times at a fixed t - s: MLP_s is then a constant, added to a bias.
+    """A stock UNet that equals one of two times at a fixed t - s. MLP_s is then a constant, which goes into a bias.
 
     Args:
-        unet: of two times; it stays as it is.
-        interval: t - s as the network is told it: 1000 (t - s).
+        unet: the UNet of two times; it stays as it is.
+        interval: t - s in the network's units, 1000 (t - s).
 
     Returns:
-        A UNet2DConditionModel with stock weights' names.
+        A UNet2DConditionModel whose weights have the stock names.
     """
     stock = copy.deepcopy(unet)
     both, weight = stock.time_embedding, stock.time_embedding.linear_2.weight
@@ -137,22 +150,22 @@ def fold_interval(unet: Any, interval: float) -> Any:
 
 
 def load_two_time_unet(folder: Path) -> Any:
-    """The UNet that `save_pretrained` wrote with its second embedding, as float32 and frozen. Safetensors only.
+    """The UNet that `save_pretrained` wrote with its second embedding, as float32 and frozen, from safetensors alone.
 
     Raises:
-        UserError: no such files, torn ones, or weights that do not fit.
+        UserError: the files are missing or torn, or their weights do not fit.
     """
     from diffusers import UNet2DConditionModel
 
     files, part = PipelineFolder(str(folder.parent), folder.parent, {}), folder.name
     config = files.read_json(f"{part}/config.json")
     if config.get("_class_name") != "UNet2DConditionModel":
-        raise UserError(f"no UNet of two times at {folder}: it is a {config.get('_class_name')}")
+        raise UserError(f"there is no UNet of two times at {folder}: it is a {config.get('_class_name')}")
     weights = files.weights(part)
     with files.said_of(part), quiet():
         unet: Any = add_second_time(UNet2DConditionModel.from_config(config))
     try:
         unet.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
-        raise UserError(f"the UNet at {folder} is none of two times: {first_line(error)}") from error
+        raise UserError(f"the UNet at {folder} is not one of two times: {first_line(error)}") from error
     return unet.requires_grad_(False).eval()

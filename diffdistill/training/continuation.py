@@ -78,6 +78,14 @@ class Identity:
 
     @classmethod
     def of(cls, method: Method, settings: TrainingSettings, recipe: Recipe, run: Path) -> Identity:
+        """The identity of a run.
+
+        Args:
+            method: says which of its settings are free, and what was read from its paths.
+            settings: those of training.
+            recipe: the method's class and arguments.
+            run: the run's folder.
+        """
         training = {f"training.{k}": v for k, v in dataclasses.asdict(settings).items() if k not in (*FREE, *_RULED)}
         by_value = {k: v for k, v in recipe.arguments.items() if k not in method.free and k not in method.content}
         values = {"method": recipe.method, **training}

@@ -66,8 +66,8 @@ class Run:
         return self.network
 
 
-def distances(network: Any, reach: float = 1.0) -> list[float]:
-    return [round(any_step_distance(network, n, reach), 3) for n in (1, 2, 4, 8)]
+def distances(network: Any, target_fraction: float = 1.0) -> list[float]:
+    return [round(any_step_distance(network, n, target_fraction), 3) for n in (1, 2, 4, 8)]
 
 
 def test_what_distances_mean() -> None:
@@ -105,8 +105,8 @@ def test_self_e_makes_in_one_step_what_flow_matching_cannot(fake: bool) -> None:
         return value + fake_branch_loss(denoiser, judged, fake_cond) if fake else value
 
     network = run.fit(loss)
-    halfway, full, none = (distances(network, reach) for reach in (0.5, 1.0, 0.0))
-    print("Self-E, fake branch", fake, "reach .5", halfway, "1", full, "0", none)
+    halfway, full, none = (distances(network, fraction) for fraction in (0.5, 1.0, 0.0))
+    print("Self-E, fake branch", fake, "target_fraction .5", halfway, "1", full, "0", none)
     assert halfway[0] < 0.45 and halfway[1] < 0.35 and halfway[3] < 0.2
     assert none[0] > halfway[0] + 0.2  # at s = t it is a flow-matching model still
 

@@ -115,7 +115,7 @@ def test_the_product_generates_in_any_number_of_steps_and_one_of_them_is_stock(
     method.progress = 0.9
     method.export(folder)
     loaded = load_any_step(folder)
-    assert (loaded.reach, loaded.reach_of_one_step) == {
+    assert (loaded.target_fraction, loaded.one_step_target_fraction) == {
         "self_e": (0.75, 0.5), "flow": (0.0, 0.0)
     }.get(name, (1.0, 1.0))  # fmt: skip
     assert loaded.finest_steps == (8 if name == "self_e" else None)

@@ -69,10 +69,10 @@ def test_s_moves_away_from_t_and_the_fake_branch_joins_as_the_run_goes_on(pictur
 
 def test_before_s_moves_from_t_the_product_is_told_s_equal_to_t(pictures: str) -> None:
     method = build(pictures, span_from=0.25)
-    for progress, reach in ((0.0, (0.0, 0.0)), (0.25, (0.0, 0.0)), (0.3, (0.75, 0.5))):
+    for progress, fractions in ((0.0, (0.0, 0.0)), (0.25, (0.0, 0.0)), (0.3, (0.75, 0.5))):
         method.progress = progress
         product = method.product()
-        assert (product.reach, product.reach_of_one_step) == reach
+        assert (product.target_fraction, product.one_step_target_fraction) == fractions
 
 
 def test_fake_captions_end_in_the_phrase_and_fit(pictures: str) -> None:

@@ -1,6 +1,7 @@
 """The folder of a model of two times: its sampler, its pictures, and one step of it as a stock pipeline."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,15 +103,14 @@ def test_the_command_generates_from_it(folder: Path, tmp_path: Path) -> None:
 def test_digests_tell_models_apart(folder: Path, tmp_path: Path) -> None:
     first, second = load_any_step(folder), load_any_step(folder)
     assert first.digest() == second.digest()
-    second.reach_of_one_step = 0.4
+    second.one_step_target_fraction = 0.4
     assert first.digest() != second.digest()
 
 
-def test_with_more_steps_than_the_finest_the_network_is_told_of_no_shorter_intervals(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_with_more_steps_than_the_finest_the_network_gets_no_shorter_intervals(folder: Path, tmp_path: Path) -> None:
     model = load_any_step(folder)
-    model.reach, model.reach_of_one_step, model.finest_steps, model.schedule = 0.5, 0.25, 4, FlowSchedule()
+    model.target_fraction, model.one_step_target_fraction = 0.5, 0.25
+    model.finest_steps, model.schedule = 4, FlowSchedule()
     save_any_step(model, tmp_path / "again")
     model = load_any_step(tmp_path / "again")
     assert sampler_settings(model)["finest_steps"] == 4
@@ -137,8 +137,8 @@ def test_with_more_steps_than_the_finest_the_network_is_told_of_no_shorter_inter
         {"finest_steps": "4"},
         {"finest_steps": True},
         {"finest_steps": float("inf")},
-        {"reach": 1.5},
-        {"reach_of_one_step": float("nan")},
+        {"target_fraction": 1.5},
+        {"one_step_target_fraction": float("nan")},
     ):
         index = json.loads((folder / "model_index.json").read_text())
         (tmp_path / "again" / "model_index.json").write_text(json.dumps({**index, **bad}))
@@ -159,6 +159,17 @@ def test_what_is_no_such_folder_is_refused(folder: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="no any-step model") as caught:
         load_any_step(torn)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["schedule", "target_fraction", "one_step_target_fraction"])
+def test_a_folder_without_a_key_is_refused_by_the_keys_name(folder: Path, tmp_path: Path, key: str) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    del index[key]
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    (old / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"no any-step model at .*: its model_index\.json has no {key}$"):
+        load_any_step(old)
 
 
 def test_an_averaged_copy_follows_and_warms_up() -> None:

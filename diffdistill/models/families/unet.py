@@ -78,8 +78,6 @@ class UNetBackbone(Backbone):
 class TextConditionedUNet(nn.Module):
     """A UNet2DConditionModel and its text encoder, trained together.
 
-    forward: x_t (B, C, H, W), time (B,), token ids (B, L) long, or embeddings (B, L, D) from `encode`.
-
     Attributes:
         inner: the UNet.
         text_encoder: a CLIPTextModel.
@@ -95,6 +93,13 @@ class TextConditionedUNet(nn.Module):
         return embeddings
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
+        """Predict.
+
+        Args:
+            x_t: noisy latents (B, C, H, W).
+            time: (B,).
+            cond: token ids (B, L), int64, or embeddings (B, L, D) from `encode`.
+        """
         return call_unet(self.inner, x_t, time, cond if cond.is_floating_point() else self.encode(cond))
 
 
