@@ -2,8 +2,8 @@
 
     python bench/compare.py --student assets/student --n 2048 --seeds 0 1 2 --guidance 3
 
-A seed draws the prompts (the other training pictures are the reference) and the noise. Diversity within a caption is
-the mean distance between the features of pictures of one prompt, of teacher and student. Progress is kept in --out,
+A seed draws the prompts (the other training images are the reference) and the noise. Diversity within a caption is
+the mean distance between the features of images of one prompt, of teacher and student. Progress is kept in --out,
 so an interrupted comparison goes on where it was, and a new student meets the same teacher. Prints the summary as JSON.
 """
 
@@ -60,7 +60,7 @@ def compare(o: argparse.Namespace) -> dict[str, Any]:
 
 def _is_of(row: dict[str, Any], model: Teacher, n: int, steps: int, guidance: float) -> bool:
     made = (row.get("digest"), row.get("n"), row.get("steps"), row.get("guidance"))
-    return made == (model.digest(), n, steps, guidance)  # delete --out where the pictures or the extractor change
+    return made == (model.digest(), n, steps, guidance)  # delete --out where the images or the extractor change
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python bench/damage.py --n 900
 
-n real pictures are damaged and held against the other real ones; at strength 0 stands the floor, and beside it
-pictures of concepts held out. A generator that gives back its training pictures shows in `nearest_median`, the median
-distance to the nearest training picture, where KD and FD alone would praise it. Prints JSON.
+n real images are damaged and held against the other real ones; at strength 0 stands the floor, and beside it
+images of concepts held out. A generator that gives back its training images shows in `nearest_median`, the median
+distance to the nearest training image, where KD and FD alone would praise it. Prints JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLURS, NOISES, GREYS, MODES = (0.5, 1.0, 2.0), (8.0, 25.0, 60.0), (0.3, 0.6, 1.0
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of uint8 pictures (N, 3, H, W)."""
+    """Gaussian blur of uint8 images (N, 3, H, W)."""
     reach = int(3 * sigma) + 1
     kernel = torch.exp(-torch.arange(-reach, reach + 1.0).square() / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
@@ -48,7 +48,7 @@ def grey(x: Tensor, share: float) -> Tensor:
 
 
 def mode_drop(x: Tensor, share: float) -> Tensor:
-    """Only the first share of the pictures, repeated."""
+    """Only the first share of the images, repeated."""
     kept = max(1, round(share * len(x)))
     return x[torch.arange(len(x)) % kept]
 
@@ -81,7 +81,7 @@ def measure(n: int, seed: int) -> dict[str, Any]:
         report[name]["kd grows"] = all(a < b for a, b in zip(values, values[1:], strict=False))
     held_out = load_emoji(find("assets/emoji"), "heldout").images
     report["held-out concepts, all there are"] = numbers(held_out)
-    report["memorised: training pictures given back"] = numbers(rest[:n])
+    report["memorised: training images given back"] = numbers(rest[:n])
     return report
 
 

@@ -4,7 +4,7 @@
     python bench/frozen.py --compare before.json     # with the one after; exit code 1 and the names where they differ
 
     train      every recipe for the emoji set, two steps on a small captioned set: each loss and gradient norm
-    generate   the shipped teacher and student: a hash of their pictures
+    generate   the shipped teacher and student: a hash of their images
     eval       distances under every protocol that needs no download, Inception with seeded random weights; pairs
 
 All goes through the commands, so that the script outlives the modules. `--code FOLDER` runs those of another checkout.
@@ -61,7 +61,7 @@ def run(code: Path, folder: Path, script: str, *argv: str) -> str:
 
 
 def pictures(folder: Path) -> None:
-    """A captioned set laid out as assets/emoji, and two folders of pictures, all seeded."""
+    """A captioned set laid out as assets/emoji, and two folders of images, all seeded."""
     import numpy as np
     from PIL import Image
 

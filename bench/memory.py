@@ -1,9 +1,9 @@
-"""Peak memory of measuring few and many pictures: one pass over PNG files, each count in a process of its own.
+"""Peak memory of measuring few and many images: one pass over PNG files, each count in a process of its own.
 
     python bench/memory.py --n 1000 20000
 
-Runs `eval ref --statistics`, mean and scatter alone, over links to one thousand drawn pictures; prints the peak
-resident set of each process and the ratio of the last to the first. About 12 ms a picture on one core.
+Runs `eval ref --statistics`, mean and scatter alone, over links to one thousand drawn images; prints the peak
+resident set of each process and the ratio of the last to the first. About 12 ms an image on one core.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(counts: list[int], side: int) -> dict[str, Any]:
             for i in range(n):
                 os.link(drawn[i % DRAWN], folder / f"{i:06d}.png")
             peaks[str(n)] = round(peak_mib(folder, root / f"{n}.safetensors"), 1)
-            print(f"{n} pictures: {peaks[str(n)]} MiB", file=sys.stderr, flush=True)
+            print(f"{n} images: {peaks[str(n)]} MiB", file=sys.stderr, flush=True)
     values = list(peaks.values())
     return {"side": side, "peak_mib": peaks, "ratio": round(values[-1] / values[0], 4)}
 

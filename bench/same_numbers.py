@@ -2,7 +2,7 @@
 
     python bench/same_numbers.py --n 512
 
-Two sets of seeded random pictures are written as PNG files, one seeded random Inception weight file is written for all
+Two sets of seeded random images are written as PNG files, one seeded random Inception weight file is written for all
 (and, for clean-fid, its TorchScript form), and every tool goes its own way from there to its number, 2048 features and
 its own matrix arithmetic. `relative` is |ours / theirs - 1|. Takes about 1 s an image of --n on one core, and two
 minutes for the matrix square roots. Prints JSON.

@@ -163,7 +163,7 @@ def training(config: str, batch: int | None, rounds: int) -> dict[str, Any]:
 
 def generation(teacher_folder: str, batch: int, rounds: int) -> dict[str, float]:
     teacher = load_teacher(teacher_folder)
-    prompts = [f"a picture, {i}" for i in range(batch)]
+    prompts = [f"an image, {i}" for i in range(batch)]
     p = teacher.pipeline
 
     @torch.no_grad()

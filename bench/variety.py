@@ -1,8 +1,8 @@
-"""Variety within a caption: the mean distance between features of two pictures of one, as `bench/compare.py` has it.
+"""Variety within a caption: the mean distance between features of two images of one, as `bench/compare.py` has it.
 
     python bench/variety.py before=runs/a/export after=runs/b/export --steps 1 4 --seeds 0 1 2
 
-A seed draws 32 captions of the emoji set and the noise of 8 pictures of each. Prints JSON: by model and steps, the mean
+A seed draws 32 captions of the emoji set and the noise of 8 images of each. Prints JSON: by model and steps, the mean
 over seeds and their deviation.
 """
 

@@ -1,4 +1,4 @@
-"""Methods of two times, small: built on the tiny pictures, and their first loss."""
+"""Methods of two times, small: built on the tiny images, and their first loss."""
 
 from pathlib import Path
 from typing import Any

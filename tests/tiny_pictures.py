@@ -1,4 +1,4 @@
-"""A captioned picture set of eight things in two styles, laid out as assets/emoji, for unit tests."""
+"""A captioned image set of eight things in two styles, laid out as assets/emoji, for unit tests."""
 
 from pathlib import Path
 

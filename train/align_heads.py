@@ -27,7 +27,7 @@ from diffdistill.evaluation.agreement.minilm import SentenceEncoder
 from diffdistill.evaluation.agreement.scores import agreement
 from diffdistill.files import user_cache
 
-NAME_ALONE = 0.3  # how often a picture is shown with its name alone, without the style
+NAME_ALONE = 0.3  # how often an image is shown with its name alone, without the style
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def _fitted(pictures: EmojiSet, vectors: Tensor, encoder: SentenceEncoder, held_
 
 
 def _retrieval(heads: Heads, pictures: EmojiSet, vectors: Tensor, encoder: SentenceEncoder, keep: Any) -> Any:
-    """Captions "NAME, STYLE" for the pictures kept, then names alone, each among all of its kind."""
+    """Captions "NAME, STYLE" for the images kept, then names alone, each among all of its kind."""
     kept = [i for i, name in enumerate(pictures.names) if keep(name)]
     found = {}
     with torch.inference_mode():

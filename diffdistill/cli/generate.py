@@ -16,7 +16,7 @@ OURS = re.compile(r"\d{5,}\.png")  # what this command writes into a folder
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the pictures: 00000.png, ... into the folder --out, or one grid where --out ends in .png.
+    """Write the images: 00000.png, ... into the folder --out, or one grid where --out ends in .png.
 
     Raises:
         UserError: no pipeline, no prompt, or something in the way.
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--n", type=int, default=1, help="pictures per prompt")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--out", type=Path, required=True, help="folder, or a .png file for a grid")
-    parser.add_argument("--grid", action="store_true", help="write a grid of a folder's pictures too, as OUT-grid.png")
+    parser.add_argument("--grid", action="store_true", help="write a grid of a folder's images too, as OUT-grid.png")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(list(argv))
     for name in ("steps", "n", "batch_size"):
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     if out.exists() and not options.overwrite:
         raise UserError(f"{out} is there already; add --overwrite or name another")
     folder = out.absolute()
-    grid = out if one_file else folder.with_name(f"{folder.name}-grid.png")  # among the pictures it would be one
+    grid = out if one_file else folder.with_name(f"{folder.name}-grid.png")  # among the images it would be one
     if options.grid and grid.exists() and not options.overwrite:
         raise UserError(f"{grid} is there already; add --overwrite, or leave out --grid")
     if out.exists() and one_file == out.is_dir():
@@ -74,10 +74,10 @@ def main(argv: Sequence[str]) -> None:
         loaded, prompts, options.steps, options.guidance, options.seed, options.batch_size, eta=options.eta
     )
     kept, done, made = [], 0, 0
-    for chunk in images:  # nothing is made before the first pictures are: the model may be refused
+    for chunk in images:  # nothing is made before the first images are: the model may be refused
         check_finite(chunk, made)
         made += len(chunk)
-        if done == 0 and out.is_dir():  # overwritten: no earlier picture may stay among the new ones
+        if done == 0 and out.is_dir():  # overwritten: no earlier image may stay among the new ones
             for old in out.glob("*.png"):
                 if OURS.fullmatch(old.name):
                     old.unlink()

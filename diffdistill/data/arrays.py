@@ -1,4 +1,4 @@
-"""Pictures that are arrays: an npz, and the embedded emoji set."""
+"""Images that are arrays: an npz, and the embedded emoji set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NPZ_BYTES = 8 << 30
 
 
 class Emoji(Source):
-    """The training pictures of a folder laid out as assets/emoji, in its own order."""
+    """The training images of a folder laid out as assets/emoji, in its own order."""
 
     captions_from = "the emoji set"
 
@@ -42,7 +42,10 @@ class Emoji(Source):
 
 
 class Npz(Source):
-    """`arr_0` (or the only array) of an npz: uint8, (N, H, W, 3) or (N, 3, H, W). Loaded whole."""
+    """The images in `arr_0`, or in the only array, of an npz: uint8, (N, H, W, 3) or (N, 3, H, W).
+
+    The array is loaded whole.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -63,7 +66,7 @@ class Npz(Source):
 
 
 def _shaped(pixels: Any) -> bytes:
-    """Bytes that tell arrays of other shapes apart."""
+    """The bytes of an array, after its shape, so that arrays of different shapes differ."""
     return f"{pixels.shape}".encode() + pixels.tobytes()
 
 
@@ -81,7 +84,7 @@ def _npz_pixels(path: Path) -> Any:
             pixels = arrays[name]
     except UserError:
         raise
-    except Exception as error:  # wherever an archive is damaged, and whatever numpy makes of it
+    except Exception as error:  # numpy raises many kinds of error for a damaged archive
         raise UserError(f"{path} is no readable npz: {error}") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or 3 not in (pixels.shape[-1], pixels.shape[1]):
         found = f"{pixels.dtype} {pixels.shape}"

@@ -1,4 +1,4 @@
-"""Pictures moved about and mirrored: several for one caption, none of them less real than the first."""
+"""Shifted and mirrored copies of images, so that a caption has several images."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-HANDED = re.compile(  # mirrored, these are another thing or not legible
+HANDED = re.compile(  # mirrored, these show another thing or cannot be read
     r"left|right|clock|thirty|moon|quarter|trend|calendar|hundred|medal|musical|watch|newspaper|dvd|octagonal|banknote"
 )
 WHITE = 255
 
 
 def varied(images: Tensor, names: Sequence[str], shift: int, mirror: bool, seed: int) -> Tensor:
-    """Each picture moved by whole pixels on white, up to `shift` each way, and mirrored or not.
+    """Each image shifted by whole pixels on white and, perhaps, mirrored.
 
     Args:
-        images: uint8 Tensor of shape (N, 3, H, W) on white.
-        names: N names; those in which left and right matter are not mirrored.
-        shift: pixels.
-        mirror: whether to mirror half of them.
-        seed: of the draw.
+        images: uint8 Tensor of shape (N, 3, H, W), on a white ground.
+        names: N names. Images in which left and right matter, by their names, are not mirrored.
+        shift: largest shift in each direction, in pixels.
+        mirror: whether half of the images are mirrored.
+        seed: seed of the random shifts and mirrorings.
+
+    Returns:
+        Tensor of the shape and type of `images`.
     """
     generator = torch.Generator().manual_seed(seed)
     side = 2 * shift + 1
@@ -33,6 +36,6 @@ def varied(images: Tensor, names: Sequence[str], shift: int, mirror: bool, seed:
     wide = pad(images, (shift,) * 4, value=WHITE)
     out = torch.empty_like(images)
     for i, (top, left) in enumerate(offsets):
-        picture = wide[i, :, top : top + height, left : left + width]
-        out[i] = picture.flip(-1) if mirror and flips[i] and not HANDED.search(names[i]) else picture
+        image = wide[i, :, top : top + height, left : left + width]
+        out[i] = image.flip(-1) if mirror and flips[i] and not HANDED.search(names[i]) else image
     return out

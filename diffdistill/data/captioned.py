@@ -1,7 +1,7 @@
 """Captioned images for training, from any source: a folder, a zip, an npz, tar shards or the emoji set.
 
-The caption of an image stands beside it (NAME.txt, NAME.caption or NAME.json), or in a file of captions that names the
-images. Images are read whole into memory as bytes of one size.
+The caption of an image is in a file beside it (NAME.txt, NAME.caption or NAME.json), or in a file of captions that
+names the images. All images are read into memory, as uint8 and in one size.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class CaptionedData:
     Args:
         source: a folder, .zip, .npz or .tar of images, or a folder laid out as assets/emoji.
         captions: a file of captions, "FILE.csv::COLUMN" to name the column; null for those beside the images.
-        size: side in pixels to which images are cropped to a square and resized; null for the size that the model
-            asks for, or else for images as they are, which must then be of one size.
+        size: side in pixels; images are cropped to a square and resized to it. null for the size that the model asks
+            for. Where the model asks for none, images stay as they are and must have one size.
     """
 
     source: str | None = "assets/emoji"
@@ -50,8 +50,8 @@ class CaptionedImages:
 
     Attributes:
         images: uint8 tensor of shape (N, 3, H, W).
-        names: N captions, without the style where there are styles.
-        styles: N words for the style of drawing, or None.
+        names: N captions. Where there are styles, the captions are without them.
+        styles: N words for the style of drawing; None for images without styles.
     """
 
     images: Tensor
@@ -68,7 +68,7 @@ class CaptionedImages:
 
     @property
     def captions(self) -> list[str]:
-        """N captions; a style follows the name after a comma."""
+        """N captions; where there are styles, "NAME, STYLE"."""
         if self.styles is None:
             return self.names
         return [f"{name}, {style}" for name, style in zip(self.names, self.styles, strict=True)]
@@ -80,11 +80,11 @@ def load_captioned(data: CaptionedData, size: tuple[int, int] | None = None, cap
     Args:
         data: where they are.
         size: height and width that the model asks for; `data.size` must agree.
-        captioned: whether captions are needed; without, images have empty ones.
+        captioned: whether captions are needed; otherwise all captions are empty.
 
     Raises:
-        UserError: no source, no captions, a damaged image, images of several sizes where no size is asked for, another
-            size than the model's, or more images than fit the memory that is allowed.
+        UserError: there is no source or no caption, an image is damaged, images have several sizes where no size is
+            asked for, the size is not the model's, or the images take more memory than is allowed.
     """
     if data.source is None:
         raise UserError("source is null; name a folder, .zip, .npz or .tar of images")
@@ -107,10 +107,14 @@ def load_captioned(data: CaptionedData, size: tuple[int, int] | None = None, cap
 
 
 def load_split(source: str | Path, split: str = "train") -> CaptionedImages:
-    """The part of a set laid out as assets/emoji that is trained on, "train", or is kept from training, "heldout".
+    """One part of an emoji set.
+
+    Args:
+        source: a folder laid out as assets/emoji.
+        split: "train" for the images to train on, "heldout" for those that are kept from training, "all" for both.
 
     Raises:
-        UserError: another kind of folder, or no such part.
+        UserError: the folder is of another kind, or there is no such part.
     """
     from diffdistill.data.emoji import load_emoji
 
@@ -164,11 +168,14 @@ def _read(source: Source, size: tuple[int, int] | None) -> Tensor:
 
 
 def fitted(image: Tensor, size: Sequence[int]) -> Tensor:
-    """The largest middle part of the right shape, resized: antialiased bicubic, rounded to bytes.
+    """The largest part of the right shape from the middle of an image, resized by antialiased bicubic interpolation.
 
     Args:
         image: uint8 tensor of shape (3, H, W).
-        size: height and width wanted. An image that has them already comes back as it is.
+        size: height and width that are wanted. An image that has them already is returned as it is.
+
+    Returns:
+        uint8 tensor of shape (3, *size).
     """
     height, width = image.shape[-2:]
     wanted_height, wanted_width = size

@@ -1,4 +1,4 @@
-"""Captions, and which image each belongs to: by name wherever the file names images, by order only where it doesn't."""
+"""Captions, and the image that each belongs to: by name where the file names images, and by order where it does not."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ class Captions:
     """Captions of a file.
 
     Attributes:
-        file: for messages.
-        texts: one or more.
-        fields: what else stands beside each, by field; None where a caption lacks it, or it is no text and no number.
-        where: the place of each in the file, for messages.
+        file: name of the file, for messages.
+        texts: the captions, one or more.
+        fields: the values that stand beside the captions, by field. A value is None where a caption lacks it, or where
+            it is neither text nor a number.
+        where: the place of each caption in the file, for messages.
     """
 
     file: str
@@ -49,10 +50,10 @@ class Captions:
 
 
 def captions_of_file(path: str | Path) -> Captions:
-    """The captions of a file, of any format that `text_files` reads, and what stands beside them.
+    """The captions of a file, of any format that `text_files` reads, with the values beside them.
 
     Raises:
-        UserError: as `prompts.caption_entries`.
+        UserError: see `prompts.caption_entries`.
     """
     entries = caption_entries(path)
     keys = dict.fromkeys(key for entry in entries for key in entry.fields if key != entry.key)
@@ -61,14 +62,14 @@ def captions_of_file(path: str | Path) -> Captions:
 
 
 def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
-    """The caption of an image out of the files beside it: the first line of a text, or a .json's caption.
+    """The caption of an image from the files beside it: the first line of a text file, or the caption in a .json.
 
     Args:
-        files: names and contents, of which the first counts.
+        files: names and contents of the files; the first file counts.
         what: the image's name, for messages.
 
     Raises:
-        UserError: no text, or none in it.
+        UserError: the file is no text, or holds no caption.
     """
     name, data = files[0]
     text = decode_text(data, name)
@@ -91,15 +92,17 @@ def caption_of_files(files: Sequence[tuple[str, bytes]], what: str) -> str:
 def captions_for(captions: Captions, source: Source, n: int) -> tuple[list[str], dict[str, Any]]:
     """The captions of the first n images of a source, and how they were paired, for the report.
 
-    Where the file names images, each image takes the caption of its own name: of its path in the source, else without
-    the ending, else without the folders, else both; the first of these by which every image has one counts. Of several
-    captions of one image the first is taken. A field names images if it is called one of `NAMES`, or if it holds the
-    file name of an image of the source. Ids, in one of `IDS`, are compared with names and with the numbers in them; an
-    "id" or "key" that fits no image is the record's own. Where nothing names an image, caption i is image i's.
+    Where the file names images, each image takes the caption with its own name. Four forms of the name are tried: the
+    path in the source, the path without its ending, the name without its folders, and that without its ending. The
+    first form by which every image has a caption counts. If an image has several captions, the first one is taken.
+
+    A field names images if its name is one of `NAMES`, or if it holds the file name of an image of the source. Ids, in
+    a field with a name of `IDS`, are compared with the images' names and with the numbers in them. An "id" or "key"
+    that fits no image belongs to the record itself. Where nothing names an image, caption i belongs to image i.
 
     Raises:
-        UserError: an image without a caption, a caption without the name that others have, names of other images or
-            that fit several, or, in order, another number of them.
+        UserError: an image has no caption, a caption lacks the name that other captions have, the names are those of
+            other images or fit several images, or captions that pair by order are not as many as the images.
     """
     found: dict[str, Any] = {"file": captions.file}
     paths = [source.path(index) for index in range(len(source))]
@@ -131,16 +134,16 @@ def captions_for(captions: Captions, source: Source, n: int) -> tuple[list[str],
             if named:
                 raise UserError(
                     f"{captions.file} names images in {field}, {_some(named)}, and {source.name} has none of these; "
-                    "leave the column out where the order of the captions is that of the images"
+                    "leave the column out if the captions are in the order of the images"
                 )
     if len(captions.texts) not in (n, len(source)):
-        raise UserError(f"{captions.file} holds {len(captions.texts)} captions, {source.name} {len(source)} pictures")
+        raise UserError(f"{captions.file} holds {len(captions.texts)} captions, {source.name} {len(source)} images")
     order = "as stored" if len(known) < len(paths) else "by name, runs of digits by their value"
     return captions.texts[:n], {**found, "paired_by": "order", "order_of_images": order}
 
 
 def _as_name(value: Any) -> str | None:
-    """What could name an image: text, a whole number, or the path in an image that a data set wrote out."""
+    """A value that can name an image: text, a whole number, or the path in the record of an image; else None."""
     if isinstance(value, dict):
         value = value.get("path") or value.get("file_name")
     if isinstance(value, float) and value.is_integer():
@@ -150,13 +153,13 @@ def _as_name(value: Any) -> str | None:
 
 
 def _called(captions: Captions, names: Sequence[str]) -> str | None:
-    """The first field of one of these names, in any case of letters, that holds something."""
+    """The first field that has one of these names, in capitals or not, and holds something."""
     by_name = {field.strip().lower(): field for field in reversed(captions.fields) if any(captions.fields[field])}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
 def _holding_names(captions: Captions, paths: Sequence[str]) -> str | None:
-    """The first field that holds the file name of one of these images, whatever it is called."""
+    """The first field, of any name, that holds the file name of one of these images."""
     files = {_last(path) for path in paths}
     return next((field for field, values in captions.fields.items() if files & {_last(v) for v in values if v}), None)
 
@@ -166,14 +169,17 @@ def _complete(captions: Captions, field: str) -> list[str]:
     found = [value for value in values if value is not None]
     if len(found) < len(values):
         where = captions.where[values.index(None)]
-        raise UserError(f"{captions.file}, {where} has no {field}, and other captions have; each should name its image")
+        raise UserError(f"{captions.file}, {where} has no {field}, but other captions do; each should name its image")
     return found
 
 
 def _by_name(
     names: Sequence[str], paths: Sequence[str], n: int, forms: Sequence[Callable[[str], str]]
 ) -> list[int] | None:
-    """For each of the first n images the row of its first caption, in the first form of names that fits all."""
+    """For each of the first n images the row of its first caption, by the first form of names that fits all images.
+
+    None where no form fits, or where a name stands for several images.
+    """
     for form in forms:
         images = [form(path) for path in paths]
         rows: dict[str, int] = {}
@@ -189,7 +195,7 @@ def _by_name(
 
 
 def _counted(rows: Sequence[int], names: Sequence[str]) -> dict[str, int]:
-    """Captions that were not used, of images that are measured and of others."""
+    """How many captions were not used: further ones of the same images, and those of other images."""
     mine = {names[row] for row in rows}
     more = sum(name in mine for name in names) - len(rows)
     found = {"further_captions_of_these_images": more, "captions_of_other_images": len(names) - len(rows) - more}
@@ -222,6 +228,6 @@ def _last_stem(name: str) -> str:
 
 
 def _number(name: str) -> str:
-    """The number that a name ends in, as in COCO_val2014_000000391895.jpg; empty where it ends in none."""
+    """The number at the end of a name, as in COCO_val2014_000000391895.jpg; empty where there is none."""
     digits = re.search(r"[0-9]+$", _last_stem(name))
     return str(digits[0].lstrip("0") or "0") if digits else ""

@@ -1,7 +1,7 @@
-"""Recoloured copies with the colour's word in the caption, so that "blue apple" means something.
+"""Recoloured copies of images, with the colour in the caption, so that a model learns what "blue apple" means.
 
-A picture with one dominant hue is turned to a few named hues (lightness and saturation stay), and the colour's word
-is put before its name in place of any colour word that was there.
+The hue of an image with one dominant hue is changed to each of a few named hues; lightness and saturation stay. The
+colour's word is put before the image's name, in place of any colour word in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ COLOUR_WORDS = {*HUES, "pink", "brown", "black", "white", "golden", "large"}
 
 
 def to_hsv(images: Tensor) -> np.ndarray:
-    """uint8 (N, 3, H, W) to Pillow's HSV, uint8 array (N, H, W, 3)."""
+    """Images, uint8 (N, 3, H, W), in Pillow's HSV, as a uint8 array (N, H, W, 3)."""
     from PIL import Image
 
     arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -23,7 +23,13 @@ def to_hsv(images: Tensor) -> np.ndarray:
 
 
 def dominant_hue(images: Tensor, coverage: float = 0.35, concentration: float = 0.85) -> list[float | None]:
-    """Degrees in [0, 360) where one hue covers enough of a picture's non-white part, else None."""
+    """The dominant hue of each image in degrees, in [0, 360); None where no hue covers enough of its non-white part.
+
+    Args:
+        images: uint8 Tensor of shape (N, 3, H, W), on a white ground.
+        coverage: smallest share of the non-white pixels that are vivid.
+        concentration: smallest length of the mean of their hues, as points on the unit circle.
+    """
     hsv = to_hsv(images).astype(np.float64)
     found: list[float | None] = []
     for h, s, v in hsv.transpose(0, 3, 1, 2):
@@ -37,7 +43,7 @@ def dominant_hue(images: Tensor, coverage: float = 0.35, concentration: float = 
 
 
 def shift_hue(images: Tensor, degrees: float) -> Tensor:
-    """Turn every pixel's hue; uint8 (N, 3, H, W) in and out."""
+    """Images, uint8 (N, 3, H, W), with the hue of every pixel turned by so many degrees."""
     from PIL import Image
 
     hsv = to_hsv(images)
@@ -47,6 +53,10 @@ def shift_hue(images: Tensor, degrees: float) -> Tensor:
 
 
 def with_colour(name: str, colour: str) -> str:
-    """The name with its colour words replaced by one; "green apple", "blue" gives "blue apple"."""
+    """The name with its colour words replaced by another.
+
+    >>> with_colour("green apple", "blue")
+    'blue apple'
+    """
     rest = [word for word in name.split() if word not in COLOUR_WORDS]
     return " ".join([colour, *(rest or name.split())])

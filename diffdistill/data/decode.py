@@ -1,14 +1,14 @@
-"""One encoded picture to pixels, as a person is shown it: the only place where a picture's file is decoded.
+"""An encoded image to pixels, as a viewer shows it. This is the only place where image files are decoded.
 
 Notable:
-- the orientation that a camera wrote down (EXIF, or AVIF's and TIFF's own) is applied;
-- only 8 bits a channel are read: what has more is refused, because Pillow would cut it off without a word;
-- a file holds one picture: animations and documents of several pages are refused;
-- sizes are read from the header and checked before memory is taken;
-- whatever a damaged file makes Pillow raise becomes one error that names the file; a PNG's checksums and a JPEG's end
-  are looked at too. Damage inside a JPEG, WebP, AVIF, TIFF or BMP that leaves it readable cannot be seen.
+- the orientation that a camera recorded (in EXIF, or as AVIF and TIFF record it) is applied;
+- only 8 bits per channel are read. An image with more is refused, because Pillow would cut them off silently;
+- a file holds one image: animations and documents of several pages are refused;
+- the size is read from the header and checked before memory is taken;
+- whatever error Pillow raises for a damaged file becomes one error that names the file. The checksums of a PNG and the
+  end of a JPEG are checked too. Damage that leaves a JPEG, WebP, AVIF, TIFF or BMP readable cannot be detected.
 
-Colour profiles are not applied: a number is of the stored values, as it is in the tools this one is compared with.
+Colour profiles are not applied: numbers are of the stored values, as in the tools that this one is compared with.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ from torch import Tensor
 from diffdistill.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "AVIF")
-DECODING = b"orientation applied"  # changed wherever a file gives other pixels than before: caches go by it
-MAX_PIXELS = 64_000_000  # of one picture
+DECODING = b"orientation applied"  # to be changed whenever a file gives other pixels: caches depend on it
+MAX_PIXELS = 64_000_000  # of one image
 _BITS_PER_SAMPLE = 258  # TIFF's tag
 _HEADERS = 1 << 16  # bytes that an AVIF's own header is looked for in
 
 
 class CorruptPictureError(UserError):
-    """One picture cannot be read; the message names it."""
+    """One image cannot be read; the message names it."""
 
 
 def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixels: int | None = None) -> Tensor:
-    """An encoded picture to a uint8 Tensor of shape (3, H, W); grey and palettes become RGB, alpha goes onto white.
+    """Decode an image to a uint8 Tensor of shape (3, H, W).
+
+    Grey images and palettes become RGB, and transparent parts are put on white.
 
     Args:
-        data: the file's content.
+        data: the content of the file.
         what: its name, for messages.
-        formats: those read, by Pillow's names.
-        most_pixels: refused beyond this many; None for `MAX_PIXELS`.
+        formats: the formats that are read, by Pillow's names.
+        most_pixels: the most pixels that are read; None for `MAX_PIXELS`.
 
     Raises:
-        CorruptPictureError: naming `what`: damaged, another format, too large, more than 8 bits a channel, or several
-            pictures in one.
+        CorruptPictureError: the image is damaged, of another format or too large, has more than 8 bits per channel, or
+            the file holds several images. The message names `what`.
     """
     from PIL import Image, ImageOps
 
@@ -56,13 +58,13 @@ def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixe
             if width * height > most:
                 raise CorruptPictureError(f"{what} is {width}x{height}; at most {most:,} pixels are read")
             if (bits := _bits(picture, data)) > 8:
-                raise CorruptPictureError(f"{what} has {bits} bits a channel; only 8 bits a channel are read")
+                raise CorruptPictureError(f"{what} has {bits} bits per channel; only 8 bits per channel are read")
             frames = getattr(picture, "n_frames", 1)
-            if frames > 1 and picture.format != "MPO":  # of a camera's MPO the first one is the picture
-                raise CorruptPictureError(f"{what} holds {frames} pictures; one a file is read")
+            if frames > 1 and picture.format != "MPO":  # in a camera's MPO the first frame is the image
+                raise CorruptPictureError(f"{what} holds {frames} images; only files of one image are read")
             if picture.format in ("JPEG", "MPO") and not _ends(data):
                 raise CorruptPictureError(f"{what} is cut short: it has no end marker")
-            if picture.format == "PNG":  # decoding it does not look at the checksums of its pixels
+            if picture.format == "PNG":  # decoding does not check the checksums of the pixels
                 with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
                     again.verify()
             picture = ImageOps.exif_transpose(picture)
@@ -74,37 +76,37 @@ def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixe
             pixels = np.array(picture.convert("RGB"))
     except CorruptPictureError:
         raise
-    except Exception as error:  # a damaged file makes a decoder raise whatever it met first
+    except Exception as error:  # decoders raise many kinds of error for a damaged file
         reason = str(error).partition(" <")[0] or type(error).__name__
-        raise CorruptPictureError(f"{what} cannot be read as a picture: {reason}") from error
+        raise CorruptPictureError(f"{what} cannot be read as an image: {reason}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _ends(data: bytes) -> bool:
-    """Whether a JPEG's scan has an end: a decoder draws grey for what a broken transfer left as zeros."""
+    """Whether a JPEG's scan has an end. For zeros that a broken transfer left, a decoder draws grey."""
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF:
         if data[place + 1] == 0xFF:  # a fill byte
             place += 1
             continue
-        if data[place + 1] == 0xDA:  # start of scan; in the pixels after it, FF D9 is the end and nothing else
+        if data[place + 1] == 0xDA:  # start of scan; in the pixels after it, FF D9 can only be the end
             return data.find(b"\xff\xd9", place) >= 0
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return False
 
 
 def _bits(picture: Any, data: bytes) -> int:
-    """Bits a channel, where they could be more than 8; Pillow opens most of these as if they had 8."""
+    """Bits per channel, of formats that can have more than 8; Pillow opens most of these as if they had 8."""
     if picture.mode.startswith("F"):
         return 32
     kind = picture.format
     if kind == "PNG":
-        return data[24]  # the first chunk is the header, and its ninth byte the depth
+        return data[24]  # the first chunk is the header, and its ninth byte is the depth
     if kind == "TIFF":
         return int(max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
     if kind == "PPM":
         args = picture.tile[0].args
-        if isinstance(args, tuple) and len(args) > 1:  # the largest value stands there where it is not 255
+        if isinstance(args, tuple) and len(args) > 1:  # the largest value, if it is not 255
             return int(args[1]).bit_length()
     if kind == "AVIF":  # av1C: a marker, profile and level, then tier, high_bitdepth, twelve_bit
         place = data.find(b"av1C", 0, _HEADERS)

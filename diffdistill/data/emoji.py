@@ -1,6 +1,6 @@
-"""The embedded image set: emoji in two drawing styles, 64 pixels, captioned.
+"""The embedded image set: captioned emoji of 64 x 64 pixels in two drawing styles.
 
-A caption is "NAME, STYLE" ("red apple, noto"). Held-out concepts, in both styles, are in no training split.
+A caption is "NAME, STYLE" ("red apple, noto"). The held-out concepts are not in the training split, in either style.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ def load_emoji(root: str | Path, split: str = "train") -> EmojiSet:
     """Read a folder laid out as `assets/emoji`.
 
     Args:
-        root: folder with concepts.tsv, heldout.txt and one STYLE.webp sheet per style.
+        root: folder with concepts.tsv, heldout.txt and one sheet STYLE.webp for each style.
         split: "train", "heldout" or "all".
 
     Raises:
-        UserError: a missing file, one that is no text or no picture, or a sheet whose size does not
-            fit the list of concepts.
+        UserError: a file is missing or cannot be read, or the size of a sheet does not fit the list of concepts.
     """
     root = Path(root)
     if split not in ("train", "heldout", "all"):
@@ -83,6 +82,6 @@ def _sheet(path: Path, n: int) -> Tensor:
     _, height, width = pixels.shape
     columns = width // SIZE
     if width % SIZE or height % SIZE or columns * (height // SIZE) < n:
-        raise UserError(f"{path} is {width}x{height}: not a sheet of {n} pictures of {SIZE} pixels")
+        raise UserError(f"{path} is {width}x{height}: not a sheet of {n} images of {SIZE} pixels")
     cells = pixels.view(3, height // SIZE, SIZE, columns, SIZE).permute(1, 3, 0, 2, 4)
     return cells.reshape(-1, 3, SIZE, SIZE)[:n].clone()

@@ -1,4 +1,4 @@
-"""Pictures that are files: in a folder, in a zip, in tar shards. All three list, order and caption them alike."""
+"""Images that are files in a folder, a zip or tar shards. One rule lists, orders and captions them in all three."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from diffdistill.data.listing import Listing, arrange, order_of, with_links
 from diffdistill.data.source import Source
 from diffdistill.errors import UserError
 
-MAX_BYTES = 4 * MAX_PIXELS  # of one picture's file
+MAX_BYTES = 4 * MAX_PIXELS  # of one image's file
 _BLOCK = 512  # of a tar
 _LONGEST_PATH = 4096
-_Member = tuple[Path, int, int, tarfile.TarInfo | None]  # file, offset, size, and its map where it has holes
+_Member = tuple[Path, int, int, tarfile.TarInfo | None]  # file, offset, size, and its header if it is sparse
 
 
 class Files(Source):
-    """Pictures of a `Listing`; a source says how the bytes at a place are read.
+    """Images of a `Listing`; a subclass says how the bytes at a place are read.
 
     Args:
-        name: of the source.
-        listings: one, or one for each shard, in order; a shard's name stands before its pictures' own.
+        name: name of the source.
+        listings: one listing, or one for each shard in order, after the shard's name; images are labelled SHARD/NAME.
     """
 
     decoding = DECODING
-    captions_from = "a file beside each picture"
+    captions_from = "a file beside each image"
 
     def __init__(self, name: str, listings: Sequence[tuple[str, Listing[Any]]]) -> None:
         self.name = name
@@ -48,10 +48,10 @@ class Files(Source):
 
     @abstractmethod
     def _bytes(self, place: Any) -> bytes:
-        """What is stored there.
+        """The bytes that are stored at a place.
 
         Raises:
-            CorruptPictureError: without the name of the source, why it cannot be read.
+            CorruptPictureError: they cannot be read; the message gives the reason, without the name of the source.
         """
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Files(Source):
         for index, (shard, inside, _) in enumerate(self._pictures):
             beside = self._captions.get((shard, inside))
             if beside is None:
-                raise UserError(f"{self.name}: {self.label(index)} has no caption beside it, and other pictures have")
+                raise UserError(f"{self.name}: {self.label(index)} has no caption beside it, but other images do")
             files = [(name, self._named(place, name)) for name, place in beside]
             found.append(caption_of_files(files, f"{self.name}: {self.label(index)}"))
         return found
@@ -89,11 +89,11 @@ class Files(Source):
 
 
 class Folder(Files):
-    """Picture files below a folder, at any depth, through links too.
+    """Image files in a folder, at any depth and behind links too.
 
     Args:
         path: the folder.
-        files: what `walk` found in it, where it was asked already.
+        files: what `walk` found in it, if that is known already.
     """
 
     def __init__(self, path: Path, files: Sequence[tuple[str, Path]] | None = None) -> None:
@@ -110,7 +110,14 @@ class Folder(Files):
 
 
 class Zip(Files):
-    """Picture files inside a zip."""
+    """Image files in a zip.
+
+    Args:
+        path: the zip.
+
+    Raises:
+        UserError: the file is no zip, or is damaged.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -119,13 +126,13 @@ class Zip(Files):
             entries = [(_name_of(entry), entry) for entry in self._zip.infolist() if not entry.is_dir()]
             links = [item for item in entries if stat.S_ISLNK(item[1].external_attr >> 16)]
             targets = [(name, posixpath.join(posixpath.dirname(name), self._target(entry))) for name, entry in links]
-        except Exception as error:  # wherever a zip is damaged, and whatever is made of it
+        except Exception as error:  # zipfile raises many kinds of error for a damaged zip
             raise UserError(f"{path} is no readable zip: {error}") from error
         files = [item for item in entries if item not in links]
         super().__init__(str(path), [("", arrange(with_links(files, targets)))])
 
     def _target(self, entry: zipfile.ZipInfo) -> str:
-        """What a link leads to, which is what is stored under its name."""
+        """The target of a link, which a zip stores as the link's content."""
         if entry.file_size > _LONGEST_PATH:
             raise ValueError(f"{entry.filename} is a link with a target of {entry.file_size:,} bytes")
         return self._zip.read(entry).decode("utf-8", "replace")
@@ -136,17 +143,20 @@ class Zip(Files):
         try:
             with self._lock:
                 return self._zip.read(place)
-        except Exception as error:  # damaged, encrypted, or packed in a way that is not known here
+        except Exception as error:  # the entry is damaged, encrypted, or packed by an unknown method
             raise CorruptPictureError(f"cannot be unpacked: {error}") from error
 
 
 class Shards(Files):
-    """Picture members of tar files (webdataset), in the order of the files' names and, in each, of the members'.
+    """Image members of tar files (webdataset), ordered by the names of the files and, in each file, of the members.
 
     Args:
-        path: what was asked for: one of the files, or a folder that they are in.
+        path: the one file, or the folder that the files are in.
         files: the tars.
-        left_out: what of the folder is left out, by reason.
+        left_out: how many files of the folder are left out, by reason.
+
+    Raises:
+        UserError: a file is no tar, or is damaged.
     """
 
     def __init__(self, path: Path, files: Sequence[Path], left_out: Counter[str] | None = None) -> None:
@@ -176,10 +186,12 @@ class Shards(Files):
 
 
 def walk(root: Path) -> list[tuple[str, Path]]:
-    """Every file below a folder, by its relative name; folders behind links are entered, once on each way down.
+    """Every file in a folder, at any depth, with its relative name. Folders behind links are entered too.
+
+    A link to a folder that the link lies in is not entered.
 
     Raises:
-        UserError: a folder that cannot be listed.
+        UserError: a folder cannot be listed.
     """
 
     def refuse(error: OSError) -> NoReturn:
@@ -204,7 +216,7 @@ def walk(root: Path) -> list[tuple[str, Path]]:
 
 
 def _name_of(entry: zipfile.ZipInfo) -> str:
-    """The name of an entry: in UTF-8 where its bytes are that, also where the zip does not say so."""
+    """The name of an entry, as UTF-8 if its bytes are valid UTF-8, even where the zip does not declare it."""
     if entry.flag_bits & 0x800:
         return entry.filename
     try:
@@ -214,10 +226,10 @@ def _name_of(entry: zipfile.ZipInfo) -> str:
 
 
 def _members(file: Path) -> list[tuple[str, _Member | None]]:
-    """Names and places of a tar's files; None where a link leads to nothing in this tar.
+    """Names and places of a tar's files; the place is None where a link leads to nothing in this tar.
 
     Raises:
-        UserError: no tar, or one that is cut or damaged: Python's reader ends without a word at a torn header.
+        UserError: the file is no tar, or is cut short or damaged. Python's reader stops silently at a torn header.
     """
     files: list[tuple[str, _Member]] = []
     links: list[tuple[str, str]] = []
@@ -241,7 +253,7 @@ def _members(file: Path) -> list[tuple[str, _Member | None]]:
         raise UserError(f"{file} is no readable tar: it is cut short or damaged at byte {end:,}")
     if more:
         raise UserError(
-            f"{file} goes on after its end mark at byte {end:,}: it is damaged there, or two tars are joined in it; "
-            "name a folder with both"
+            f"{file} goes on after its end mark at byte {end:,}: it is damaged there, or it is two tars joined; "
+            "put both into a folder and name that"
         )
     return with_links(files, links)

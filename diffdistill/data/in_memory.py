@@ -1,4 +1,4 @@
-"""Images that are in memory already, as a source."""
+"""A source of images that are in memory already."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from diffdistill.errors import UserError
 
 
 class InMemory(Source):
-    """Images in one tensor, with a caption each where there are captions.
+    """Images in one tensor, with or without captions.
 
     Args:
-        images: Tensor of shape (N, 3, H, W): uint8, or floating point in [0, 1].
-        captions: N texts, which are the images' labels too; None for images without captions.
-        name: what messages and reports call them.
+        images: Tensor of shape (N, 3, H, W), uint8, or floating point in [0, 1].
+        captions: N texts, which are also the images' labels; None for images without captions.
+        name: the name in messages and reports.
 
     Raises:
-        UserError: another shape, or another number of captions than images.
+        UserError: the tensor has another shape, or there are not as many captions as images.
     """
 
     captions_from = "the caller"

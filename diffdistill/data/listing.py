@@ -1,11 +1,11 @@
-"""Which of many files are pictures, in which order, what stands beside them, and what was left out and why.
+"""Which of many files are images, their order, the captions beside them, and which files are left out and why.
 
-One rule for a folder, a zip and a tar:
+A folder, a zip and a tar follow one rule:
 
-- a picture is a file whose ending is one of `PICTURES`, in any case of letters;
-- what is hidden (a name that starts with a dot or is in `SYSTEM`, and all in a folder of such a name) is left out;
-- a file beside a picture with its name but for the ending (one of `CAPTIONS`) is its caption; case of letters as above;
-- names are ordered as a person would: runs of digits by their value, so 2.png comes before 10.png.
+- an image is a file whose ending is one of `PICTURES`, in capitals or not;
+- hidden files are left out: their name, or that of a folder they are in, starts with a dot or is in `SYSTEM`;
+- a file beside an image that has its name and an ending of `CAPTIONS`, in capitals or not, is the image's caption;
+- names are ordered as a person would order them: runs of digits by their value, so 2.png comes before 10.png.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PICTURES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif", ".avif",
 )  # fmt: skip
-CAPTIONS = (".txt", ".caption", ".json")  # the first that is there counts
+CAPTIONS = (".txt", ".caption", ".json")  # if there are several, the first one counts
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of macOS, Synology, Windows
 _DIGITS = re.compile(r"([0-9]+)")
 
@@ -32,10 +32,12 @@ Place = TypeVar("Place")
 
 @dataclass
 class Listing(Generic[Place]):
-    """Attributes:
-    pictures: names and where their bytes are, in order.
-    captions: by picture's name, the files beside it, in the order of `CAPTIONS`.
-    left_out: how many files were left out, by reason.
+    """Files, sorted into images, captions and those that are left out.
+
+    Attributes:
+        pictures: names of the images and the places of their bytes, in order.
+        captions: for the name of an image, the files of captions beside it, in the order of `CAPTIONS`.
+        left_out: how many files were left out, by reason.
     """
 
     pictures: list[tuple[str, Place]]
@@ -44,7 +46,7 @@ class Listing(Generic[Place]):
 
 
 def normal(name: str) -> str:
-    """A name in the one form that names are compared in: NFC, with / between folders and no ./ in front.
+    """A name in the form in which names are compared: NFC, with / between folders and no ./ in front.
 
     >>> normal("./set\\\\e\\u0301.png") == "set/\\u00e9.png"
     True
@@ -53,7 +55,7 @@ def normal(name: str) -> str:
 
 
 def order_of(name: str) -> tuple[tuple[str | int, ...], str]:
-    """The key that names are sorted by: runs of digits by their value, the rest by its characters.
+    """The key by which names are sorted: runs of digits by their value, the rest by its characters.
 
     >>> sorted(["10.png", "2.png", "a10/1.png", "a9/1.png"], key=order_of)
     ['2.png', '10.png', 'a9/1.png', 'a10/1.png']
@@ -61,7 +63,7 @@ def order_of(name: str) -> tuple[tuple[str | int, ...], str]:
     name = normal(name)
     key: list[str | int] = []
     for i, part in enumerate(_DIGITS.split(name)):
-        if i % 2:  # as a length and digits, since a number of any length may stand in a name
+        if i % 2:  # as a length and the digits, because the number may be too long for an integer
             part = part.lstrip("0")
             key += [len(part), part]
         else:
@@ -70,21 +72,21 @@ def order_of(name: str) -> tuple[tuple[str | int, ...], str]:
 
 
 def ending(name: str) -> str:
-    """The ending of a name, in small letters; of "a/b.PNG" that is ".png"."""
+    """The ending of a name in small letters: ".png" for "a/b.PNG"."""
     return PurePosixPath(name).suffix.lower()
 
 
 def without_ending(name: str) -> str:
-    """A picture's name without its ending; another name as it is."""
+    """The name of an image without its ending; any other name as it is."""
     return name[: -len(ending(name))] if ending(name) in PICTURES else name
 
 
 def arrange(files: Iterable[tuple[str, Place | None]]) -> Listing[Place]:
-    """Sort files into pictures, captions and what is left out.
+    """Sort files into images, captions and those that are left out.
 
     Args:
-        files: names, with / or \\ between folders, and where their bytes are; None where a link leads to nothing. Of
-            two of the same name the later one counts, as it does when an archive is unpacked.
+        files: names, with / or \\ between folders, and the places of their bytes; None where a link leads to nothing.
+            If two files have the same name, the later one counts, as it does when an archive is unpacked.
     """
     left_out: Counter[str] = Counter()
     kept: dict[str, Place] = {}
@@ -111,16 +113,16 @@ def arrange(files: Iterable[tuple[str, Place | None]]) -> Listing[Place]:
             beside |= {n for n, _ in found}
     for name in kept:
         if ending(name) not in PICTURES and name not in beside:
-            left_out[f"not a picture: {ending(name) or 'no ending'}"] += 1
+            left_out[f"not an image: {ending(name) or 'no ending'}"] += 1
     return Listing(pictures, captions, left_out)
 
 
 def with_links(files: Sequence[tuple[str, Place]], links: Sequence[tuple[str, str]]) -> list[tuple[str, Place | None]]:
-    """Files of an archive and what its links lead to in it: a file, or all files of a folder; None where nothing is.
+    """The files of an archive, with the files that its links lead to: one file, or all files of a folder.
 
     Args:
         files: names and places.
-        links: names and what they lead to, both as paths inside the archive.
+        links: names and targets, both as paths inside the archive. The place of a link that leads to nothing is None.
 
     >>> with_links([("a/0.png", 7)], [("b.png", "a/0.png"), ("c", "./a"), ("d.png", "gone.png"), ("a/round", "a")])
     [('a/0.png', 7), ('b.png', 7), ('c/0.png', 7), ('d.png', None)]
@@ -143,5 +145,5 @@ def _plain(name: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Whether a name, or a folder in it, is one that systems keep for themselves."""
+    """Whether a name, or a folder in it, starts with a dot or is in `SYSTEM`."""
     return any(part.startswith(".") or part in SYSTEM for part in name.split("/"))

@@ -1,10 +1,10 @@
-"""Pictures in batches, decoded ahead by threads, sharded by index over processes.
+"""Images in batches, decoded ahead of time by threads and divided among processes by index.
 
 Notable:
-- process r of w takes pictures r, r + w, r + 2w ...: no picture is taken twice, none is padded in;
-- at most `ahead` decoded batches wait, so memory does not grow with the number of pictures;
-- a batch holds pictures of one size, and where sizes change it ends early, so order is kept; or, where sizes may be
-  mixed, it is a list.
+- process r of w takes images r, r + w, r + 2w, ...: no image is taken twice, and none is added as padding;
+- at most `ahead` decoded batches wait, so memory does not grow with the number of images;
+- a batch holds images of one size. Where the size changes, the batch ends early, so that the order is kept. If sizes
+  may be mixed, the batch is a list.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from diffdistill.errors import UserError
 
 
 class Batch(NamedTuple):
-    """indices: which pictures; images: Tensor of shape (B, 3, H, W), or B of shape (3, H, W) where sizes are mixed."""
+    """A batch of images.
+
+    Attributes:
+        indices: the images' indices in their source.
+        images: Tensor of shape (B, 3, H, W), or a list of B tensors of shape (3, H, W) where sizes may be mixed.
+    """
 
     indices: list[int]
     images: Tensor | list[Tensor]
 
 
 def share(n: int) -> range:
-    """The indices below n that are this process's, of all that torch.distributed knows of."""
+    """The indices below n that this process takes, of all processes of torch.distributed."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -50,22 +55,22 @@ def batches(
     prepare: Callable[[Tensor], Tensor] = lambda image: image,
     mixed: bool = False,
 ) -> Iterator[Batch]:
-    """Read the pictures at `indices`, in order.
+    """Read the images at `indices`, in order.
 
     Args:
-        source: where they are.
-        indices: which of them.
-        batch_size: pictures a batch at most.
-        threads: that decode; 0 decodes in the caller's.
-        ahead: batches decoded before they are asked for.
-        on_corrupt: "stop" raises for a picture that cannot be read; "skip" leaves it out and says so.
-        report: is given the line about a picture left out.
-        prepare: done to each picture (3, H, W), in the threads: a crop or a resize to one size.
-        mixed: let a batch hold pictures of several sizes, as a list.
+        source: the source of the images.
+        indices: which images to read.
+        batch_size: the most images in a batch.
+        threads: number of threads that decode; with 0 the caller's thread decodes.
+        ahead: number of batches that are decoded before they are asked for.
+        on_corrupt: for an image that cannot be read, "stop" raises an error and "skip" leaves it out with a report.
+        report: takes the line about an image that was left out.
+        prepare: applied to each image (3, H, W) in the threads, such as a crop or a resize to one size.
+        mixed: whether a batch may hold images of several sizes, as a list.
 
     Raises:
-        CorruptPictureError: names the picture.
-        UserError: a picture that `prepare` refuses, named.
+        CorruptPictureError: an image cannot be read; the message names it.
+        UserError: `prepare` refuses an image; the message names it.
     """
 
     def one(index: int) -> Tensor:
@@ -95,7 +100,7 @@ def _made_together(
 
 
 def _prepared(prepare: Callable[[Tensor], Tensor], image: Tensor, source: Source, index: int) -> Tensor:
-    """What is not a picture (NaN, another range) is an error that names it."""
+    """The prepared image. What `prepare` refuses (NaN, values out of range) is an error that names the image."""
     try:
         return prepare(image)
     except ValueError as error:
@@ -103,12 +108,12 @@ def _prepared(prepare: Callable[[Tensor], Tensor], image: Tensor, source: Source
 
 
 def require_one_size(shapes: set[tuple[int, ...]], name: str) -> None:
-    """Raise UserError where a protocol that takes pictures as they are meets more than one size."""
+    """Raise UserError where a protocol that does not resize images gets images of more than one size."""
     if len(shapes) > 1:
         sizes = ", ".join(sorted(f"{w}x{h}" for _, h, w in shapes))
         raise UserError(
-            f"{name} holds pictures of sizes {sizes}; this protocol needs one size, so crop or resize them, "
-            "or take one that allows several (clean, dinov2, cmmd)"
+            f"{name} holds images of sizes {sizes}; this protocol needs one size, so crop or resize the images, "
+            "or take a protocol that allows several sizes (clean, dinov2, cmmd)"
         )
 
 
@@ -141,7 +146,7 @@ def _in_order(
                 index, future = waiting.popleft()
                 yield from settle(index, future.result)
                 waiting.extend((i, pool.submit(work, i)) for i in islice(todo, 1))
-        finally:  # also where the caller stops early: nothing is decoded for nobody
+        finally:  # also if the caller stops early, so that nothing is decoded in vain
             for _, future in waiting:
                 future.cancel()
 

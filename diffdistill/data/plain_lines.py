@@ -1,4 +1,4 @@
-"""What a .txt plainly holds instead of one prompt or caption a line: another format under the wrong name."""
+"""Detects a .txt that does not hold one prompt or caption per line, but another format under the wrong name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SEPARATORS = (",", ";", "|", "\t")
 
 
 def instead_of_lines(lines: Sequence[str], columns: Sequence[str]) -> str | None:
-    """The other format that lines are of, in words; None where they are just lines.
+    """The other format that lines are in, in words; None where they are plain lines.
 
     Args:
-        lines: of the file, in order, without space around them; empty ones may be among them.
-        columns: names that the text of a table stands under, in small letters.
+        lines: the lines of the file in order, without space around them; some may be empty.
+        columns: names of columns that hold text, in small letters.
 
     >>> instead_of_lines(["image,caption", "1.jpg,a red apple"], ["caption"])
     'a table with a header line (.csv)'

@@ -1,4 +1,4 @@
-"""Prompts, and captions without their images, of any format that `text_files` reads."""
+"""Prompts, and captions without their images, from any format that `text_files` reads."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from diffdistill.errors import UserError
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a file, in its order; empty lines of a .txt are passed over.
+    """The prompts of a file, in its order; empty lines of a .txt are skipped.
 
     Args:
-        path: .txt, .jsonl, .csv, .tsv or COCO's .json; "FILE.csv::COLUMN" names the column.
+        path: a .txt, .jsonl, .csv or .tsv, or a .json in COCO's format; "FILE.csv::COLUMN" names the column.
 
     Raises:
-        UserError: as `read_prompt_records`.
+        UserError: see `read_prompt_records`.
     """
     return [record["prompt"] for record in read_prompt_records(path)]
 
 
 def read_prompt_records(path: str | Path) -> list[dict[str, Any]]:
-    """The prompts of a file, each under "prompt", with whatever else its record holds.
+    """The records of a file, each with its prompt under "prompt" and whatever else it holds.
 
     Raises:
-        UserError: no such file, a format that is not read, no prompt in it, an empty one in a record, or one of several
-            lines.
+        UserError: there is no such file, its format is not read, it holds no prompt, or a prompt in a record is empty
+            or has several lines.
     """
     found = []
     for entry in read_entries(path, "prompt"):
@@ -41,15 +41,15 @@ def read_prompt_records(path: str | Path) -> list[dict[str, Any]]:
             )
         found.append({**entry.fields, "prompt": entry.text})
     if not found:
-        raise UserError(f"{path} holds no prompt; write one a line")
+        raise UserError(f"{path} holds no prompt; write one per line")
     return found
 
 
 def read_captions(path: str | Path) -> list[str]:
-    """The captions of a file, in its order; which image each belongs to, `captions` says.
+    """The captions of a file, in its order. The module `captions` pairs them with images.
 
     Raises:
-        UserError: as `caption_entries`.
+        UserError: see `caption_entries`.
     """
     return [entry.text for entry in caption_entries(path)]
 
@@ -58,13 +58,13 @@ def caption_entries(path: str | Path) -> list[Entry]:
     """The captions of a file with their records.
 
     Raises:
-        UserError: no such file, a format that is not read, none in it, or an empty one, after which
-            others would go astray.
+        UserError: there is no such file, its format is not read, it holds no caption, or a caption is empty, so that
+            later captions would belong to the wrong images.
     """
     entries = read_entries(path, "caption")
     for entry in entries:
         if not entry.text:
             raise UserError(f"{path}, {entry.where} is empty; write a caption for each image")
     if not entries:
-        raise UserError(f"{path} holds no caption; write one a line")
+        raise UserError(f"{path} holds no caption; write one per line")
     return entries

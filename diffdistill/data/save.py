@@ -1,4 +1,4 @@
-"""Tensors to PNG files, whole or not at all."""
+"""Tensors to PNG files. A file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from diffdistill.errors import UserError
 
 
 def check_finite(images: Tensor, first: int) -> None:
-    """Raise UserError where a picture holds NaN or infinity, by the name that `generate` would give its file.
+    """Raise UserError where an image holds NaN or infinity. The error gives the name that `generate` would give it.
 
     Args:
-        images: pictures (N, 3, H, W).
-        first: the number of the first one.
+        images: (N, 3, H, W).
+        first: number of the first image.
     """
     finite = images.flatten(1).isfinite().all(1)
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten().tolist()
         more = f" and {len(bad) - 1} more of its batch" if len(bad) > 1 else ""
         raise UserError(
-            f"picture {first + bad[0]:05d}.png{more}: its values are not finite, so it is not written; the model, its "
-            "scheduler's settings or the guidance make them so"
+            f"image {first + bad[0]:05d}.png{more}: its values are not finite, so it is not written; check the model, "
+            "the settings of its scheduler, and the guidance"
         )
 
 
 def save_picture(path: Path, image: Tensor) -> None:
-    """Write one picture (3, H, W) in [0, 1], rounded to 8 bits."""
+    """Write one image (3, H, W) in [0, 1], rounded to 8 bits."""
     _write(path, _as_pil(image))
 
 
 def save_bytes(path: Path, image: Tensor) -> None:
-    """Write one picture (3, H, W), uint8, as it is; a name ending in .jpg makes a JPEG of quality 95."""
+    """Write one image (3, H, W), uint8, as it is; if the name ends in .jpg, as a JPEG of quality 95."""
     from PIL import Image
 
     _write(path, Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()))
 
 
 def save_grid(path: Path, images: Tensor, columns: int = 8) -> None:
-    """Write pictures (N, 3, H, W) in [0, 1] as one PNG, row by row; empty cells are white."""
+    """Write images (N, 3, H, W) in [0, 1] as one PNG, row by row; empty cells are white."""
     save_picture(path, _sheet(images, columns))
 
 
 def save_labelled_grids(path: Path, grids: Mapping[str, Tensor], columns: int = 12) -> None:
-    """Write several grids below each other as one PNG, each under its label; pictures (N, 3, H, W) in [0, 1]."""
+    """Write several grids of images (N, 3, H, W) in [0, 1] as one PNG, one below the other, each under its label."""
     from PIL import Image, ImageDraw, ImageFont
 
     height = 22
@@ -72,7 +72,7 @@ def _sheet(images: Tensor, columns: int) -> Tensor:
 def _as_pil(image: Tensor) -> Any:
     from PIL import Image
 
-    shown = image.detach().float().cpu().nan_to_num(0.0)  # a preview of a run that diverges is black
+    shown = image.detach().float().cpu().nan_to_num(0.0)  # NaN, in the preview of a run that diverges, becomes black
     pixels = (shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous()
     return Image.fromarray(pixels.numpy())
 

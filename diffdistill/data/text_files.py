@@ -1,14 +1,14 @@
-"""Prompts and captions from files: the only place where such a file is read.
+"""Prompts and captions from files. This is the only place where such a file is read.
 
-    .txt           one a line
-    .jsonl         one JSON object a line, with a "prompt", "caption" or "text"
-    .csv, .tsv     a table with a header line, with a column of such a name; FILE.csv::COLUMN names another one
+    .txt           one per line
+    .jsonl         one JSON object per line, with a "prompt", "caption" or "text"
+    .csv, .tsv     a table with a header line and a column of such a name; FILE.csv::COLUMN names another column
     .json          COCO's captions: {"annotations": [{"image_id": ..., "caption": ...}, ...], "images": [...]}
 
 Notable:
-- a file is read as what its ending says, or refused by name: nothing is taken for lines that is not;
-- text is UTF-8, or UTF-16 or UTF-32 with its byte order mark; a mark is never part of a text;
-- only what the format calls a line end ends a line: in a .txt that is LF, CR LF or CR, in a .jsonl LF. Unicode's own
+- a file is read in the format that its ending names. If it plainly holds another format, it is refused;
+- text is UTF-8, or UTF-16 or UTF-32 with a byte order mark; the mark is not part of the text;
+- a line ends only where its format says so: at LF, CR LF or CR in a .txt, and at LF in a .jsonl. Unicode's own
   separators stay in the text.
 """
 
@@ -27,9 +27,9 @@ from typing import Any
 from diffdistill.data.plain_lines import instead_of_lines
 from diffdistill.errors import UserError
 
-COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # what text stands under, in any case of letters
+COLUMNS = ("prompt", "prompts", "caption", "captions", "text")  # names of fields of text, in capitals or not
 MAX_BYTES = 2 << 30
-_READ = ".txt (one a line), .jsonl, .csv, .tsv and COCO's captions (.json)"
+_READ = ".txt (one per line), .jsonl, .csv, .tsv and COCO's captions (.json)"
 _MARKS = (  # UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -45,10 +45,10 @@ class Entry:
     """One text of a file.
 
     Attributes:
-        text: without space around it; it may be empty.
-        where: "line 3", for messages.
-        fields: the whole record it came from, of a format that has any.
-        key: the field that the text stands under.
+        text: the text, without space around it; it may be empty.
+        where: its place, such as "line 3", for messages.
+        fields: the whole record that the text is from, in a format that has records.
+        key: name of the field that holds the text.
     """
 
     text: str
@@ -58,14 +58,14 @@ class Entry:
 
 
 def read_entries(path: str | Path, what: str = "prompt") -> list[Entry]:
-    """All texts of a file, in its order, and what stands beside them.
+    """All texts of a file in its order, with their records.
 
     Args:
-        path: the file; behind "::", the name of the column (or key) that the texts are in.
-        what: "prompt" or "caption": which name is preferred where several are there, and what messages speak of.
+        path: the file; after "::", the name of the column (or key) that holds the texts.
+        what: "prompt" or "caption". Among several fields of text, the one of this name is taken. Messages use the word.
 
     Raises:
-        UserError: no such file, another format, a text that is not what the format says, or more than 2 GiB.
+        UserError: there is no such file, it has another format or more than 2 GiB, or a text does not fit the format.
     """
     name, column = split_column(path)
     file = Path(name)
@@ -76,7 +76,7 @@ def read_entries(path: str | Path, what: str = "prompt") -> list[Entry]:
     kind = file.suffix.lower()
     reader = {".txt": _lines, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".json": _coco}.get(kind)
     if reader is None:
-        raise UserError(f"{file} is no {what} file that is read: those are {_READ}")
+        raise UserError(f"{file} is not a {what} file that can be read; these can: {_READ}")
     if column is not None and kind in (".txt", ".json"):
         raise UserError(f"{path}: a {kind} has no columns; leave out ::{column}")
     if (size := file.stat().st_size) > MAX_BYTES:
@@ -91,7 +91,7 @@ def decode_text(data: bytes, name: str) -> str:
     """The text of a file, without its byte order mark.
 
     Raises:
-        UserError: bytes that are no text in the encoding that the mark says, or in UTF-8.
+        UserError: the bytes are no text in the encoding that the mark names, or in UTF-8 without a mark.
     """
     mark, encoding = next(((m, e) for m, e in _MARKS if data.startswith(m)), (b"", "utf-8"))
     try:
@@ -99,21 +99,21 @@ def decode_text(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not {encoding.upper()} text: {error}; save it as UTF-8") from error
     if "\0" in text:
-        raise UserError(f"{name} is no text, or UTF-16 without a byte order mark: it holds NUL; save it as UTF-8")
+        raise UserError(f"{name} holds NUL, so it is no text, or UTF-16 without a byte order mark; save it as UTF-8")
     return text
 
 
 def lines_of(text: str) -> list[str]:
-    """Its lines as a text file has them, each without space or a byte order mark around it."""
+    """The lines of a text file, each without space or a byte order mark around it."""
     lines = [_stripped(line) for line in _LINE_END.split(text)]
     return lines[:-1] if lines and not lines[-1] else lines
 
 
 def text_of_record(record: dict[str, Any], what: str, column: str | None = None) -> str:
-    """The name of the field that holds a record's text: `column`, or the one of `COLUMNS` that is there.
+    """The name of the field that holds a record's text: `column`, or the record's field that is named in `COLUMNS`.
 
     Raises:
-        ValueError: none of them, or several of which none is called `what`.
+        ValueError: the record has no such field, or several and none of them is named `what`.
     """
     if column is not None:
         if column not in record:
@@ -124,12 +124,14 @@ def text_of_record(record: dict[str, Any], what: str, column: str | None = None)
     if len(own) == 1 or len(found) == 1:
         return (own or found)[0]
     if found:
-        raise ValueError(f"it has {_names(found)}; write FILE::NAME to say which holds the {what}s")
-    raise ValueError(f'it has no "{what}", but {_names(record)}; write FILE::NAME to say which holds the {what}s')
+        raise ValueError(f"it has {_names(found)}; write FILE::NAME to name the one that holds the {what}s")
+    raise ValueError(
+        f'it has no "{what}", but {_names(record)}; write FILE::NAME to name the one that holds the {what}s'
+    )
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse what has no form in UTF-8, as JSON's "\\ud800" or an argument that was no text."""
+    """Raise UserError for text that UTF-8 cannot hold, such as JSON's "\\ud800" or an argument that was no text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -137,7 +139,7 @@ def check_text(text: str, where: str) -> None:
 
 
 def split_column(path: str | Path) -> tuple[str, str | None]:
-    """The file and the column of "FILE::COLUMN"; None where no column is named, or a file has just that name.
+    """The file and the column of "FILE::COLUMN"; the column is None if none is named, or if a file has that whole name.
 
     >>> split_column("parti.tsv::Prompt"), split_column("prompts.txt")
     (('parti.tsv', 'Prompt'), ('prompts.txt', None))
@@ -159,8 +161,8 @@ def refuse_other_formats(lines: Sequence[str], file: str | Path, what: str) -> N
     """Raise UserError where a text file's lines are plainly of another format."""
     if instead := instead_of_lines(lines, COLUMNS):
         raise UserError(
-            f"{file} is named as a text of one {what} a line, but holds {instead}; "
-            f"name it by what it is, or write {what}s that only look so into a .jsonl"
+            f"{file} should hold one {what} per line, but holds {instead}; "
+            f"give it the ending of its format, or write {what}s that only look like it into a .jsonl"
         )
 
 
@@ -184,10 +186,10 @@ def _json_lines(text: str, file: Path, what: str, column: str | None) -> Iterato
 
 
 def entry_of_record(record: Any, where: str, file: str | Path, what: str, column: str | None = None) -> Entry:
-    """The text of one record, and what stands beside it.
+    """The text of one record, with the record.
 
     Raises:
-        UserError: no object, no field that holds the text, or a text that is none.
+        UserError: the record is no object, has no field for the text, or the field holds something else.
     """
     if not isinstance(record, dict):
         raise UserError(f'{file}, {where} should be an object with a "{what}": {str(record)[:80]}')
@@ -197,7 +199,7 @@ def entry_of_record(record: Any, where: str, file: str | Path, what: str, column
         raise UserError(f"{file}, {where}: {error}") from error
     value = record[key]
     if not isinstance(value, str):
-        raise UserError(f"{file}, {where}: {key} should be text, and is {str(value)[:80]!r}")
+        raise UserError(f"{file}, {where}: {key} should be text, but is {str(value)[:80]!r}")
     check_text(value, f"{file}, {where}")
     return Entry(_stripped(value), where, record, key)
 
@@ -218,15 +220,15 @@ def _table(text: str, file: Path, what: str, column: str | None) -> Iterator[Ent
             more = "no field may hold a tab" if tabs else "put a field that holds a separator in double quotes"
             raise UserError(f"{file}, {where} has {len(row)} fields and the header {len(header)}; {more}")
         record = dict(zip(header, row, strict=True))
-        if _LINE_END.search(_stripped(record[key])):  # a quote that opens and is not meant to swallows what follows
+        if _LINE_END.search(_stripped(record[key])):  # a stray quote opens a field that takes in the lines after it
             raise UserError(f"{file}, {where}: the {what} has several lines; write it in one, and double its quotes")
         yield entry_of_record(record, where, file, what, key)
 
 
 def _rows_of_commas(text: str, file: Path) -> Iterator[tuple[str, list[str]]]:
-    """The place and the fields of each row, fields quoted as spreadsheets do."""
+    """The place and the fields of each row of a .csv, with fields quoted as spreadsheets quote them."""
     first = _LINE_END.split(text, maxsplit=1)[0]
-    delimiter = ";" if "," not in first and ";" in first else ","  # as spreadsheets write where a comma is in numbers
+    delimiter = ";" if "," not in first and ";" in first else ","  # ; where numbers are written with a comma
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     start = 0
     try:
@@ -239,7 +241,7 @@ def _rows_of_commas(text: str, file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _rows_of_tabs(text: str) -> Iterator[tuple[str, list[str]]]:
-    """The same of a .tsv, where a quote is a letter; a field quoted whole, as spreadsheets write it, is unquoted."""
+    """The same for a .tsv, where a quote is a letter. A field that is quoted whole, as spreadsheets do, is unquoted."""
     for number, line in enumerate(_LINE_END.split(text), 1):
         if line:
             yield f"line {number}", [_unquoted(cell) for cell in line.split("\t")]
@@ -260,7 +262,7 @@ def _coco(text: str, file: Path, what: str, column: str | None) -> Iterator[Entr
     if not isinstance(annotations, list):
         raise UserError(
             f"{file} is JSON, but not COCO's captions, which have a list of annotations; "
-            f'write one record a line into a .jsonl, as {{"{what}": "a blue apple"}}'
+            f'write one record per line into a .jsonl, such as {{"{what}": "a blue apple"}}'
         )
     images = content.get("images")
     listed = [image for image in images if isinstance(image, dict)] if isinstance(images, list) else []

@@ -1,9 +1,9 @@
 """The small latent autoencoder of the embedded default, a stock diffusers AutoencoderKL.
 
-    picture (3, 64, 64) --encoder--> mean, log-variance (C, 8, 8) --sample--> z --decoder--> picture
+    image (3, 64, 64) --encoder--> mean, log-variance (C, 8, 8) --sample--> z --decoder--> image
 
 Notable:
-- trained on whole pictures: the normalisation layers see the whole field, and on crops they learn other statistics;
+- trained on whole images: the normalisation layers see the whole field, and on crops they learn other statistics;
 - convolutions start orthogonal and residual branches at zero, a near-linear codec that carries hue from the first
   minutes; from the default start it takes far longer to appear;
 - the loss is absolute error on pixels and on their horizontal and vertical differences (flat graphics live by their
@@ -35,7 +35,7 @@ from .content import digest, of_network
 
 
 def edge_error(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference of the two pictures' horizontal and vertical differences; (B, C, H, W) each."""
+    """Mean absolute difference of the two images' horizontal and vertical differences; (B, C, H, W) each."""
     d = x - y
     return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 
@@ -69,8 +69,8 @@ class Autoencoder(Method):
         data: images; captions are not needed.
         latent_channels: channels of the latent.
         block_out_channels: widths, full resolution first; each entry after the first halves the resolution.
-        crop: side of the training crops in pixels; null for whole pictures.
-        norm_groups: groups of the normalisation layers; 1 keeps most of a flat picture's colours.
+        crop: side of the training crops in pixels; null for whole images.
+        norm_groups: groups of the normalisation layers; 1 keeps most of a flat image's colours.
         optimizer: of the autoencoder.
         edge_weight: weight of the error on neighbouring pixels' differences.
         kl_weight: weight of the mean KL divergence per latent value.

@@ -1,7 +1,7 @@
 """Digests of what a run is made from: a path is compared by what is read there, never by how it is spelled.
 
 A method keeps one in `Method.content` for each argument that is a path. It covers all that training reads from that
-path (names and captions beside pictures, settings beside weights) and nothing of where it lies.
+path (names and captions beside images, settings beside weights) and nothing of where it lies.
 """
 
 from __future__ import annotations

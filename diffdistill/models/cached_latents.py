@@ -1,7 +1,7 @@
-"""Latents of many variants of pictures, made once and kept in the user's cache.
+"""Latents of many variants of images, made once and kept in the user's cache.
 
-One file for an autoencoder, a set of pictures and a way to vary them: `latents-HASH.safetensors`, written in one
-rename. A file that is damaged or of other shapes is made again; of few pictures there is none.
+One file for an autoencoder, a set of images and a way to vary them: `latents-HASH.safetensors`, written in one
+rename. A file that is damaged or of other shapes is made again; of few images there is none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffdistill.files import user_cache, write_atomic
 from diffdistill.models.digests import weights_digest
 from diffdistill.models.latents import LatentSpace
 
-WORTH_KEEPING = 5000  # pictures: about a minute on a processor
+WORTH_KEEPING = 5000  # images: about a minute on a processor
 
 
 def encoded(latents: LatentSpace, images: Tensor) -> Tensor:
@@ -38,13 +38,13 @@ def encoded(latents: LatentSpace, images: Tensor) -> Tensor:
 def varied_latents(
     latents: LatentSpace, pictures: Mapping[str, tuple[int, Callable[[int], Tensor], int]], made_from: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Latents (N, variants, C, h, w) of each group of pictures.
+    """Latents (N, variants, C, h, w) of each group of images.
 
     Args:
         latents: of the autoencoder that encodes them.
-        pictures: by name of the group: N, a function from a variant's number to its pictures (N, 3, H, W), uint8, and
+        pictures: by name of the group: N, a function from a variant's number to its images (N, 3, H, W), uint8, and
             the number of variants.
-        made_from: what the pictures and their variants depend on, for the file's hash.
+        made_from: what the images and their variants depend on, for the file's hash.
     """
     key = json.dumps([weights_digest(latents.autoencoder), latents.scale, dict(made_from)], sort_keys=True)
     file = user_cache() / f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"

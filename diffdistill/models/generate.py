@@ -1,4 +1,4 @@
-"""Pictures from a pipeline folder, stock or any-step; each picture has its own seed, so batches do not matter."""
+"""Images from a pipeline folder, stock or any-step; each image has its own seed, so batches do not matter."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def network_of(model: Generator) -> nn.Module:
 
 
 def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, Any]:
-    """What its pictures depend on beside weights, steps and guidance: a scheduler's settings, or how s is chosen.
+    """What its images depend on beside weights, steps and guidance: a scheduler's settings, or how s is chosen.
 
     Args:
         eta: what the model is sampled with where its own is not.
@@ -98,9 +98,9 @@ def generate(
     seeds: Sequence[int] | None = None,
     eta: float | None = None,
 ) -> Iterator[Tensor]:
-    """Yield batches of pictures, (B, 3, H, W) in [0, 1], in the prompts' order.
+    """Yield batches of images, (B, 3, H, W) in [0, 1], in the prompts' order.
 
-    Picture i starts from `torch.Generator().manual_seed(seed + i)`, or from seeds[i] where they are given, as
+    Image i starts from `torch.Generator().manual_seed(seed + i)`, or from seeds[i] where they are given, as
     `DiffusionPipeline` does when it is given one generator a prompt. Noise added while sampling comes from the same
     generator.
 

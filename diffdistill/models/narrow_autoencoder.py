@@ -17,7 +17,7 @@ def narrow_autoencoder(vae: Any, channels: int, images: Tensor) -> Any:
     """Keep the `channels` leading components of the latents of `images` (uint8, (N, 3, H, W)), read from each pixel.
 
     The encoder's last convolution and the decoder's first one take the two rotations in, so nothing else changes;
-    the result wants some training. The decoder's picture is that of the projected latent, but for the border, where
+    the result wants some training. The decoder's image is that of the projected latent, but for the border, where
     zero padding meets another bias.
 
     Raises:

@@ -143,7 +143,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((*calc, "--reference", "pictures", "--captions", "captions.txt"), "--captions needs --agreement"),
         ((*calc, *align), "--captions are missing; agreement needs one for each image"),
         ((*calc, *align, "--captions", "nowhere.txt"), "there is no caption file nowhere.txt"),
-        ((*calc, *align, "--captions", "few.txt"), "few.txt holds 2 captions, pictures 5 pictures"),
+        ((*calc, *align, "--captions", "few.txt"), "few.txt holds 2 captions, pictures 5 images"),
         ((*calc, *align, "--captions", "gap.txt"), "gap.txt, line 2 is empty"),
         ((*calc, *align, "--captions", "captions.txt", "--on_corrupt", "skip"), "leave out --on_corrupt skip"),
         ((*calc, *align, "--captions", "captions.txt", "--clip_prefix", "a "), "--clip_prefix needs --agreement clip"),

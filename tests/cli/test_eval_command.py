@@ -123,7 +123,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     Path("other.pth").write_bytes(b"other")
     for argv, says in (
         (("clac",), "unknown command eval 'clac'"),
-        (("calc", "--images", "real", "--reference", "nowhere"), "no pictures at nowhere"),
+        (("calc", "--images", "real", "--reference", "nowhere"), "no images at nowhere"),
         (("calc", "--images", "real", "--reference", "real", "--metrics", "fids"), "unknown metric 'fids'"),
         (("calc", "--images", "real", "--reference", "real", "--protocol", "cleen"), "did you mean 'clean'"),
         (("calc", "--images", "real", "--reference", "real", "--protocol", "clean@00000000"), "do not compare"),

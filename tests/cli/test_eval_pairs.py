@@ -139,7 +139,7 @@ def test_refusals(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     noise("twice", 5, 0)
     Image.new("RGB", (8, 8)).save("twice/01.jpg")
     for images, options, says in (
-        ("nowhere", (), "no pictures at nowhere"),
+        ("nowhere", (), "no images at nowhere"),
         ("fewer", (), "fewer has no partner for 03, 04"),
         ("twice", (), "twice holds two images named 01: 01.jpg and 01.png"),
         ("small", ("--metrics", "psnr"), "00.png is 176x180 in x, 8x8 in small; a pair needs one size"),

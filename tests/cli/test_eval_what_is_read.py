@@ -1,4 +1,4 @@
-"""What the reports of `eval` say of the pictures that were left out and of the captions that were paired."""
+"""What the reports of `eval` say of the images that were left out and of the captions that were paired."""
 
 import io
 import json
@@ -44,8 +44,8 @@ def test_what_was_left_out_is_counted_in_the_report(here: Path, capsys: pytest.C
     folder("real", {f"{i}.png": noise_png(50 + i) for i in range(5)} | {"Thumbs.db": b"x"})
     plain = said(capsys, "calc", "--images", "clean", "--reference", "real")
     odd = said(capsys, "calc", "--images", "odd", "--reference", "real")
-    assert "left_out" not in plain and plain["left_out_of_reference"] == {"not a picture: .db": 1}
-    assert odd["left_out"] == {"hidden": 1, "not a picture: .heic": 2, "not a picture: .md": 1}
+    assert "left_out" not in plain and plain["left_out_of_reference"] == {"not an image: .db": 1}
+    assert odd["left_out"] == {"hidden": 1, "not an image: .heic": 2, "not an image: .md": 1}
     assert odd["fd"] == plain["fd"] and odd["n"] == 4
     (here / "odd" / "3.png").write_bytes(noise_png(3)[:80])
     skipping = said(capsys, "calc", "--images", "odd", "--reference", "real", "--on_corrupt", "skip")
@@ -100,6 +100,6 @@ def test_captions_meet_their_pictures(here: Path, capsys: pytest.CaptureFixture[
     captions = () if file is None else ("--captions", file + ("::Title" if how == "columns" else ""))
     found = said(capsys, "calc", "--images", "set", "--agreement", "align", *captions)
     assert found["align_score(colours)"] == 1 and found["align_n"] == 4
-    paired = {"lines": "order", "names": "name", "columns": "name", "beside": "a file beside each picture"}
+    paired = {"lines": "order", "names": "name", "columns": "name", "beside": "a file beside each image"}
     assert found["captions"]["paired_by"] == paired[how]
     assert "left_out" not in found

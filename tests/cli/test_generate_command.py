@@ -1,4 +1,4 @@
-"""`generate` gives the stock pipeline's pictures, whatever the batch size, and refuses bad input."""
+"""`generate` gives the stock pipeline's images, whatever the batch size, and refuses bad input."""
 
 import shutil
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_overwriting_removes_what_was_generated_and_nothing_else(tmp_path: Path)
     command = ["generate", "--model", model, "--prompt", "red apple", "--out", str(out), "--grid"]
     assert main([*command, "--overwrite"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["00000.png", "1.png", "2024-holiday.png", "grid.png"]
-    assert (tmp_path / "out-grid.png").is_file()  # a grid among the pictures would be measured as one of them
+    assert (tmp_path / "out-grid.png").is_file()  # a grid among the images would be measured as one of them
     shutil.rmtree(out)
     assert main(command) == 2 and not out.exists()
 
@@ -89,7 +89,7 @@ def test_values_that_are_not_finite_are_refused_by_name_and_nothing_is_removed(
     capsys.readouterr()
     assert main([*command, "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "picture 00000.png" in error and "not finite" in error
+    assert len(error.splitlines()) == 1 and "image 00000.png" in error and "not finite" in error
     assert [path.read_text() for path in out.iterdir()] == ["old"]
     assert main([*command, "--out", str(tmp_path / "grid.png")]) == 2
     assert not (tmp_path / "grid.png").exists()

@@ -1,4 +1,4 @@
-"""`quickstart`: from one command to a table, images and figures; here with a random teacher and few pictures."""
+"""`quickstart`: from one command to a table, images and figures; here with a random teacher and few images."""
 
 import json
 from pathlib import Path

@@ -164,7 +164,7 @@ def test_missing_files_and_values(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_a_constructor_refuses_is_one_line(capsys: pytest.CaptureFixture[str], stub: str) -> None:
     nowhere = refusal(capsys, "train", CONFIG, "--method.data.source", "nowhere", "--output_dir", "x")
-    assert "there are no pictures at nowhere" in nowhere
+    assert "there are no images at nowhere" in nowhere
     fake = refusal(capsys, "train", SWIFTBRUSH, "--method.fake.updates", "0", "--method.prompts", CONFIG)
     assert "method.fake: updates is 0" in fake  # the group of settings is named
     assert refusal(capsys, "train", stub, "--method.target", "-1").endswith("Stub cannot be built: target is below 0")

@@ -1,4 +1,4 @@
-"""Variants are the same picture elsewhere or mirrored, and never another thing."""
+"""Variants are the same image elsewhere or mirrored, and never another thing."""
 
 import torch
 

@@ -110,7 +110,7 @@ def test_a_column_of_any_name_that_holds_file_names_pairs_by_them(images: Path, 
     file.write_text(
         f"caption,{column}\n" + "".join(f"{w},{n}\n" for w, n in zip(SHUFFLED, names[:3] + [""], strict=True))
     )
-    with pytest.raises(UserError, match=f"line 5 has no {column}, and other captions have"):
+    with pytest.raises(UserError, match=f"line 5 has no {column}, but other captions do"):
         captions_for(captions_of_file(file), source, 4)
     file.write_text(f"caption,{column}\n" + "".join(f"{w},{n}.jpg\n" for w, n in zip(WORDS, "abcd", strict=True)))
     with pytest.raises(UserError, match=f"names images in {column}, a.jpg, b.jpg, c.jpg and 1 more, and .* has none"):
@@ -138,7 +138,7 @@ def test_names_as_data_sets_write_them_out(images: Path, tmp_path: Path) -> None
 def test_what_beside_an_image_is_no_caption_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "1.png").write_bytes(png())
     (tmp_path / "1.txt").write_text(content)
-    with pytest.raises(UserError, match="1.txt beside it (holds no words|is named as a text)"):
+    with pytest.raises(UserError, match="1.txt beside it (holds no words|should hold one caption per line)"):
         open_source(tmp_path).captions()
 
 
@@ -154,9 +154,9 @@ def test_what_does_not_pair_is_named(images: Path, tmp_path: Path) -> None:
     assert "has no caption for a/10.png, b/2.png of" in refused(("0.png", "x"), ("1.png", "y"))
     ambiguous = refused(*((f"{folder}/{k}.png", "x") for folder in "xy" for k in (0, 1, 2, 10)))
     assert "in a way that fits several of them" in ambiguous
-    assert "line 2 has no file_name, and other captions have" in refused(("0.png", "x"), ("", "y"))
+    assert "line 2 has no file_name, but other captions do" in refused(("0.png", "x"), ("", "y"))
     file.with_suffix(".txt").write_text("\n".join(WORDS[:3]))
-    with pytest.raises(UserError, match=r"a\.txt holds 3 captions, .* 4 pictures"):
+    with pytest.raises(UserError, match=r"a\.txt holds 3 captions, .* 4 images"):
         captions_for(captions_of_file(file.with_suffix(".txt")), source, 4)
 
 
@@ -208,7 +208,7 @@ def test_a_missing_or_empty_caption_beside_an_image_is_named(tmp_path: Path) -> 
         (tmp_path / name).write_bytes(png())
     assert open_source(tmp_path).captions() is None
     (tmp_path / "1.txt").write_text("words")
-    with pytest.raises(UserError, match=r"2\.png has no caption beside it, and other pictures have"):
+    with pytest.raises(UserError, match=r"2\.png has no caption beside it, but other images do"):
         open_source(tmp_path).captions()
     for name, content, says in (
         ("2.txt", "\n", "2.txt beside it is empty"),
@@ -216,7 +216,7 @@ def test_a_missing_or_empty_caption_beside_an_image_is_named(tmp_path: Path) -> 
         ("2.json", "[]", "should be an object"),
         ("2.json", "{", "not JSON"),
         ("2.json", '{"url": "x"}', 'it has no "caption", but url'),
-        ("2.json", '{"caption": null}', "caption should be text, and is 'None'"),
+        ("2.json", '{"caption": null}', "caption should be text, but is 'None'"),
         ("2.json", '{"caption": ["a", "b"]}', "caption should be text"),
         ("2.json", '{"caption": "\\ud800"}', "half of a character"),
     ):

@@ -1,4 +1,4 @@
-"""One picture as a person is shown it: orientation, depth, alpha, frames, and damage at every byte."""
+"""One image as a person is shown it: orientation, depth, alpha, frames, and damage at every byte."""
 
 import base64
 import io
@@ -49,7 +49,7 @@ def tiff_of_depth(values: np.ndarray, bits: int) -> bytes:
     return head + body + struct.pack("<I3H", 0, bits, bits, bits) + data
 
 
-AVIFS = (  # one colour, 8 x 8, by libavif's encoder at more than 8 bits a channel, which Pillow cannot write
+AVIFS = (  # one colour, 8 x 8, by libavif's encoder at more than 8 bits per channel, which Pillow cannot write
     (
         "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADybWV0YQAAAAAAAAAoaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAA"
         "AGxpYmF2aWYAAAAADnBpdG0AAAAAAAEAAAAeaWxvYwAAAABEAAABAAEAAAABAAABGgAAAB8AAAAoaWluZgAAAAAAAQAAABppbmZl"
@@ -98,7 +98,7 @@ def test_sixteen_bits_are_refused_and_eight_are_read(channels: int) -> None:
     assert found.shape == (3, 6, 5)
     if channels == 3:
         assert np.array_equal(found.permute(1, 2, 0).numpy(), values)
-    with pytest.raises(CorruptPictureError, match="x has 16 bits a channel; only 8"):
+    with pytest.raises(CorruptPictureError, match="x has 16 bits per channel; only 8"):
         decode(png_of_depth(values * 257, 16), "x")
 
 
@@ -110,7 +110,7 @@ def test_what_a_netpbm_holds_decides_not_how_pillow_opens_it(magic: int, maximum
     body = plain if magic < 4 else values.astype(">u2" if maximum > 255 else "u1").tobytes()
     data = f"P{magic} 3 4 {maximum}\n".encode() + body
     if maximum > 255:
-        with pytest.raises(CorruptPictureError, match=f"has {maximum.bit_length()} bits a channel"):
+        with pytest.raises(CorruptPictureError, match=f"has {maximum.bit_length()} bits per channel"):
             decode(data, "x")
     else:
         found = decode(data, "x").permute(1, 2, 0).numpy().astype(float)
@@ -133,7 +133,7 @@ def test_deep_tiffs_and_avifs_are_refused() -> None:
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_several_pictures_in_one_are_refused_but_a_cameras_first_one_is_read(form: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
-    with pytest.raises(CorruptPictureError, match="holds 3 pictures; one a file is read"):
+    with pytest.raises(CorruptPictureError, match="holds 3 images; only files of one image are read"):
         decode(encoded(frames[0], form, save_all=True, append_images=frames[1:]), "x")
     camera = decode(encoded(frames[0], "MPO", save_all=True, append_images=frames[1:]), "x")
     assert camera[:, 8, 8].tolist() == pytest.approx([255, 0, 0], abs=3)
@@ -161,7 +161,7 @@ def test_damage_anywhere_is_named_or_harmless(form: str) -> None:
 
 def test_only_pictures_formats_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", encoded(GRADIENT, "ICO"), b"", b"\0" * 99):
-        with pytest.raises(CorruptPictureError, match="x cannot be read as a picture"):
+        with pytest.raises(CorruptPictureError, match="x cannot be read as an image"):
             decode(data, "x")
     with pytest.raises(CorruptPictureError, match="x is 32x24; at most 700 pixels"):
         decode(encoded(GRADIENT), "x", most_pixels=700)
@@ -172,7 +172,7 @@ def test_a_jpeg_without_its_end_is_refused_whatever_stands_in_its_place(progress
     noise = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     thumbnail = encoded(GRADIENT, "JPEG")
     exif = Image.Exif()
-    exif[0x10E] = thumbnail.decode("latin-1")  # a picture with an end of its own in the header
+    exif[0x10E] = thumbnail.decode("latin-1")  # an image with an end of its own in the header
     data = encoded(noise, "JPEG", progressive=progressive, exif=exif.tobytes())
     assert decode(data, "x").shape == (3, 64, 64)
     assert decode(data + b"a camera's own bytes \xff\xda", "x").shape == (3, 64, 64)

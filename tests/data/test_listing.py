@@ -1,4 +1,4 @@
-"""Any folder, its zip and its tar are the same pictures: number, pixels, order, captions, left-out counts."""
+"""Any folder, its zip and its tar are the same images: number, pixels, order, captions, left-out counts."""
 
 import io
 import os
@@ -76,7 +76,7 @@ def test_a_folder_its_zip_and_its_tar_are_the_same(tmp_path: Path, names: list[s
         sources = [open_source(place) for place in places]
     except UserError:
         for place in places:
-            with pytest.raises(UserError, match="holds no picture"):
+            with pytest.raises(UserError, match="holds no image"):
                 open_source(place)
         return
     first = sources[0]
@@ -228,7 +228,7 @@ def test_shards_beside_pictures_are_ambiguous_and_shards_at_any_depth_are_read(t
         f"in/{shard}/b/{i}.png" for shard in ("9.TAR", "10.tar") for i in (9, 10)
     ]
     (tmp_path / "shards" / "0.png").write_bytes(picture(0, ".png"))
-    with pytest.raises(UserError, match=r"holds 1 pictures and 2 \.tar files; name one or the other"):
+    with pytest.raises(UserError, match=r"holds 1 images and 2 \.tar files; name one or the other"):
         open_source(tmp_path / "shards")
 
 
@@ -249,7 +249,7 @@ def test_endings_count_in_any_case(tmp_path: Path, name: str) -> None:
 def test_an_empty_source_says_what_it_left_out(tmp_path: Path) -> None:
     (tmp_path / ".hidden.png").write_bytes(b"")
     (tmp_path / "a.heic").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 left out, hidden; 1 left out, not a picture: \.heic"):
+    with pytest.raises(UserError, match=r"1 left out, hidden; 1 left out, not an image: \.heic"):
         open_source(tmp_path)
     assert len(Folder(tmp_path)) == 0
 
@@ -274,7 +274,7 @@ def test_hidden_shards_are_no_shards_and_what_lies_beside_shards_is_counted(tmp_
         (shards / name).write_bytes(b"")
     source = open_source(shards)
     assert len(source) == 2
-    assert source.left_out == {"hidden": 2, "not a picture: .gz": 1, "not a picture: .parquet": 1}
+    assert source.left_out == {"hidden": 2, "not an image: .gz": 1, "not an image: .parquet": 1}
 
 
 def test_tars_that_are_joined_or_zeroed_inside_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The same pictures from a folder, a zip, an npz and tar shards; faults named, sizes refused before memory is taken."""
+"""The same images from a folder, a zip, an npz and tar shards; faults named, sizes refused before memory is taken."""
 
 import io
 import tarfile
@@ -85,7 +85,7 @@ def test_a_corrupt_picture_is_named(tmp_path: Path, pictures: np.ndarray) -> Non
     source = open_source(tmp_path)
     assert source.read(1).shape == (3, 6, 5)
     for index, name in ((0, "cut.png"), (2, "text.png")):
-        with pytest.raises(CorruptPictureError, match=f"{name} cannot be read as a picture"):
+        with pytest.raises(CorruptPictureError, match=f"{name} cannot be read as an image"):
             source.read(index)
 
 
@@ -110,10 +110,10 @@ def test_what_is_no_source(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"neither one nor the other" * 40)
         with pytest.raises(UserError, match=name):
             open_source(tmp_path / name)
-    with pytest.raises(UserError, match="no pictures at"):
+    with pytest.raises(UserError, match="no images at"):
         open_source(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         open_source(tmp_path / "empty")
     for content, says in (
         (np.zeros((2, 4, 4, 3), np.float32), "expected uint8"),

@@ -141,8 +141,8 @@ REFUSED = {
         (b'{"annotations": [{"image_id": 1, "category_id": 2}]}', "annotation 1 has no caption"),
         (b'{"annotations": []}', "holds no"),
     ],
-    "a.parquet": [(b"PAR1", "is no .* file that is read")], "prompts": [(b"x", "is no .* file that is read")],
-    "a.yaml": [(b"- x", "is no .* file that is read")], "a.csv.gz": [(b"\x1f\x8b", "is no .* file that is read")],
+    "a.parquet": [(b"PAR1", "is not a .* that can be read")], "prompts": [(b"x", "is not a .* that can be read")],
+    "a.yaml": [(b"- x", "is not a .* that can be read")], "a.csv.gz": [(b"\x1f\x8b", "is not a .* that can be read")],
 }  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def trace(sampler: Any, *args: Any, **options: Any) -> tuple[list[float], list[T
 def assert_steps(ours: tuple[list[float], list[Tensor]], theirs: list[tuple[float, Tensor]]) -> None:
     assert ours[0] == pytest.approx([t for t, _ in theirs], rel=1e-6)
     for x, (_, expected) in zip(ours[1], theirs, strict=True):
-        # relative to the picture: an eps network that is no score leaves numbers of the order of 1 / alpha
+        # relative to the image: an eps network that is no score leaves numbers of the order of 1 / alpha
         scale = max(1.0, expected.abs().max().item())
         torch.testing.assert_close(x / scale, expected / scale, rtol=0, atol=1e-5)
 

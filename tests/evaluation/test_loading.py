@@ -1,4 +1,4 @@
-"""Batches keep the order and lose no picture, whatever the batch size, the threads, or what is corrupt."""
+"""Batches keep the order and lose no image, whatever the batch size, the threads, or what is corrupt."""
 
 from pathlib import Path
 
@@ -95,5 +95,5 @@ def test_shares_of_processes_cover_everything_once(monkeypatch: pytest.MonkeyPat
 
 def test_mixed_sizes_are_named() -> None:
     require_one_size({(3, 4, 5)}, "folder")
-    with pytest.raises(UserError, match="folder holds pictures of sizes 5x4, 6x4"):
+    with pytest.raises(UserError, match="folder holds images of sizes 5x4, 6x4"):
         require_one_size({(3, 4, 5), (3, 4, 6)}, "folder")

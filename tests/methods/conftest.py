@@ -1,4 +1,4 @@
-"""The tiny picture set, written once."""
+"""The tiny image set, written once."""
 
 import pytest
 from tiny_pictures import save_tiny_pictures

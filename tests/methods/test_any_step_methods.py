@@ -225,7 +225,7 @@ def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> No
     scheduler.write_text(json.dumps(config))
     tokens = other / "tokenizer" / "tokenizer_config.json"
     tokens.write_text(json.dumps({**json.loads(tokens.read_text()), "model_max_length": 8}))
-    with pytest.raises(UserError, match="too short to say that a picture is a fake"):
+    with pytest.raises(UserError, match="too short to say that an image is a fake"):
         build(pictures, network__init_from=str(other))
 
 

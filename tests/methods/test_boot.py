@@ -216,7 +216,7 @@ def test_prompts_are_all_the_data(teacher: str, tmp_path: Path) -> None:
     assert {name for name in taken if str(name).startswith("diffdistill.data")} == {"diffdistill.data.prompts"}
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a picture was asked for")
+        raise AssertionError("an image was asked for")
 
     with patch("diffdistill.data.emoji.load_emoji", refuse), patch("PIL.Image.open", refuse):
         Trainer(build(teacher), TrainingSettings(8, batch_size=4, cpu=True, validate_every=0), tmp_path).fit()

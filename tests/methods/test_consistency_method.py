@@ -19,7 +19,7 @@ from diffdistill.training.settings import TrainingSettings
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline's latents are 32 x 32 on these pictures, so its UNet is told so."""
+    """The tiny pipeline's latents are 32 x 32 on these images, so its UNet is told so."""
     folder = tmp_path_factory.mktemp("consistency")
     tiny.save_tiny_pipeline(folder / "teacher")
     config = folder / "teacher" / "unet" / "config.json"

@@ -38,7 +38,7 @@ SMALL = {"network__block_out_channels": (32, 32), "network__text_width": 32, "ne
 
 @pytest.fixture
 def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a teacher, prompts, pictures, an autoencoder; latents are cached in it too."""
+    """A folder with a teacher, prompts, images, an autoencoder; latents are cached in it too."""
     monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache"))
     made = tmp_path / "things"
     made.mkdir()
@@ -285,10 +285,10 @@ def test_real_pictures_are_content_in_the_order_of_the_prompts(things: Path) -> 
         adversarial = {"fake__network": "full", "adversary__data__source": str(things / "pictures")}
         return dict(build("SwiftBrush", things, **adversarial).content)
 
-    edit_json(things / "teacher" / "unet" / "config.json", sample_size=32)  # of pictures of 64 pixels
+    edit_json(things / "teacher" / "unet" / "config.json", sample_size=32)  # of images of 64 pixels
     before = content()
     assert set(before) == {"teacher.source", "prompts", "adversary.data.source"}
-    edit_pixel(things / "pictures" / "twemoji.webp")  # no picture of the prompts
+    edit_pixel(things / "pictures" / "twemoji.webp")  # no image of the prompts
     assert content() == before
     lines = (things / "prompts.txt").read_text().splitlines()
     (things / "prompts.txt").write_text("\n".join(reversed(lines)))

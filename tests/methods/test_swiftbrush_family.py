@@ -1,4 +1,4 @@
-"""What holds for every method that needs prompts alone: no picture, exact resuming, any number of processes."""
+"""What holds for every method that needs prompts alone: no image, exact resuming, any number of processes."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-# A process in which the picture set cannot be imported, and no picture opened.
+# A process in which the image set cannot be imported, and no image opened.
 WITHOUT_PICTURES = """
 import builtins, json, sys
 from pathlib import Path
@@ -79,7 +79,7 @@ def watched(file, *arguments, **options):
     return real_open(file, *arguments, **options)
 
 def refuse(*arguments, **options):
-    raise AssertionError("a picture was opened")
+    raise AssertionError("an image was opened")
 
 builtins.open, Image.open = watched, refuse
 for name, (cls, options) in family.items():
@@ -94,7 +94,7 @@ for name, (cls, options) in family.items():
             made(kind, **options, adversary__data__source=sys.argv[4])
         except ImportError:
             continue
-        raise AssertionError(f"{name}: pictures could be imported after all")
+        raise AssertionError(f"{name}: images could be imported after all")
 """
 
 

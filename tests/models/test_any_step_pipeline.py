@@ -1,4 +1,4 @@
-"""The folder of a model of two times: its sampler, its pictures, and one step of it as a stock pipeline."""
+"""The folder of a model of two times: its sampler, its images, and one step of it as a stock pipeline."""
 
 import json
 import shutil

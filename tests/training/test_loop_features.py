@@ -19,7 +19,7 @@ from small_method import Small  # noqa: E402
 
 
 class Pictured(Small):
-    """Shows one weight of the student as the grey of a picture; notes the progress it is told."""
+    """Shows one weight of the student as the grey of an image; notes the progress it is told."""
 
     def __init__(self) -> None:
         super().__init__()
