@@ -309,7 +309,8 @@ def test_a_file_of_captions_is_content_wherever_it_lies(things: Path) -> None:
         dict(made(methods.SelfE, False, **{**photos, "data__captions": str(things / "two.txt")}, **vae).content) == one
     )
     (things / "two.txt").write_text("a barn\na cat\n")
-    other = dict(made(methods.SelfE, False, **photos, **vae).content)
+    edited = {**photos, "data__captions": str(things / "two.txt")}
+    other = dict(made(methods.SelfE, False, **edited, **vae).content)
     assert {key for key in one if one[key] != other[key]} == {"data.source", "data.captions"}
 
 
