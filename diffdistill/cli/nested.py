@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace
 
@@ -75,13 +75,19 @@ def built(constructor: Any, values: Namespace, prefix: str) -> Any:
         UserError: what settings refuse, with the dotted key of the group that they are in. What the constructor itself
             raises is left as it is.
     """
-    made = dict(vars(values))
-    for name, kind in types_of(constructor).items():
-        if is_settings(kind) and isinstance(made.get(name), Namespace):
-            key = f"{prefix}.{name}"
-            try:
-                made[name] = built(kind, made[name], key)
-            except UserError as error:
-                said = str(error)
-                raise UserError(said if said.startswith("method.") else f"{key}: {said}") from error
-    return constructor(**made)
+    types, given = types_of(constructor), vars(values)
+    return constructor(**{name: _made(types.get(name), value, f"{prefix}.{name}") for name, value in given.items()})
+
+
+def _made(kind: Any, value: Any, key: str) -> Any:
+    """A value as its type wants it: settings, several of them in a tuple, or as it is."""
+    if get_origin(kind) is tuple and is_settings(get_args(kind)[0]) and isinstance(value, Sequence):
+        return tuple(_made(get_args(kind)[0], each, f"{key}[{i}]") for i, each in enumerate(value))
+    if not is_settings(kind) or not isinstance(value, Namespace):
+        return value
+    inner = value.get("init_args") or Namespace() if "class_path" in vars(value) else value
+    try:
+        return built(kind, inner, key)
+    except UserError as error:
+        said = str(error)
+        raise UserError(said if said.startswith(key) else f"{key}: {said}") from error

@@ -92,18 +92,19 @@ def load_captioned(data: CaptionedData, size: tuple[int, int] | None = None, cap
         if size is not None and size != (data.size, data.size):
             raise UserError(f"size is {data.size}, and the model takes images of {size[0]} by {size[1]} pixels")
         size = (data.size, data.size)
+    enlarge = data.size is not None
     if (Path(data.source) / "concepts.tsv").is_file():
         if data.captions is not None:
             raise UserError(f"captions is {data.captions}; the emoji set {data.source} has captions of its own")
         from diffdistill.data.emoji import load_emoji
 
         emoji = load_emoji(data.source)
-        return CaptionedImages(_sized(emoji.images, size), emoji.names, emoji.styles)
+        return CaptionedImages(_sized(emoji.images, size, enlarge), emoji.names, emoji.styles)
     from diffdistill.data.sources import open_source
 
     source = open_source(data.source)
     captions = _captions(source, data) if captioned else [""] * len(source)
-    return CaptionedImages(_read(source, size), captions)
+    return CaptionedImages(_read(source, size, enlarge), captions)
 
 
 def load_split(source: str | Path, split: str = "train") -> CaptionedImages:
@@ -135,7 +136,7 @@ def _captions(source: Source, data: CaptionedData) -> list[str]:
     return found
 
 
-def _read(source: Source, size: tuple[int, int] | None) -> Tensor:
+def _read(source: Source, size: tuple[int, int] | None, enlarge: bool) -> Tensor:
     """All images, (N, 3, H, W)."""
     from diffdistill.data.loading import batches
 
@@ -143,7 +144,10 @@ def _read(source: Source, size: tuple[int, int] | None) -> Tensor:
     kept: Tensor | None = None
 
     def prepare(image: Tensor) -> Tensor:
-        return image if size is None else fitted(image, size)
+        if size is None:
+            return image
+        _refuse_enlarging(image, size, enlarge)
+        return fitted(image, size)
 
     with tqdm(total=n, desc="images", unit="img", disable=n < 500) as bar:
         for batch in batches(source, range(n), prepare=prepare):
@@ -191,7 +195,18 @@ def fitted(image: Tensor, size: Sequence[int]) -> Tensor:
     return made[0].round().clamp(0, 255).byte()
 
 
-def _sized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+def _refuse_enlarging(image: Tensor, size: tuple[int, int], enlarge: bool) -> None:
+    """Raise ValueError for an image that is smaller than the model's, unless its user asks for that size."""
+    height, width = image.shape[-2:]
+    if not enlarge and (height < size[0] or width < size[1]):
+        raise UserError(
+            f"an image has {width} by {height} pixels, and the model takes {size[1]} by {size[0]}; set size to "
+            f"{min(size)} to have smaller images enlarged"
+        )
+
+
+def _sized(images: Tensor, size: tuple[int, int] | None, enlarge: bool) -> Tensor:
     if size is None or images.shape[-2:] == size:
         return images
+    _refuse_enlarging(images[0], size, enlarge)
     return torch.stack([fitted(image, size) for image in images])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,9 @@ class Sampling:
             raise UserError(f"finest_steps is {self.finest_steps}; it must be 2 or more, or null")
 
 
-AT_THE_START = Sampling(0.0, 0.0)  # s = t: for a network that has been conditioned on nothing else
+def at_the_start(sampling: Sampling) -> Sampling:
+    """With s = t in every step, for a network that has been conditioned on nothing else so far."""
+    return replace(sampling, target_fraction=0.0, one_step_target_fraction=0.0, finest_steps=None)
 
 
 class AnyStep(Method):

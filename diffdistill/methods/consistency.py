@@ -32,7 +32,7 @@ from diffdistill.models.prompt_table import PromptTable, embed_prompts
 from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_guidance, unwrap
 from .content import of_data, of_teacher
 from .settings import ExportSettings, TeacherSettings
-from .student import first_time, require_variance_preserving
+from .student import require_variance_preserving
 
 
 class Consistency(Method):
@@ -78,7 +78,8 @@ class Consistency(Method):
             skipped_times(self.schedule, torch.zeros(1), grid)
         except ValueError as error:
             raise UserError(f"grid: {error}") from error
-        first_time(self.teacher, None)  # refuses a teacher that cannot make x0 from noise alone
+        if self.teacher.prediction_type == "eps" and not self.schedule.alpha(torch.tensor(self.schedule.last)) > 0:
+            raise UserError("the teacher predicts noise and its last time holds no signal: one step says nothing of x0")
         images = load_captioned(data, self.teacher.image_size)
         self.guidance_scale, self.grid, self.huber, self.ema_decay = guidance_scale, grid, huber, ema_decay
         self.boundary = Boundary(scale=boundary_scale)
@@ -88,7 +89,7 @@ class Consistency(Method):
         student = full_copy(self.teacher.backbone)
         self.networks = {"student": student, "average": averaged_copy(student)}
         self.optimizers = {"student": optimizer}
-        self.frozen = {"teacher": self.teacher.backbone}
+        self.frozen = self.teacher.parts()
         self.half = export.half
         self.null: Condition = None
         self._images: Tensor | None = images.images
@@ -105,6 +106,8 @@ class Consistency(Method):
         if self._images is not None:
             self.latents, self._images = encoded(self.teacher.latents, self._images), None
         self.null, self.table = self.teacher.null(), embed_prompts(self.teacher, self.captions, self.device)
+        if not self.table.on_demand:
+            self.teacher.move_text_encoders("cpu")
 
     def enable_gradient_checkpointing(self) -> None:
         unwrap(self.networks["student"]).inner.enable_gradient_checkpointing()
@@ -153,4 +156,4 @@ class Consistency(Method):
         scheduler = consistency_scheduler(self.teacher, self.grid, self.boundary.scale)
         export_student(self.teacher, copy.deepcopy(unwrap(self.networks["student"]).inner), scheduler, folder)
         if self.half:
-            halve(folder)
+            halve(folder, (self.teacher.family.network, self.teacher.family.autoencoder))

@@ -42,7 +42,8 @@ class DMD2(OneStep):
             is given.
         weight: weight on the residual, a name in `distill.WEIGHTS`; dmd is the paper's.
         guidance_scale: the teacher's guidance; 1.75 for Stable Diffusion 1.5, 8 for SDXL. The fake score has none.
-        fake: the fake score; 5 updates for one of the student, and 10 for Stable Diffusion 1.5.
+        fake: the fake score; 5 updates for one of the student, and 10 for Stable Diffusion 1.5. In Python, change the
+            default as in `dataclasses.replace(DMD2.FAKE, updates=10)`: a new `FakeScore` has other defaults.
         times: times at which the student's samples are judged.
         optimizer: of the student.
         noise_ratio: sigma/alpha of the time at which noise is given; null for the last time.
@@ -50,6 +51,7 @@ class DMD2(OneStep):
         export: how the product is stored.
     """
 
+    FAKE = FakeScore(optimizer=OptimizerSettings(1e-5), updates=5, weight="eps", guidance_scale=1.0)
     judge: Judge
 
     def __init__(
@@ -59,7 +61,7 @@ class DMD2(OneStep):
         steps: int = 1,
         weight: str = "dmd",
         guidance_scale: float = 1.75,
-        fake: FakeScore = FakeScore(optimizer=OptimizerSettings(1e-5), updates=5, weight="eps", guidance_scale=1.0),
+        fake: FakeScore = FAKE,
         times: JudgedTimes = JudgedTimes(),
         optimizer: OptimizerSettings = OptimizerSettings(1e-5),
         noise_ratio: float | None = None,

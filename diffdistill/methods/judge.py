@@ -49,8 +49,7 @@ class Judge:
         adversary: the adversarial term; None for none.
 
     Attributes:
-        networks: {"fake": the fake score's network}, from `add_networks` on; or empty.
-        frozen: {"teacher": its network}, or empty where the fake score is adapters on that very network.
+        networks: the method's own, from `add_networks` on.
         progress: share of the run that is done; the method sets it before a step where `times.moves`.
 
     Raises:
@@ -78,7 +77,6 @@ class Judge:
         self.null: Condition = None  # set by `prepare`
         self.progress = 0.0
         self.networks: dict[str, nn.Module] = {}
-        self.frozen: dict[str, nn.Module] = {} if self.shared else {"teacher": teacher.backbone}
 
     def add_networks(self, networks: dict[str, nn.Module], optimizers: dict[str, OptimizerSettings]) -> None:
         """Put the fake score's network and its optimiser among those of the method, as "fake"; without one, nothing.
@@ -89,12 +87,17 @@ class Judge:
         if fake is None:
             return
         if self.shared:
+            if next(self.teacher.backbone.parameters()).dtype == torch.float16:
+                raise UserError(
+                    "fake.network is lora on a teacher in float16, whose gradients underflow: take bfloat16"
+                )
             targets = fake.lora.targets or self.teacher.family.lora_targets
             network = add_lora(self.teacher.backbone, fake.lora.rank, fake.lora.alpha, targets)
         else:
             network = full_copy(self.teacher.backbone)
-        self.networks["fake"] = network if self.adversary is None else self.adversary.with_critic(network)
-        networks["fake"], optimizers["fake"] = self.networks["fake"], fake.optimizer
+        networks["fake"] = network if self.adversary is None else self.adversary.with_critic(network)
+        optimizers["fake"] = fake.optimizer
+        self.networks = networks
 
     def prepare(self, null: Condition, device: torch.device) -> None:
         """Take the condition of the empty prompt, which is on the device, and prepare the adversarial term there."""

@@ -78,7 +78,10 @@ class OneStep(Method):
         teacher.report_cut(prompts)
         self.networks = {"student": full_copy(teacher.backbone)}
         self.optimizers = {"student": optimizer}
-        self.frozen = {} if judge is not None and judge.shared else {"teacher": teacher.backbone}
+        parts = dict(teacher.parts())
+        if judge is not None and judge.shared:  # it is trained with its adapters
+            parts.pop(teacher.family.network)
+        self.frozen = parts
         self.content = {"teacher.source": of_teacher(teacher), "prompts": digest(prompts)}
         if judge is not None:
             judge.add_networks(self.networks, self.optimizers)
@@ -98,6 +101,8 @@ class OneStep(Method):
         self.table = embed_prompts(self.teacher, self.prompts, self.device)
         if self.judge is not None:
             self.judge.prepare(self.null, self.device)
+        if not self.table.on_demand:  # all is embedded
+            self.teacher.move_text_encoders("cpu")
 
     def begin_step(self, step: int) -> None:
         if self.judge is not None and self.judge.times.moves:
@@ -134,7 +139,7 @@ class OneStep(Method):
         network = self.student.exported(self.networks["student"])
         export_student(self.teacher, network, self.student.scheduler(), folder)
         if self.half:
-            halve(folder)
+            halve(folder, (self.teacher.family.network, self.teacher.family.autoencoder))
 
 
 def adversary_of(settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str]) -> Adversary | None:

@@ -162,7 +162,7 @@ class Progressive(OneStep):
         super().__init__(loaded, texts, student, optimizer, export)
         self.frozen = {}  # the teacher's network is the first predecessor
         self.at_first = optimizer
-        self.networks["predecessor"] = Predecessor(loaded.backbone)
+        self.networks["predecessor"] = Predecessor(loaded.backbone.float())
 
     # ---- stages -----------------------------------------------------------------------------------------------
 

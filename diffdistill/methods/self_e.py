@@ -33,7 +33,7 @@ from diffdistill.distill import (
 )
 from diffdistill.errors import UserError
 
-from .any_step import AT_THE_START, AnyStep, AnyStepExport, Sampling
+from .any_step import AnyStep, AnyStepExport, Sampling, at_the_start
 from .base import Batch, Loss, OptimizerSettings, Phase, check_shares
 from .captioned_latents import Augmentation
 from .new_network import NetworkSettings
@@ -114,7 +114,7 @@ class SelfE(AnyStep):
             export,
             ema_decay=ema_decay if judged else None,
             grid_shift=float(torch.tensor(time_mean, dtype=torch.float64).exp()),  # warped as the times are
-            sampling=lambda: sampling if judged and self._span() > 0 else AT_THE_START,
+            sampling=lambda: sampling if judged and self._span() > 0 else at_the_start(sampling),
         )
         if fake_from is not None and len(self._phrase()) > self.source.tokenizer.model_max_length - 3:
             raise UserError(

@@ -198,6 +198,11 @@ class AdversarySettings:
         for name, value in (("weight", self.weight), ("critic_weight", self.critic_weight)):
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value}; it must be a number from 0")
+        default = {"weight": 3e-3, "critic_weight": 1e-2, "tap": None}
+        given = [name for name, value in default.items() if getattr(self, name) != value]
+        given += [f"data.{name}" for name in ("captions", "size") if getattr(self.data, name) is not None]
+        if self.data.source is None and given:
+            raise UserError(f"{given[0]} is set, but data.source names no images: there would be no adversarial term")
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from diffdistill.data.prompts import read_prompts
 from diffdistill.diffusion import Condition
 from diffdistill.distill import SampleRandom, on_the_sample, score_identity_loss
+from diffdistill.errors import UserError
 
 from .base import Loss, OptimizerSettings, Phase, check_guidance
 from .judge import Judge
@@ -40,7 +41,8 @@ class SiD(OneStep):
         alpha: the paper's alpha; 1 with text, 1.2 on CIFAR-10.
         guidance_scale: of the teacher where it judges.
         fake: the fake score. By default it judges and is trained with the teacher's guidance scale, and is trained at
-            the times judged; its samples without a prompt are made without one, as in the released code.
+            the times judged; its samples without a prompt are made without one, as in the released code. In Python,
+            change the default as in `dataclasses.replace(SiD.FAKE, updates=2)`: a new `FakeScore` has other defaults.
         times: times at which samples are judged.
         optimizer: of the student.
         noise_ratio: sigma/alpha of the time at which the student is given noise; null for the last time.
@@ -48,6 +50,14 @@ class SiD(OneStep):
         export: how the product is stored.
     """
 
+    FAKE = FakeScore(
+        optimizer=_ADAM,
+        weight="eps",
+        drop_text=None,
+        sample_dropped=True,
+        train_guidance_scale=None,
+        train_times="judged",
+    )
     judge: Judge
 
     def __init__(
@@ -56,17 +66,16 @@ class SiD(OneStep):
         prompts: str,
         alpha: float = 1.0,
         guidance_scale: float = 2.0,
-        fake: FakeScore = FakeScore(
-            optimizer=_ADAM, weight="eps", drop_text=None, sample_dropped=True, train_guidance_scale=None,
-            train_times="judged",
-        ),
+        fake: FakeScore = FAKE,
         times: JudgedTimes = JudgedTimes(t_max=0.98),
         optimizer: OptimizerSettings = _ADAM,
         noise_ratio: float | None = 2.5,
         adversary: AdversarySettings = AdversarySettings(),
         export: ExportSettings = ExportSettings(),
-    ) -> None:  # fmt: skip
+    ) -> None:
         check_guidance(guidance_scale=guidance_scale)
+        if teacher.dtype == "float16":
+            raise UserError("teacher.dtype is float16; SiD's gradient runs through the teacher, so take bfloat16")
         self.alpha = alpha
         texts, loaded = read_prompts(prompts), teacher.load()
         judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts))
@@ -74,6 +83,11 @@ class SiD(OneStep):
         super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)
 
     def enable_gradient_checkpointing(self) -> None:
+        if self.judge.shared:
+            raise UserError(
+                "training.gradient_checkpointing: SiD's gradient runs through the teacher with its adapters off, which "
+                "cannot be computed again; set fake.network to full, or this to false"
+            )
         super().enable_gradient_checkpointing()
         self.teacher.backbone.inner.enable_gradient_checkpointing()  # a gradient runs through it as well
 

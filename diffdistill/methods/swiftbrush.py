@@ -43,7 +43,8 @@ class SwiftBrush(OneStep):
             alpha_sigma, alpha_sigma2.
         guidance_scale: the teacher's guidance.
         eta: largest shift of ASD's later time, as a share of t - t_min; read by the residual asd alone.
-        fake: the fake score; read by the residual vsd alone.
+        fake: the fake score; read by the residual vsd alone. In Python, change the default as in
+            `dataclasses.replace(SwiftBrush.FAKE, network="full")`: a new `FakeScore` has other defaults.
         times: times at which the student's samples are judged.
         optimizer: of the student.
         noise_ratio: sigma/alpha of the time at which the student is given noise; null for the last time.
@@ -51,6 +52,7 @@ class SwiftBrush(OneStep):
         export: how the product is stored.
     """
 
+    FAKE = FakeScore("lora", OptimizerSettings(1e-3), drop_text=0.1)
     judge: Judge
 
     def __init__(
@@ -61,7 +63,7 @@ class SwiftBrush(OneStep):
         weight: str = "sigma2",
         guidance_scale: float = 4.5,
         eta: float = 0.1,
-        fake: FakeScore = FakeScore("lora", OptimizerSettings(1e-3), drop_text=0.1),
+        fake: FakeScore = FAKE,
         times: JudgedTimes = JudgedTimes(),
         optimizer: OptimizerSettings = OptimizerSettings(1e-6),
         noise_ratio: float | None = None,

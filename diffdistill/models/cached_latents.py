@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdistill.files import user_cache, write_atomic
-from diffdistill.models.digests import weights_digest
+from diffdistill.models.digests import network_settings, weights_digest
 from diffdistill.models.latents import LatentSpace
 
 WORTH_KEEPING = 5000  # images: about a minute on a processor
@@ -46,7 +46,8 @@ def varied_latents(
             the number of variants.
         made_from: what the images and their variants depend on, for the file's hash.
     """
-    key = json.dumps([weights_digest(latents.autoencoder), latents.scale, dict(made_from)], sort_keys=True)
+    settings = network_settings(latents.autoencoder)
+    key = json.dumps([weights_digest(latents.autoencoder), settings, dict(made_from)], sort_keys=True, default=str)
     file = user_cache() / f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     wanted = {name: (n, variants) for name, (n, _, variants) in pictures.items()}
     total = sum(n * variants for n, variants in wanted.values())
@@ -62,7 +63,7 @@ def varied_latents(
         for name, (n, variant, variants) in pictures.items():
             parts = []
             for number in range(variants):
-                parts.append(latents.encode_bytes(variant(number)))
+                parts.append(latents.encode_bytes(variant(number)).cpu())
                 bar.update(n)
             made[name] = torch.stack(parts, 1).contiguous()
     try:

@@ -18,6 +18,7 @@ from diffdistill.errors import UserError
 
 from .pipeline_folder import Part, PipelineFolder
 
+PIXELS = 1 << 20  # 4 GB of activations in a wide autoencoder
 KL = Part(("AutoencoderKL",), "diffusers")
 
 
@@ -67,14 +68,25 @@ class LatentSpace:
 
     @torch.no_grad()
     def encode_bytes(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Images (N, 3, H, W), uint8, to latents (N, C, h, w), on the autoencoder's device."""
-        device = self.autoencoder.device
-        return torch.cat([self.encode(c.to(device).float() / 127.5 - 1) for c in images.split(batch_size)])
+        """Images (N, 3, H, W), uint8, to latents (N, C, h, w), on the autoencoder's device.
+
+        Args:
+            images: on any device.
+            batch_size: images at once, at most; fewer of large ones.
+        """
+        device, size = self.autoencoder.device, _at_once(batch_size, images.shape[-2] * images.shape[-1])
+        return torch.cat([self.encode(c.to(device).float() / 127.5 - 1) for c in images.split(size)])
 
     @torch.no_grad()
     def images(self, latents: Tensor, batch_size: int = 16) -> Tensor:
-        """Latents (N, C, h, w) to images (N, 3, H, W) in [0, 1]."""
-        return torch.cat([self.decode(z) for z in latents.split(batch_size)]).clamp(-1, 1) / 2 + 0.5
+        """Latents (N, C, h, w) to images (N, 3, H, W) in [0, 1].
+
+        Args:
+            latents: on the autoencoder's device.
+            batch_size: images at once, at most; fewer of large ones.
+        """
+        size = _at_once(batch_size, latents.shape[-2] * latents.shape[-1] * self.factor**2)
+        return torch.cat([self.decode(z) for z in latents.split(size)]).clamp(-1, 1) / 2 + 0.5
 
     def _scaled(self, latents: Tensor) -> Tensor:
         if self.statistics is not None:
@@ -87,6 +99,11 @@ class LatentSpace:
             mean, std = (each.to(latents) for each in self.statistics)
             return latents * std / self.scale + mean
         return latents / self.scale + self.shift if self.shift else latents / self.scale
+
+
+def _at_once(most: int, pixels: int) -> int:
+    """How many images of so many pixels an autoencoder takes at once: about a million pixels."""
+    return max(1, min(most, PIXELS // pixels))
 
 
 def load_autoencoder(source: str) -> Any:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -45,7 +47,12 @@ class PromptTable:
         cond: of N rows, on the CPU or on the device; parts with one row are shared by all prompts.
         size: N.
         device: where rows are wanted.
+
+    Attributes:
+        on_demand: whether rows still need the text encoders.
     """
+
+    on_demand = False
 
     def __init__(self, cond: Condition, size: int, device: torch.device | str) -> None:
         self._cond, self._size, self._device = cond, size, torch.device(device)
@@ -56,6 +63,26 @@ class PromptTable:
     def rows(self, indices: Sequence[int]) -> Condition:
         """The condition of some prompts, one row each, on the device."""
         return move(take_rows(self._cond, list(indices)), self._device)
+
+
+class PromptsOnDemand(PromptTable):
+    """Conditions of N prompts that are embedded anew each time they are asked for; the text encoders must stay.
+
+    Args:
+        teacher: whose text encoders embed.
+        prompts: N texts.
+        device: where rows are wanted.
+    """
+
+    on_demand = True
+
+    def __init__(self, teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> None:
+        super().__init__(None, len(prompts), device)
+        self._teacher, self._prompts = teacher, list(prompts)
+
+    def rows(self, indices: Sequence[int]) -> Condition:
+        """The condition of some prompts, on the device."""
+        return move(self._teacher.embed([self._prompts[i] for i in indices], BATCH), self._device)
 
 
 def embed_prompts(teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> PromptTable:
@@ -72,13 +99,31 @@ def embed_prompts(teacher: Teacher, prompts: Sequence[str], device: torch.device
     if table_bytes(teacher, len(prompts)) <= IN_MEMORY:
         return PromptTable(move(teacher.embed(prompts, BATCH), device), len(prompts), device)
     file = user_cache() / f"prompts-{_key(teacher, prompts, device)}.safetensors"
+    if not file.exists() and (bytes_ := table_bytes(teacher, len(prompts))) > _room(file.parent):
+        if rank_and_processes()[0] == 0:
+            print(
+                f"note: the embeddings of {len(prompts)} prompts would take {bytes_ / 2**30:.1f} GiB in {file.parent}, "
+                "more than half of what is free there, so they are made again for every batch; DIFFDISTILL_CACHE names "
+                "another folder",
+                file=sys.stderr,
+                flush=True,
+            )
+        return PromptsOnDemand(teacher, prompts, device)
     first = int(os.environ.get("LOCAL_RANK") or rank_and_processes()[0]) == 0 or rank_and_processes()[1] == 1
     while (found := _read(file)) is None:
         if first:
             _write(file, teacher, prompts)
+            if _read(file) is None:
+                raise UserError(f"{file} was written and cannot be read; set DIFFDISTILL_CACHE to another folder")
         else:
             time.sleep(0.2)  # a barrier would give up on it after minutes
     return PromptTable(found, len(prompts), device)
+
+
+def _room(folder: Path) -> int:
+    """Half of the bytes that are free where the folder is or would be."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free // 2
 
 
 def table_bytes(teacher: Teacher, size: int) -> int:
@@ -94,6 +139,8 @@ def _key(teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -
     words = {name: value for name, value in settings.items() if name not in unread}
     made_from = [
         teacher.family.pipeline_class,
+        # sizes are a part of some conditions
+        [teacher.latent_shape, teacher.latents.factor, dict(teacher.pipeline.config)],
         words,
         {name: weights_digest(part) for name, part in encoders.items()},
         torch.device(device).type,

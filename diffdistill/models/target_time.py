@@ -62,6 +62,7 @@ class TargetTimeUNet(nn.Module):
             cond: prompt embeddings (B, L, D).
         """
         unet: Any = self.inner
+        cond = cond.to(z.dtype)  # of a teacher in a lower precision
         if self.target_time == "replaced":
             return call_unet(unet, z, target, cond)
         return call_unet(unet, z, torch.full_like(target, self.t_star), cond, class_labels=target)

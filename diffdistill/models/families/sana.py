@@ -165,6 +165,8 @@ class Sana(Family):
     def few_step_scheduler(self, teacher: Teacher, time: float | Tensor, steps: int) -> Any:
         from diffusers import FlowMatchLCMScheduler
 
+        if steps == 1:
+            return self.one_step_scheduler(teacher, time)
         # k steps visit 1, 1 - 1/k, ..., 1/k
         return FlowMatchLCMScheduler(num_train_timesteps=_from_noise(teacher, time), shift_terminal=1 / steps)
 
