@@ -20,7 +20,7 @@ from diffdistill.models.cached_latents import encoded
 from diffdistill.models.latents import LatentSpace
 from diffdistill.models.prompt_table import _key
 from diffdistill.models.teacher import load_teacher
-from diffdistill.training.optimizers import make_optimizer
+from diffdistill.training.optimizers import make_optimizer, set_learning_rates
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ def test_groups_of_parameters_come_from_the_config(folder: Path, tmp_path: Path)
     _, namespace = parse([config(pattern="time_embedding", learning_rate=1e-4), "--output_dir", str(tmp_path / "run")])
     method = build_method(namespace)
     optimizer = make_optimizer("student", method.networks["student"], method.optimizers["student"])
+    set_learning_rates(optimizer, method.optimizers["student"], 1.0)
     assert sorted(group["lr"] for group in optimizer.param_groups) == [1e-4, 1e-3]
     _, namespace = parse([config(pattern="(", learning_rate=1e-4), "--output_dir", str(tmp_path / "run")])
     with pytest.raises(UserError, match=r"method.optimizer.groups\[0\]: the pattern '\(' is no regular expression"):

@@ -72,7 +72,7 @@ def exported(teacher: Path, to: Path) -> list[Path]:
     (to / "prompts.txt").write_text("red apple\n")
     runs = {"one": (SwiftBrush, teacher), "few": (DMD2, teacher), "b": (SwiftBrush, bare), "l": (SwiftBrush, listed)}
     for name, (method, source) in runs.items():
-        method(str(source), str(to / "prompts.txt")).export(to / name)
+        made(method, teacher__source=str(source), prompts=str(to / "prompts.txt")).export(to / name)
     parts = load_teacher(str(bare)).pipeline
     model = AnyStepModel(parts, TwoTimeUNet(parts.unet), FlowSchedule())
     export_stock_one_step(model, to / "any_step")

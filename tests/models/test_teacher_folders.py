@@ -10,6 +10,7 @@ import pytest
 import tiny_pipeline as tiny
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
+from made import made
 
 from diffdistill.errors import UserError
 from diffdistill.methods import DMD2, SiD, SwiftBrush
@@ -103,7 +104,7 @@ def test_oblong_pictures_are_trained_exported_and_generated(
 ) -> None:
     oblong = with_unet(folder, tmp_path / "oblong", sample_size=size)
     (tmp_path / "prompts.txt").write_text("red apple\n")
-    student = method(str(oblong), str(tmp_path / "prompts.txt"))
+    student = made(method, teacher__source=str(oblong), prompts=str(tmp_path / "prompts.txt"))
     assert student.teacher.latent_shape == shape
     assert student.validate().images.shape[1:] == (3, 2 * shape[1], 2 * shape[2])
     student.export(tmp_path / "export")
