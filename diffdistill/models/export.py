@@ -6,7 +6,6 @@ The pipeline has the student's network, a scheduler that the teacher's family ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +45,13 @@ def export_few_steps(teacher: Teacher, network: Any, time: float | Tensor, steps
     export_student(teacher, network, teacher.family.few_step_scheduler(teacher, time, steps), folder)
 
 
-def halve(folder: Path, parts: Iterable[str] = ("unet", "vae")) -> None:
-    """Rewrite the weights of networks under a pipeline folder as float16; diffusers loads them as float32.
+def halve(folder: Path) -> None:
+    """Rewrite the weights of the diffusers networks under a pipeline folder as float16.
 
-    Text encoders stay as they are: transformers would keep them in float16, beside a float32 network.
-
-    Args:
-        folder: of a pipeline.
-        parts: names of diffusers networks.
+    These are the denoising network and the autoencoder; diffusers loads them as float32. Text encoders stay as they
+    are: transformers would keep them in float16, beside a float32 network.
     """
     from safetensors.torch import load_file, save_file
 
-    for path in [path for part in parts for path in sorted((folder / part).glob("*.safetensors"))]:
+    for path in sorted(folder.glob("*/diffusion_pytorch_model*.safetensors")):
         save_file({k: v.half() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})

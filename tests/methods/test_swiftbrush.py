@@ -188,7 +188,7 @@ def test_bad_teachers_are_one_line_errors(teacher: str, tmp_path: Path, monkeypa
     other = tiny.save_tiny_pipeline(tmp_path / "other")
     index = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    with pytest.raises(UserError, match="FluxPipeline"):
+    with pytest.raises(UserError, match="FluxPipeline; Stable Diffusion 1.x"):
         made(SwiftBrush, teacher__source=str(other), prompts=prompts)
     for adapters in ({"fake__lora__targets": ("to_qq",)}, {"fake__lora__rank": 0}, {"fake__lora__targets": ("norm1",)}):
         with pytest.raises(UserError, match="lora"):
