@@ -156,4 +156,4 @@ class Consistency(Method):
         scheduler = consistency_scheduler(self.teacher, self.grid, self.boundary.scale)
         export_student(self.teacher, copy.deepcopy(unwrap(self.networks["student"]).inner), scheduler, folder)
         if self.half:
-            halve(folder, (self.teacher.family.network, self.teacher.family.autoencoder))
+            halve(folder)

@@ -139,7 +139,7 @@ class OneStep(Method):
         network = self.student.exported(self.networks["student"])
         export_student(self.teacher, network, self.student.scheduler(), folder)
         if self.half:
-            halve(folder, (self.teacher.family.network, self.teacher.family.autoencoder))
+            halve(folder)
 
 
 def adversary_of(settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str]) -> Adversary | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import tiny_families
 import tiny_pipeline as tiny
 import yaml
 
@@ -16,6 +17,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stand-ins")
     tiny.save_tiny_pipeline(folder / "sd", "epsilon")
+    tiny_families.save_tiny_sdxl(folder / "sdxl")
+    tiny_families.save_tiny_sana(folder / "sana")
     (folder / "prompts.txt").write_text("red apple\nblue car\n")
     return folder
 
