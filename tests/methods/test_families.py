@@ -1,4 +1,4 @@
-"""Teachers of other families in training: the first loss, exact resume, checkpointing, critics, exports and refusals."""
+"""Teachers of other families in training: first loss, exact resume, checkpointing, critics, exports, refusals."""
 
 from pathlib import Path
 from typing import Any
