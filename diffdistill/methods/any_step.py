@@ -293,7 +293,10 @@ def _load_start(source: str, time_scale: int) -> _Start:
             raise UserError(f"network.init_from {source} has time_scale {scale}; here it is {time_scale}")
         p, unet, process = model.pipeline, model.network.inner, model.network.process
         return _Start(source, unet, p.vae, p.text_encoder, p.tokenizer, model.latent_shape, process)
+    from diffdistill.models.families.unet import check_plain_unet
+
     teacher = load_checked_teacher(source)
+    check_plain_unet(teacher.backbone.inner, "a second time")  # before images are encoded
     try:
         process = VPOnStraightPath(teacher.scheduler_config)
     except ValueError as error:
