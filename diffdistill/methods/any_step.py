@@ -37,6 +37,7 @@ from diffdistill.models.any_step_pipeline import (
 from diffdistill.models.attention import set_attention
 from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.export import halve
+from diffdistill.models.families.unet import check_plain_unet
 from diffdistill.models.latents import LatentSpace, load_autoencoder
 from diffdistill.models.stock_check import load_checked_teacher
 from diffdistill.models.text import check_unmasked, report_cut
@@ -293,10 +294,8 @@ def _load_start(source: str, time_scale: int) -> _Start:
             raise UserError(f"network.init_from {source} has time_scale {scale}; here it is {time_scale}")
         p, unet, process = model.pipeline, model.network.inner, model.network.process
         return _Start(source, unet, p.vae, p.text_encoder, p.tokenizer, model.latent_shape, process)
-    from diffdistill.models.families.unet import check_plain_unet
-
     teacher = load_checked_teacher(source)
-    check_plain_unet(teacher.backbone.inner, "a second time")  # before images are encoded
+    check_plain_unet(teacher.backbone.inner, f"network.init_from {source}: a second time")
     try:
         process = VPOnStraightPath(teacher.scheduler_config)
     except ValueError as error:

@@ -23,7 +23,7 @@ from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.errors import UserError
 from diffdistill.models.attention import set_attention
 from diffdistill.models.export import halve
-from diffdistill.models.families.unet import TextConditionedUNet
+from diffdistill.models.families.unet import TextConditionedUNet, check_plain_unet
 from diffdistill.models.latents import LatentSpace, load_autoencoder
 from diffdistill.models.stock_check import load_checked_teacher
 from diffdistill.models.text import check_unmasked, report_cut
@@ -135,6 +135,7 @@ def _start(source: str, latents: LatentSpace) -> tuple[Any, Any, Any]:
         UserError: another kind of prediction or schedule, or latents of another number of channels.
     """
     teacher = load_checked_teacher(source)
+    check_plain_unet(teacher.backbone.inner, f"network.init_from {source}: this method")
     check_unmasked(teacher.pipeline.text_encoder, f"network.init_from {source}")
     table = VPSchedule.from_config(SCHEDULER).alphas_cumprod
     found = getattr(teacher.schedule, "alphas_cumprod", torch.empty(0))

@@ -69,3 +69,19 @@ def test_a_switch_without_effect_is_an_error(unet: UNet2DConditionModel, monkeyp
     monkeypatch.setattr(unet, "set_attn_processor", lambda processor: None)
     with pytest.raises(UserError, match="math was asked for, but the network runs AttnProcessor2_0"):
         set_attention(unet, "math")
+
+
+def test_a_network_whose_processors_take_a_backend_by_name_is_really_switched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import FluxTransformer2DModel
+
+    network = FluxTransformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    for backend, name in (("math", "_native_math"), ("sdpa", "native")):
+        assert set_attention(network, backend) == backend
+        assert {str(p._attention_backend.value) for p in network.attn_processors.values()} == {name}
+    assert set_attention(network, "auto", "cpu") == "math"
+    monkeypatch.setattr(type(network), "set_attention_backend", lambda self, name: None)  # a silent one
+    with pytest.raises(UserError, match="attention sdpa was asked for, but the network runs _native_math"):
+        set_attention(network, "sdpa")
