@@ -1,8 +1,9 @@
 """Train the heads of align_score on captioned emoji: `python train/align_heads.py --out HEADS.safetensors`.
 
-One pass of the image tower (a few minutes, kept in the cache), then seconds. Concepts held out from the set's training
-split are kept from the heads too; how well they are retrieved goes into the file and from there into every report.
-With --validate N, that many training concepts stand in for the held-out ones, which choices are to be made on.
+One pass of the image tower takes a few minutes and is kept in the cache; the rest takes seconds. The concepts that are
+held out from the training split of the set are held out here too. How well they are retrieved is stored in the file,
+and every report shows it. With --validate N, N training concepts take the place of the held-out ones; choose settings
+on these.
 """
 
 from __future__ import annotations
@@ -31,19 +32,22 @@ NAME_ALONE = 0.3  # how often an image is shown with its name alone, without the
 
 
 def main() -> None:
+    """Train the heads and print their record as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="assets/emoji", help="an emoji set")
     parser.add_argument("--out", type=Path, help="the file, ending in .safetensors")
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--noise", type=float, default=0.3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--validate", type=int, help="training concepts to hold out in place of the held-out ones")
-    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--epochs", type=int, default=40, help="number of passes over the data")
+    parser.add_argument("--noise", type=float, default=0.3, help="standard deviation of the noise on the vectors")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument(
+        "--validate", type=int, metavar="N", help="hold out N training concepts in place of the held-out ones"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file --out")
     o = parser.parse_args()
     if (o.out is None) == (o.validate is None):
-        raise UserError("give --out, or --validate to try settings without a file")
+        raise UserError("give --out, or give --validate to try settings without a file")
     if o.epochs < 1 or not 0 <= o.noise < 10:
-        raise UserError(f"--epochs {o.epochs} and --noise {o.noise:g} should be at least 1 and in [0, 10)")
+        raise UserError(f"--epochs is {o.epochs} and --noise {o.noise:g}; they must be at least 1 and in [0, 10)")
     if o.out is not None:
         check_writable(o.out, "--out")
         if o.out.exists() and not o.overwrite:
@@ -71,7 +75,7 @@ def main() -> None:
 
 
 def _vectors(tower: TowerFeatures, pictures: EmojiSet) -> Tensor:
-    """The image tower's vectors, from the cache where a run before made them."""
+    """The vectors of the image tower, from the cache if an earlier run made them."""
     import hashlib
 
     from safetensors.torch import load_file, save
@@ -97,7 +101,7 @@ def _fitted(pictures: EmojiSet, vectors: Tensor, encoder: SentenceEncoder, held_
 
 
 def _retrieval(heads: Heads, pictures: EmojiSet, vectors: Tensor, encoder: SentenceEncoder, keep: Any) -> Any:
-    """Captions "NAME, STYLE" for the images kept, then names alone, each among all of its kind."""
+    """How well captions "NAME, STYLE" and names alone retrieve the images of the concepts that `keep` accepts."""
     kept = [i for i, name in enumerate(pictures.names) if keep(name)]
     found = {}
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A parser whose errors are one line and name the nearest option, and errors said in terms of options."""
+"""A parser whose errors are one line and name the nearest option, and errors of the library in terms of options."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class OneLineParser(argparse.ArgumentParser):
         if odd:
             near = difflib.get_close_matches(odd[1], self._option_string_actions, 1, cutoff=0.0)
             message = f"unknown option {odd[1]}; the nearest is {near[0]}"
-        raise UserError(f"{message} ({self.prog} --help says more)")
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 @contextmanager
 def as_options(**options: str) -> Iterator[None]:
-    """Errors of a settings class, said of the command's options: "images is 0" becomes "--pictures is 0".
+    """Within the block, errors of a settings class name the command's options: "images is 0" becomes "--pictures is 0".
 
     Args:
-        options: for each field, the option that it was given by.
+        options: for each field, the option that sets it.
     """
     try:
         yield

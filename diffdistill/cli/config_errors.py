@@ -1,4 +1,4 @@
-"""What jsonargparse says of a bad config, as one line that names the key, the value and what would be right."""
+"""Errors of jsonargparse about a config, as one line that names the key, the value and what would be right."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LONGEST = 300
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """The line for a key that is not one of `known` (dotted); the nearest one is always named.
+    """The error for a key that is not in `known`, which holds dotted keys; it always names the nearest one.
 
     >>> unknown_key("training.batchsize", ["output_dir", "training.batch_size"])
     "unknown key 'training.batchsize'; the nearest is 'training.batch_size'"
@@ -29,10 +29,10 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 
 
 def explain(message: str, known: Sequence[str]) -> str:
-    """One line for a message of jsonargparse's, which nests what each parser on the way said.
+    """One line for a message of jsonargparse, which contains the nested messages of several parsers.
 
     Args:
-        message: what its `error` was given.
+        message: the message that the parser's `error` got.
         known: the dotted keys that are valid.
     """
     owners = re.findall(r'Parser key "([\w.]+)":', message)
@@ -45,7 +45,7 @@ def explain(message: str, known: Sequence[str]) -> str:
     for nest in re.finditer(r'Parser key "([\w.]+)":\s+Unable to load config [\'"](.*?)[\'"]', message):
         key = inside + nest[1]
         if inner := [name for name in known if name.startswith(f"{key}.")]:
-            return f"{key} is {nest[2]!r}; it holds settings of its own, such as {inner[0]}"
+            return f"{key} is {nest[2]!r}; it must hold settings, such as {inner[0]}"
     if missing := re.search(r"the following arguments are required: ([\w., ]+)", message):
         prefix = owners[0] + "." if owners else ""
         names = ", ".join(prefix + name.strip() for name in missing[1].split(","))
@@ -71,7 +71,8 @@ def _value(text: str) -> str:
 
 
 def _type_name(text: str) -> str:
-    """
+    """Types in the words of an error.
+
     >>> _type_name("<class 'float'>, <class 'NoneType'>")
     'float or null'
     >>> _type_name("typing.Literal['no', 'bf16']")

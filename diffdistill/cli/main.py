@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code: 0, 2 for bad input, or 130 after an interrupt."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE + "\ndiffdistill COMMAND --help says more.")
+        print(USAGE + "\nFor the options of a command see diffdistill COMMAND --help.")
         return 0
     if arguments[0] == "--version":
         print(f"diffdistill {__version__}")

@@ -1,4 +1,4 @@
-"""Nested settings of a config: to dataclasses, to dotted keys, and back."""
+"""Nested settings of a config, as dataclasses and by dotted keys."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def types_of(constructor: Any) -> dict[str, Any]:
 
 
 def is_settings(kind: Any) -> bool:
-    """Whether a type is a dataclass, which nests."""
+    """Whether a type is a dataclass, which is nested in a config."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def known_keys(constructor: Any, prefix: str) -> Iterator[str]:
-    """Dotted keys of all that a constructor takes, however deep; those of settings that nest come after their own."""
+    """Dotted keys of all settings of a constructor, at any depth. The key of a group comes before those in it."""
     for name, kind in types_of(constructor).items():
         yield f"{prefix}.{name}"
         if is_settings(kind):
@@ -32,7 +32,7 @@ def known_keys(constructor: Any, prefix: str) -> Iterator[str]:
 
 
 def flattened(values: Mapping[str, Any] | Namespace, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key.
+    """All values by their dotted keys.
 
     >>> flattened({"a": 1, "b": {"c": 2}})
     {'a': 1, 'b.c': 2}
@@ -55,10 +55,10 @@ def put(values: Namespace, key: str, value: Any) -> None:
 
 
 def refuse_nulls(constructor: Any, values: Namespace, prefix: str) -> None:
-    """The parser lets null stand for any value; where the type has no None it would fail in the middle of a run.
+    """Refuse null where the type does not allow it. The parser allows it everywhere, and a run would fail later.
 
     Raises:
-        UserError: names the key.
+        UserError: a value is null; the message names the key.
     """
     for name, kind in types_of(constructor).items():
         value = values.get(name)
@@ -69,11 +69,11 @@ def refuse_nulls(constructor: Any, values: Namespace, prefix: str) -> None:
 
 
 def built(constructor: Any, values: Namespace, prefix: str) -> Any:
-    """Call a constructor with its settings made into dataclasses first, the innermost ones before the others.
+    """Call a constructor, after its groups of settings are made into dataclasses, the innermost ones first.
 
     Raises:
-        UserError: what settings refuse, with the dotted key of the group that they are in. What the constructor itself
-            raises is left as it is.
+        UserError: a group refuses its settings; the message begins with the dotted key of the group. Errors of the
+            constructor itself are left as they are.
     """
     types, given = types_of(constructor), vars(values)
     return constructor(**{name: _made(types.get(name), value, f"{prefix}.{name}") for name, value in given.items()})

@@ -1,4 +1,4 @@
-"""Where the files that configs name are, and whether a path can be written to."""
+"""Finds the files that configs name, and checks whether a path can be written to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def find(path: str) -> str:
-    """The path itself where it exists from the current directory, otherwise that in the repository's root, if any."""
+    """The path itself if it exists; otherwise the path in the repository's root if that exists."""
     file, column = split_column(path)
     if not file or Path(file).exists():
         return path
@@ -21,7 +21,7 @@ def find(path: str) -> str:
 
 
 def check_writable(path: Path, option: str) -> None:
-    """Raise UserError where a path cannot be made or written, so that this shows before the work and not after it."""
+    """Raise UserError where a path cannot be written, so that the error comes before the work and not after it."""
     above = next(p for p in (path, *path.absolute().parents) if p.exists())
     if above != path and not above.is_dir():
         raise UserError(f"{option} {path}: {above} is a file, not a folder")

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Distil the teacher that ships with the project, then compare the teacher and the student.
 
     Raises:
-        UserError: a folder that already holds a run, or no embedded teacher.
+        UserError: bad input, such as a folder that already holds a run.
     """
     parser = OneLineParser(prog="diffdistill quickstart", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="folder of the run")
@@ -47,10 +47,12 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{run} already holds a run; add --overwrite or name another --output_dir")
     teacher = find(options.teacher)
     if not Path(teacher, "model_index.json").is_file():
-        raise UserError(f"no teacher at {teacher}: train it with configs/emoji_teacher.yaml, or name --teacher")
+        raise UserError(
+            f"there is no teacher at {teacher}: train it with configs/emoji_teacher.yaml, or name another by --teacher"
+        )
     chosen = find(options.student) if options.student else None
     if chosen and not Path(chosen, "model_index.json").is_file():
-        raise UserError(f"no pipeline at --student {chosen}: model_index.json is missing")
+        raise UserError(f"there is no pipeline at --student {chosen}: model_index.json is missing")
     if not all(1 <= scale < math.inf for scale in options.guidance):
         raise UserError("--guidance must be numbers from 1, which is unguided")
     if options.n < FEWEST:
@@ -71,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.perf_counter()
     with as_options(n="--n"):
         ruler = Ruler(options.n, options.seed, find("assets/emoji"))
-    for name in ("report.json", "grid.png"):  # of an earlier run: none may stand beside a new student
+    for name in ("report.json", "grid.png"):  # those of an earlier run do not belong to a new student
         (run / name).unlink(missing_ok=True)
     student = chosen or _distil(run, recipe)
     report = compare(ruler, teacher, student, options.guidance, options.full)

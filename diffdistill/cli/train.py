@@ -1,11 +1,11 @@
-"""`diffdistill train CONFIG [--key value ...]`: a recipe from a YAML file, with overrides.
+"""`diffdistill train CONFIG [--key value ...]`: train a recipe from a YAML file, with overrides.
 
-A method's constructor is the schema of its `method.init_args`; `training` is `TrainingSettings`.
+The constructor of a method is the schema of its `method.init_args`; `training` is a `TrainingSettings`.
 
 Notable:
-- options override the file wherever `--config` stands on the line;
-- all that can be refused is refused before the first file is written;
-- the run's `config.yaml` is the recipe alone: how a run was started (`resume`, `overwrite`) is not part of it.
+- options override the file, wherever `--config` is on the line;
+- everything that can be refused is refused before the first file is written;
+- the run's `config.yaml` is the recipe alone; how a run was started (`resume`, `overwrite`) is not part of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 from diffdistill.launched import rank_and_processes
 
-# what a run leaves in its folder, removed when it is overwritten
+# what a run writes into its folder; removed when the run is overwritten
 PRODUCTS = (
     "checkpoint-*",
     ".checkpoint-*.part",
@@ -43,7 +43,7 @@ PRODUCTS = (
 
 
 class _ParserError(Exception):
-    """What jsonargparse reports; parsers nest, so it is put in words only at the outermost one."""
+    """An error of jsonargparse. Parsers are nested, so only the outermost one turns it into a message."""
 
 
 class _Parser(ArgumentParser):
@@ -72,17 +72,29 @@ def build_parser(for_help: bool = False) -> ArgumentParser:
         parser.add_subclass_arguments(Method, "method", required=True)
     parser.add_class_arguments(TrainingSettings, "training")
     parser.add_argument("--output_dir", type=str, required=True, help="folder of the run")
-    parser.add_argument("--resume", type=str, default=None, help="latest, or a checkpoint's folder")
-    parser.add_argument("--overwrite", type=bool, default=False, help="start anew in a folder that holds a run")
-    parser.add_argument("--dry_run", action="store_true", help="build everything, say what would run, write nothing")
+    parser.add_argument(
+        "--resume", type=str, default=None, help="continue a run: latest, or the folder of a checkpoint"
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="start again in a folder that holds a run")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="build everything and print the recipe, but write nothing"
+    )
     return parser
 
 
 def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[ArgumentParser, Namespace]:
-    """Config file and overrides to a namespace; a first argument that is no option is the config file.
+    """Parse the config file and the overrides.
+
+    Args:
+        argv: the command's arguments; if the first one is no option, it is the config file.
+        default_config: the config file if none is named.
+
+    Returns:
+        The parser, and the parsed settings.
 
     Raises:
-        UserError: a missing file, an unknown key (the nearest is named) or a value of a wrong type.
+        UserError: the file is missing, a key is unknown (the message names the nearest one), or a value has another
+            type.
     """
     arguments = _config_first(argv, default_config)
     method = _chosen_method(arguments)
@@ -96,12 +108,16 @@ def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[Argum
 
 
 def main(argv: Sequence[str], default_config: str | None = None) -> None:
-    """Train; prints the folder of the exported product. `default_config` is taken where no config file is named.
+    """Train, and print the folder of the exported product.
+
+    Args:
+        argv: the command's arguments.
+        default_config: the config file if none is named.
 
     Raises:
-        UserError: bad input, before anything is written.
+        UserError: bad input; nothing is written then.
     """
-    parser, namespace = parse(argv, default_config)  # a help text ends here, and does without what follows
+    parser, namespace = parse(argv, default_config)  # with --help the program ends here, without the imports below
     import torch
 
     from diffdistill.training.continuation import Recipe
@@ -129,8 +145,8 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
 
     from diffdistill.training.loop import Trainer
 
-    # Nothing is written before the trainer has accepted the checkpoint that it is to continue from. It also joins
-    # the processes, so none of them can take the file written here for an earlier run's.
+    # Nothing is written before the trainer has accepted the checkpoint that it continues from. The trainer also joins
+    # the processes, so none of them can take the file that is written here for that of an earlier run.
     try:
         kind = f"{type(method).__module__}.{type(method).__qualname__}"
         made_from = Recipe(kind, flattened(plain["method"].get("init_args") or {}), _paths(namespace))
@@ -180,7 +196,7 @@ def _config_first(argv: Sequence[str], default: str | None) -> list[str]:
 
 
 def _nearest(missing: Path) -> str:
-    """; did you mean ...? A file of its folder, or of configs/, with a like name."""
+    """The hint "; did you mean ...?" with a file of a similar name in its folder or in configs/; or nothing."""
     for folder in (missing.parent, Path(find("configs"))) if missing.name else ():
         there = [path.name for path in folder.glob("*.yaml")]
         close = difflib.get_close_matches(missing.with_suffix(".yaml").name, there, 1, 0.8)
@@ -201,10 +217,10 @@ def _value_of(arguments: Sequence[str], option: str) -> str | None:
 
 
 def _chosen_method(arguments: Sequence[str]) -> type | None:
-    """The method's class, or None where the parser has to say what is wrong.
+    """The class of the method; None if the parser will say what is wrong.
 
     Raises:
-        UserError: a file that is no YAML mapping, no such class, or a `method` section with other keys than
+        UserError: the file is no YAML mapping, there is no such class, or the `method` section has other keys than
             class_path and init_args.
     """
     name: Any = _value_of(arguments, "--method.class_path") or _value_of(arguments, "--method")
@@ -241,12 +257,12 @@ def _method_class(name: str) -> type:
         found = None
     if not (isinstance(found, type) and issubclass(found, methods.Method) and not inspect.isabstract(found)):
         near = difflib.get_close_matches(short, _method_names(), 1, cutoff=0.0)
-        raise UserError(f"method is {name!r}, which is no method; the nearest is {near[0]!r}")
+        raise UserError(f"unknown method {name!r}; the nearest is {near[0]!r}")
     return found
 
 
 def _method_names() -> list[str]:
-    """The methods that the project has: each is the class of a file of its own."""
+    """Names of the project's methods; each is the class of its own file."""
     from diffdistill import methods
 
     return [name for module, names in methods._MODULES.items() if module != "base" for name in names]
@@ -256,7 +272,7 @@ def _method_names() -> list[str]:
 
 
 def _known_keys(parser: ArgumentParser, method: type | None) -> list[str]:
-    """Dotted keys of the parser and of the method's constructor (of every method's, where none is chosen)."""
+    """Dotted keys of the parser and of the method's constructor; of all methods if none is chosen."""
     keys = [a.dest for a in parser._actions if a.dest != "training" and not a.dest.startswith("print_")]
     keys = [key for key in keys if key.split(".")[-1] != "help"]
     classes = [method] if method is not None else [_method_class(name) for name in _method_names()]
@@ -277,9 +293,9 @@ def _init_args(namespace: Namespace) -> Namespace:
 
 
 def _check_run(namespace: Namespace, run: Path) -> None:
-    """Raise UserError where the folder, or what is to be reported to, is not usable."""
+    """Raise UserError where the folder of the run, or a tracker, cannot be used."""
     if namespace.resume and namespace.overwrite:
-        raise UserError("resume goes on with a run and overwrite removes it; give one of them")
+        raise UserError("resume continues a run and overwrite removes it; give only one of them")
     if run.exists() and not run.is_dir():
         raise UserError(f"output_dir {run} is a file; name a folder")
     check_writable(run, "output_dir")
@@ -295,11 +311,12 @@ def _holds_a_run(folder: Path) -> bool:
 
 
 def _look_elsewhere(namespace: Namespace, run: Path) -> None:
-    """Find paths that are not under the current directory: those of a resumed run where it read them, assets/emoji and
-    the like in the repository.
+    """Find paths that do not exist from the current directory.
+
+    Paths of a resumed run are looked for where the run read them, and others, such as assets/emoji, in the repository.
 
     Raises:
-        UserError: a path of a resumed run that is in none of these places.
+        UserError: a path of a resumed run is in none of these places.
     """
     from diffdistill.training.checkpoint import stored_paths
     from diffdistill.training.continuation import find_again
@@ -315,24 +332,27 @@ def _look_elsewhere(namespace: Namespace, run: Path) -> None:
 
 
 def _paths(namespace: Namespace) -> dict[str, str]:
-    """The method's arguments that are text, by dotted key, once paths were looked for elsewhere."""
+    """The method's arguments that are text, by dotted key, after `_look_elsewhere` has replaced paths."""
     return {k: v for k, v in flattened(_init_args(namespace)).items() if isinstance(v, str)}
 
 
 def build_method(namespace: Namespace) -> Any:
-    """The method that `parse` found.
+    """Build the method of parsed settings.
 
-    Not the parser's own instantiation: it wraps what a constructor raises in errors about the config's schema.
+    The parser itself does not instantiate it, because it would wrap a constructor's error in one about the schema.
+
+    Raises:
+        UserError: the constructor refuses its settings.
     """
     chosen = _method_class(namespace.method.class_path)
     try:
         return built(chosen, _init_args(namespace), "method")
-    except (ValueError, OSError) as error:  # a constructor's inputs all come from the config
+    except (ValueError, OSError) as error:  # all inputs of a constructor come from the config
         raise UserError(f"method {chosen.__name__} cannot be built: {error}") from error
 
 
 def _build(namespace: Namespace, run: Path) -> Any:
-    """As `build_method`; of a run that is to go on before its first checkpoint, an error names the path's setting."""
+    """`build_method`. For a run that is resumed before its first checkpoint, an error names the setting of a path."""
     from diffdistill.training.checkpoint import stored_paths
     from diffdistill.training.continuation import explain_missing
 
@@ -345,7 +365,7 @@ def _build(namespace: Namespace, run: Path) -> Any:
 
 
 def _write_config(run: Path, recipe: dict[str, Any], anew: bool) -> None:
-    """Save the resolved recipe, whole or not at all; `anew` first removes an earlier run's checkpoints and logs."""
+    """Save the resolved recipe, whole or not at all. With `anew`, first remove what an earlier run wrote."""
     if anew and _holds_a_run(run):
         for old in (path for pattern in PRODUCTS for path in run.glob(pattern)):
             if old.is_dir():

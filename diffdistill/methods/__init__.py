@@ -1,6 +1,6 @@
-"""Recipes: which networks, which losses, who is updated when. One file a method.
+"""Methods: the networks of each, their losses, and the order of their updates. Each method has one file.
 
-The names below are imported when they are first used, so that naming the methods needs no torch.
+The names below are imported when they are first used, so a list of the methods needs no torch.
 """
 
 from typing import TYPE_CHECKING

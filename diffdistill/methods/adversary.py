@@ -1,4 +1,4 @@
-"""The adversarial term of DMD2 (arXiv 2405.14867): samples are pushed to be taken for real ones.
+"""The adversarial term of DMD2 (arXiv 2405.14867): it moves samples so that a discriminator takes them for real.
 
     real latents, noised --> fake score's network, up to a tap --> head --> logit ----+
     samples, noised -------> the same ------------------------------------> logit ----+--> discriminator's loss
@@ -31,19 +31,19 @@ from .settings import AdversarySettings
 
 
 class Adversary:
-    """Real images as latents, and the losses of the discriminator and of the student that it judges.
+    """Real images as latents, the loss of the discriminator, and that of the student that it judges.
 
     Args:
         settings: data and weights.
-        teacher: its latent space and size.
-        prompts: the run's prompts; with `settings.matched` each needs an image with this caption.
+        teacher: the teacher, for its latent space and its size of image.
+        prompts: the run's prompts. With `settings.matched` each of them must be the caption of an image.
 
     Attributes:
-        latents: (N, C, h, w), from `prepare` on; with `settings.matched`, row i is the image of prompt i.
-        content: digest of the images that are used, and of their captions where these count, by setting.
+        latents: (N, C, h, w), after `prepare`. With `settings.matched`, row i is the image of prompt i.
+        content: by setting, a digest of the images that are used, and of their captions if these are used too.
 
     Raises:
-        UserError: no images, or a prompt without an image.
+        UserError: there are no images, or a prompt has no image.
     """
 
     def __init__(self, settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str]) -> None:
@@ -56,15 +56,15 @@ class Adversary:
             for prompt in prompts:
                 if prompt not in rows:
                     raise UserError(
-                        f"adversary.data {settings.data.source} has no image of the prompt {prompt!r}; each needs one, "
-                        "or set adversary.matched to false"
+                        f"adversary.data {settings.data.source} has no image of the prompt {prompt!r}; add one for "
+                        "each prompt, or set adversary.matched to false"
                     )
             images = images[[rows[prompt] for prompt in prompts]]
             used = digest(images)
         else:
             used = digest(images, data.captions)
         self.content = {"adversary.data.source": used}
-        if settings.data.captions is not None:  # which image is whose is in the digest already
+        if settings.data.captions is not None:  # the digest already depends on which image has which caption
             self.content["adversary.data.captions"] = used
         self._images: Tensor | None = images
         self.latents = torch.empty(0)
@@ -80,11 +80,11 @@ class Adversary:
             self._table = embed_prompts(teacher, self._captions, device)
 
     def with_critic(self, network: Any) -> ScoreWithCritic:
-        """The fake score's network with the discriminator's head on it."""
+        """The fake score's network with the head of the discriminator on it."""
         return ScoreWithCritic(network, self.settings.tap)
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
-        """The real latents of a batch under "real" and, where they have captions of their own, "real_cond"."""
+        """The real latents of a batch as "real" and, if they have captions of their own, these as "real_cond"."""
         if self._table is None:
             return {"real": self.latents[list(records)].to(self._device)}
         rows = random.integers("real", len(self.latents)).tolist()
@@ -99,13 +99,24 @@ class Adversary:
         times: tuple[float, float],
         networks: dict[str, nn.Module],
     ) -> Loss:
-        """What is added to the student's loss: its gradient at x0 is the generator's, on the scale of a residual."""
+        """The term that is added to the student's loss.
+
+        Its gradient at x0 is that of the generator's loss, on the scale of a residual.
+
+        Args:
+            x0: samples of the student (B, C, h, w), with a graph.
+            cond: their condition.
+            random: random numbers of the batch.
+            schedule: the teacher's schedule.
+            times: range of the times of the noise, as fractions of the schedule.
+            networks: the method's networks, with the fake score as "fake".
+        """
         t = schedule.timestep(random.uniform("critic_time"), *times)
         made = x0.detach().requires_grad_()
         x_t = schedule.add_noise(made, random.normal("critic_noise", made.shape[1:]), t)
         critic: Any = unwrap(networks["fake"])
         logits = critic.logits(x_t, schedule.network_time(t), cond)
-        (gradient,) = torch.autograd.grad(generator_loss(logits), made)  # of x0 alone: the fake score's stay untouched
+        (gradient,) = torch.autograd.grad(generator_loss(logits), made)  # at x0 alone; the fake score gets no gradient
         push = gradient * made.numel()
         return surrogate_loss(x0, self.settings.weight * push), {"adversarial_rms": rms(push)}
 
@@ -118,20 +129,26 @@ class Adversary:
         schedule: Schedule,
         networks: dict[str, nn.Module],
     ) -> SeenByBoth:
-        """For the fake score's k-th update: its network, which also judges the real latents noised to the times t."""
+        """The fake score's network for its k-th update; it also judges the real latents, noised to the times t."""
         noise = random.normal(f"real_noise/{k}", batch["real"].shape[1:])
         return SeenByBoth(networks["fake"], schedule.add_noise(batch["real"], noise, t), batch.get("real_cond"))
 
 
 class SeenByBoth:
-    """The fake score's network, called as ever, that keeps the logits of what it denoises and of real latents."""
+    """The fake score's network, which also keeps the logits of the samples that it denoises and of real latents.
+
+    Args:
+        network: a `ScoreWithCritic`.
+        real: real latents (B, C, h, w), noised.
+        real_cond: their condition; None for that of the samples.
+    """
 
     def __init__(self, network: Any, real: Tensor, real_cond: Condition) -> None:
         self._network, self._real, self._real_cond = network, real, real_cond
         self._logits: list[Tensor] = []
 
     def __call__(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        """The network's answer; x_t holds one or both passes of guidance, the prompt's last."""
+        """Predict; x_t holds one or both passes of guidance, and the pass with the prompt comes last."""
         n = len(self._real)
         times = len(x_t) // n
         real = self._real.repeat(times, *[1] * (self._real.dim() - 1))
@@ -140,8 +157,8 @@ class SeenByBoth:
             real_cond = concatenate({f"pass {i}": real_cond for i in range(times)}, n)
         value, *both = self._network(x_t, time, cond, real, real_cond)
         self._logits.extend(each[-n:] for each in both)
-        answer: Tensor = value
-        return answer
+        prediction: Tensor = value
+        return prediction
 
     def loss(self) -> Tensor:
         """The discriminator's loss."""

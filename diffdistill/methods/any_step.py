@@ -1,15 +1,15 @@
-"""What methods share that train a text-to-image model of two times from data.
+"""The base of methods that train a text-to-image model of two times from data.
 
     images --autoencoder--> x0 --straight path--> x_t --UNet, conditioned on t, s and the caption--> a step from t to s
 
-Images, captions and latents are a `CaptionedLatents`; the network is a UNet of two times with its text encoder. The
-product is sampled in any number of steps (`models.any_step_pipeline`). A method says its loss.
+Images, captions and latents are a `CaptionedLatents`. The network is a UNet of two times with its text encoder. The
+product is sampled in any number of steps (`models.any_step_pipeline`). Each method adds its loss.
 
 Notable:
-- an average of the weights that is run within a step (a judge, an aim) is a network among the others, brought up to
-  date before the losses of a step; checkpoints hold it, and a continuation is exact;
-- gradients go through `networks["model"]`; passes without a graph go through the bare network, so that a data-parallel
-  wrapper sees only what it has to synchronise.
+- if a loss calls an average of the weights (to judge samples, or to make targets), this average is one of the networks.
+  It is updated before the losses of a step. Checkpoints hold it, so a continuation is exact;
+- gradients go through `networks["model"]`. Passes without a graph go through the bare network, so that a data-parallel
+  wrapper sees only the passes that it has to synchronise.
 """
 
 from __future__ import annotations
@@ -65,13 +65,17 @@ class AnyStepExport:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an any-step model is sampled: which earlier time s the network is conditioned on in a step, and its noise.
+    """How an any-step model is sampled: the earlier time s that the network is conditioned on, and added noise.
 
     Args:
-        target_fraction: how far into a step its s lies where there are several steps, from 0 (s = t) to 1 (its end).
-        one_step_target_fraction: the same where there is one step alone.
-        finest_steps: with more steps than these, s stays about as far from t as with these; null for no limit.
-        eta: noise added while sampling, a share of the ancestral sampler's, from 0 to 1.
+        target_fraction: where s lies in a step, from 0 (s = t) to 1 (the end of the step).
+        one_step_target_fraction: the same for sampling in a single step.
+        finest_steps: with more steps than this number, s stays about as far from t as with this number; null for no
+            limit.
+        eta: noise that is added while sampling, as a fraction of the ancestral sampler's, from 0 to 1.
+
+    Raises:
+        UserError: a number is out of its range.
     """
 
     target_fraction: float = 1.0
@@ -82,13 +86,13 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("target_fraction", "one_step_target_fraction", "eta"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it is a fraction, from 0 to 1")
         if self.finest_steps is not None and self.finest_steps < 2:
             raise UserError(f"finest_steps is {self.finest_steps}; it must be 2 or more, or null")
 
 
 def at_the_start(sampling: Sampling) -> Sampling:
-    """With s = t in every step, for a network that has been conditioned on nothing else so far."""
+    """The settings with s = t in every step, for a network that was not trained with other times yet."""
     return replace(sampling, target_fraction=0.0, one_step_target_fraction=0.0, finest_steps=None)
 
 
@@ -97,20 +101,21 @@ class AnyStep(Method):
 
     Args:
         data: captioned images.
-        network: autoencoder, and sizes or a start of the networks that are trained. With `network.init_from` the model
-            starts from an any-step model (a flow-matching one, say), or from a teacher, whose answers are at first
-            this model's at s = t; tokenizer and text encoder are taken from there too.
+        network: the autoencoder, and the sizes or the start of the networks that are trained. With `network.init_from`
+            the model starts from an any-step model (such as one trained by flow matching) or from a teacher. At s = t
+            it then predicts at first what the teacher predicts. Tokenizer and text encoder are taken from there too.
         augmentation: how images and captions are varied.
-        optimizer: of UNet and text encoder.
+        optimizer: the optimiser of UNet and text encoder.
         export: how the product is stored.
-        ema_decay: of the average that is run within a step; None for no such average.
-        time_scale: the network is conditioned on time_scale * t.
-        grid_shift: `FlowSchedule`'s shift, of the sampling grid.
-        sampling: says how the product is sampled at this point of the run.
-        preview_guidance: of validation images of several steps; 1 where guidance is in the network already.
+        ema_decay: decay of the averaged network that a loss calls; None for no such network.
+        time_scale: the network takes time_scale * t.
+        grid_shift: the shift of `FlowSchedule`, for the sampling grid.
+        sampling: returns how the product is sampled at this point of the run.
+        preview_guidance: guidance of validation images of several steps; 1 if the network itself is guided.
 
     Raises:
-        UserError: an init_from that does not fit the autoencoder, the images or time_scale.
+        UserError: a setting is out of its range, or `network.init_from` does not fit the autoencoder, the images or
+            `time_scale`.
     """
 
     averaged = "model"
@@ -138,7 +143,7 @@ class AnyStep(Method):
             raise UserError(f"ema_decay is {ema_decay}; it must be from 0 to below 1")
         if time_scale < 1 or not 0 < grid_shift < math.inf:
             raise UserError(
-                f"time_scale is {time_scale}, the grid's shift {grid_shift}; they must be above 0 and finite"
+                f"time_scale is {time_scale} and the grid's shift {grid_shift}; they must be above 0 and finite"
             )
         start = None if network.init_from is None else _load_start(network.init_from, time_scale)
         autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
@@ -173,7 +178,7 @@ class AnyStep(Method):
         return len(self.source)
 
     def prepare(self, device: torch.device | str) -> None:
-        """Make the latents on the device, or read them from the cache."""
+        """Compute the latents on the device, or read them from the cache."""
         super().prepare(device)
         self.source.prepare(self.device)
 
@@ -184,7 +189,7 @@ class AnyStep(Method):
         return self.source.batch(records, random)
 
     def begin_step(self, step: int) -> None:
-        """Bring the average up to date."""
+        """Update the average."""
         if self.ema_decay is not None and step > 0:
             follow(unwrap(self.networks["average"]), unwrap(self.networks["model"]), self.ema_decay, step)
 
@@ -192,7 +197,7 @@ class AnyStep(Method):
 
     @property
     def trained(self) -> TwoTimeDenoiser:
-        """The network in training, as it is to be called with a graph."""
+        """The network in training, for passes with a graph."""
         return TwoTimeDenoiser(self.networks["model"], self.schedule)
 
     @property
@@ -217,7 +222,7 @@ class AnyStep(Method):
     # ---- product ----------------------------------------------------------------------------------------------
 
     def product(self) -> AnyStepModel:
-        """The model with its present weights, as it is sampled."""
+        """The model with its present weights and the settings of sampling."""
         from diffdistill.models.families.stable_diffusion import stock_pipeline
 
         model = unwrap(self.networks["model"])
@@ -228,7 +233,7 @@ class AnyStep(Method):
         )
 
     def validate(self) -> Validation:
-        """16 captions, each at 1 step unguided and at 8 steps guided; the noise is always the same."""
+        """Images of 16 captions, each in 1 step unguided and in 8 steps guided, always from the same noise."""
         product, captions = self.product(), self.source.preview_captions()
         if self.source.images.styles is not None:
             captions = [f"{name}, {self.source.images.styles[0]}" for name in captions]
@@ -254,7 +259,7 @@ class AnyStep(Method):
 
 @dataclass(frozen=True)
 class _Start:
-    """What a model starts from, and the process that its UNet knows where that is not the straight path."""
+    """The networks that a model starts from, and the process of its UNet if that is not the straight path."""
 
     source: str
     network: Any
@@ -269,8 +274,8 @@ class _Start:
         check_unmasked(self.text_encoder, f"network.init_from {self.source}")
         if (wanted := space.shape(*size)) != self.latent_shape:
             raise UserError(
-                f"network.init_from {self.source} makes latents of shape {self.latent_shape}; those of the images have "
-                f"{wanted}"
+                f"network.init_from {self.source} makes latents of shape {self.latent_shape}, but those of the images "
+                f"have shape {wanted}"
             )
         if not _one_autoencoder(self.autoencoder, space.autoencoder):
             raise UserError(
@@ -283,15 +288,15 @@ class _Start:
 
 
 def _load_start(source: str, time_scale: int) -> _Start:
-    """An any-step model, or a teacher.
+    """Load an any-step model or a teacher as the start of a model.
 
     Raises:
-        UserError: neither is there, another time_scale, or a teacher that this model cannot start from.
+        UserError: neither is there, the time_scale is another one, or a model cannot start from this teacher.
     """
     if is_any_step(source):
         model = load_any_step(source)
         if (scale := model.schedule.num_train_timesteps) != time_scale:
-            raise UserError(f"network.init_from {source} has time_scale {scale}; here it is {time_scale}")
+            raise UserError(f"network.init_from {source} has time_scale {scale}, but here it is {time_scale}")
         p, unet, process = model.pipeline, model.network.inner, model.network.process
         return _Start(source, unet, p.vae, p.text_encoder, p.tokenizer, model.latent_shape, process)
     teacher = load_checked_teacher(source)
@@ -306,7 +311,7 @@ def _load_start(source: str, time_scale: int) -> _Start:
 
 
 def _one_autoencoder(one: Any, other: Any) -> bool:
-    """Whether two are the same, but for what halving a copy's precision rounds away."""
+    """Whether two autoencoders are the same, up to the rounding of a copy in half precision."""
     a, b = one.state_dict(), other.state_dict()
     shapes = [{name: value.shape for name, value in weights.items()} for weights in (a, b)]
     if shapes[0] != shapes[1] or one.config.scaling_factor != other.config.scaling_factor:

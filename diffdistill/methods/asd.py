@@ -5,11 +5,11 @@
                           +-same noise-> x_t+dt --teacher, conditional-> eps_later /
 
 Notable:
-- a teacher denoises better what is noised more, so its own prediction a little later stands in for a fake score:
-  nothing is trained but the student, and two UNets are all the weights there are;
-- dt ~ U[0, eta (t - t_min)), with the t_min of that point of the run; at eta = 0 it is CSD times s - 1;
-- both ends of the times judged come down over the run, as in the paper. Its subject is text-to-3D; here the same loss
-  trains a one-step image student. It seeks modes: see docs.
+- the teacher's prediction at a slightly later time replaces a fake score, because a teacher denoises better at higher
+  noise. So only the student is trained, and memory holds two UNets;
+- dt ~ U[0, eta (t - t_min)), with the t_min at that point of the run; at eta = 0 the loss is that of CSD times s - 1;
+- both ends of the range of times come down over the run, as in the paper. The paper is about text-to-3D; here the same
+  loss trains a one-step image student. It seeks modes; see docs/methods/asd.md.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class ASD(OneStep):
     Args:
         teacher: the model that is distilled.
         prompts: a file of prompts.
-        eta: largest shift of the later time, as a share of t - t_min; the paper finds .1 best, of 0 to .2.
+        eta: largest shift of the later time, as a fraction of t - t_min; the paper finds .1 best among 0 to .2.
         weight: weight on the residual, a name in `distill.WEIGHTS`.
-        guidance_scale: of the teacher at t; at t + dt it has none.
+        guidance_scale: guidance of the teacher at t; at t + dt it has none.
         times: times at which samples are judged.
-        optimizer: of the student.
-        noise_ratio: sigma/alpha of the time at which the student is given noise; null for the last time.
+        optimizer: the student's optimiser.
+        noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         export: how the product is stored.
     """
 

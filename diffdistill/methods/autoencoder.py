@@ -1,18 +1,20 @@
-"""The small latent autoencoder of the embedded default, a stock diffusers AutoencoderKL.
+"""The small autoencoder of the embedded default, a stock diffusers AutoencoderKL.
 
     image (3, 64, 64) --encoder--> mean, log-variance (C, 8, 8) --sample--> z --decoder--> image
 
 Notable:
-- trained on whole images: the normalisation layers see the whole field, and on crops they learn other statistics;
-- convolutions start orthogonal and residual branches at zero, a near-linear codec that carries hue from the first
-  minutes; from the default start it takes far longer to appear;
-- the loss is absolute error on pixels and on their horizontal and vertical differences (flat graphics live by their
-  edges), with a slight pull of the posterior towards N(0, 1);
-- the posterior starts nearly noise-free, or the decoder first has to learn to ignore the encoder;
-- a decoder so trained is sensitive: what a generator gets a little wrong it draws very wrong. `latent_noise` trains it
-  on perturbed latents, with the encoder kept (`train_encoder` false) so that generators of those latents stay valid;
-- at export, the latents' mean and scale are folded into the 1x1 convolutions on either side of the latent, so that
-  latents have mean 0 per channel and variance 1 over all, and `scaling_factor` is 1.
+- it is trained on whole images, because the normalisation layers see the whole image and learn other statistics on
+  crops;
+- convolutions start orthogonal and residual branches at zero. This near-linear codec carries hue after a few minutes;
+  from the default initialisation that takes far longer;
+- the loss is the absolute error of pixels and of their horizontal and vertical differences, because edges matter most
+  in flat graphics. A small KL term pulls the posterior towards N(0, 1);
+- the posterior starts almost free of noise. Otherwise the decoder would first learn to ignore the encoder;
+- a decoder that is trained in this way is sensitive: a small error of a generator becomes a large error of the image.
+  `latent_noise` trains the decoder on perturbed latents. With `train_encoder` false the encoder stays as it is, so
+  generators of its latents stay valid;
+- at export, the mean and the scale of the latents are folded into the 1x1 convolutions on both sides of the latent. The
+  latents then have mean 0 in each channel and variance 1 over all channels, and `scaling_factor` is 1.
 """
 
 from __future__ import annotations
@@ -35,13 +37,23 @@ from .content import digest, of_network
 
 
 def edge_error(x: Tensor, y: Tensor) -> Tensor:
-    """Mean absolute difference of the two images' horizontal and vertical differences; (B, C, H, W) each."""
+    """Mean absolute error of the horizontal and vertical differences of neighbouring pixels.
+
+    Args:
+        x: images (B, C, H, W).
+        y: images of the same shape.
+    """
     d = x - y
     return d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
 
 
 class ReconstructionNetwork(nn.Module):
-    """Encoder, posterior sample and decoder as one forward pass, so that a data-parallel wrapper sees one call."""
+    """Encoder, posterior sample and decoder as one forward pass, so that a data-parallel wrapper sees one call.
+
+    Args:
+        vae: the AutoencoderKL.
+        train_encoder: whether the encoder is trained; otherwise it is frozen here.
+    """
 
     def __init__(self, vae: nn.Module, train_encoder: bool = True) -> None:
         super().__init__()
@@ -51,9 +63,15 @@ class ReconstructionNetwork(nn.Module):
                 part.requires_grad_(False)  # type: ignore[operator]
 
     def forward(self, x: Tensor, noise: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, 3, H, W) in [-1, 1]; noise: (B, C, h, w); std: (B,) of the noise beyond the posterior's own.
+        """Encode, sample and decode.
 
-        Returns the reconstruction and KL per latent value.
+        Args:
+            x: images (B, 3, H, W) in [-1, 1].
+            noise: (B, C, h, w), of unit variance.
+            std: (B,), standard deviation of the noise on latents beyond that of the posterior.
+
+        Returns:
+            The reconstruction, and the KL divergence per latent value.
         """
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
             posterior = self.vae.encode(x).latent_dist  # type: ignore[operator]
@@ -67,18 +85,22 @@ class Autoencoder(Method):
 
     Args:
         data: images; captions are not needed.
-        latent_channels: channels of the latent.
-        block_out_channels: widths, full resolution first; each entry after the first halves the resolution.
+        latent_channels: number of channels of a latent.
+        block_out_channels: widths, at full resolution first; each entry after the first halves the resolution.
         crop: side of the training crops in pixels; null for whole images.
-        norm_groups: groups of the normalisation layers; 1 keeps most of a flat image's colours.
-        optimizer: of the autoencoder.
-        edge_weight: weight of the error on neighbouring pixels' differences.
+        norm_groups: number of groups of the normalisation layers; 1 preserves the colours of flat images best.
+        optimizer: the optimiser of the autoencoder.
+        edge_weight: weight of the error of the differences of neighbouring pixels.
         kl_weight: weight of the mean KL divergence per latent value.
-        permute_colours: share of samples whose colour channels are permuted, so that colours are not tied to things.
-        latent_noise: largest standard deviation of the noise on latents before decoding, drawn evenly from 0 a sample.
+        permute_colours: share of samples whose colour channels are permuted, so that colours are not tied to objects.
+        latent_noise: largest standard deviation of the noise on latents before decoding. Each sample's is drawn
+            uniformly from 0 to this.
         train_encoder: false to train the decoder alone; the latents and their scale then stay as they are.
-        init_from: an AutoencoderKL folder to start from; with fewer `latent_channels` than it has, the leading
+        init_from: folder of an AutoencoderKL to start from. If `latent_channels` is less than it has, the leading
             principal components of its latents are kept.
+
+    Raises:
+        UserError: a setting is out of its range, or does not fit the images or the autoencoder to start from.
     """
 
     averaged = "autoencoder"
@@ -103,7 +125,8 @@ class Autoencoder(Method):
         check_shares(permute_colours=permute_colours)
         if min(latent_noise, edge_weight, kl_weight) < 0:
             raise UserError(
-                f"latent_noise {latent_noise}, edge_weight {edge_weight}, kl_weight {kl_weight}: not below 0"
+                f"latent_noise is {latent_noise}, edge_weight {edge_weight} and kl_weight {kl_weight}; none of them "
+                "may be below 0"
             )
         self.images = load_captioned(data, captioned=False).images
         self.content = {"data.source": digest(self.images)}
@@ -117,12 +140,12 @@ class Autoencoder(Method):
                 if not train_encoder:
                     found = vae.config.latent_channels
                     raise UserError(
-                        f"train_encoder false keeps the latents: latent_channels must be {found}, as they are"
+                        f"latent_channels is {latent_channels}; with train_encoder false it must stay {found}"
                     )
                 vae = narrow_autoencoder(vae, latent_channels, self.images)
         else:
             if not train_encoder:
-                raise UserError("train_encoder false keeps an encoder; init_from must name the autoencoder it is in")
+                raise UserError("train_encoder is false, so init_from must name the autoencoder whose encoder is kept")
             levels = len(block_out_channels)
             vae = AutoencoderKL(
                 latent_channels=latent_channels,
@@ -176,7 +199,7 @@ class Autoencoder(Method):
         return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": kl.detach(), "psnr_db": psnr}
 
     def validate(self) -> Validation:
-        """Originals beside their reconstructions, 16 images."""
+        """16 images beside their reconstructions."""
         x = self.images[:: max(1, len(self.images) // 16)][:16].to(self.device, torch.float32) / 127.5 - 1.0
         vae = unwrap(self.networks["autoencoder"]).vae
         y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float()
@@ -192,7 +215,7 @@ class Autoencoder(Method):
 
 @torch.no_grad()
 def start_near_linear(vae: Any) -> None:
-    """Orthogonal convolutions on the main path, silent residual branches, and a nearly noise-free posterior."""
+    """Orthogonal convolutions on the main path, residual branches of zero, and a posterior almost without noise."""
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d) and name.endswith("conv2"):
             nn.init.zeros_(module.weight)
@@ -207,7 +230,7 @@ def start_near_linear(vae: Any) -> None:
 
 @torch.no_grad()
 def fold_latent_statistics(vae: Any, images: Tensor) -> None:
-    """Edit the 1x1 convolutions around the latent so that latents of `images` (uint8) have mean 0 and variance 1."""
+    """Change the 1x1 convolutions around the latent so that latents of `images` (uint8) have mean 0 and variance 1."""
     device = next(vae.parameters()).device
     latents = torch.cat(
         [vae.encode(chunk.to(device).float() / 127.5 - 1.0).latent_dist.mode() for chunk in images.split(64)]
@@ -216,7 +239,7 @@ def fold_latent_statistics(vae: Any, images: Tensor) -> None:
     std = (latents - mean[:, None, None]).square().mean().sqrt()
     channels = len(mean)
     encode, decode = vae.quant_conv, vae.post_quant_conv
-    # decode first: W (std z' + mean) + b
+    # the decoder first: W (std z' + mean) + b
     decode.bias += (decode.weight[:, :, 0, 0].double() @ mean).to(decode.bias.dtype)
     decode.weight *= std.to(decode.weight.dtype)
     encode.bias[:channels] = ((encode.bias[:channels].double() - mean) / std).to(encode.bias.dtype)

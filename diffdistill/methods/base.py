@@ -1,4 +1,4 @@
-"""What the training loop asks of a recipe, and all that it knows of one."""
+"""The interface of a method; the training loop knows nothing else of one."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ParameterGroup:
     """Parameters of a network that are trained at a learning rate of their own.
 
     Args:
-        pattern: regular expression; it takes the parameters in whose names it is found (`re.search`).
-        learning_rate: AdamW's for them; the schedule of `training` multiplies it as it does every learning rate.
-        weight_decay: AdamW's for them; None for the network's.
+        pattern: regular expression; the group has the parameters whose names contain a match (`re.search`).
+        learning_rate: their learning rate; the schedule of `training` multiplies it, as it does every learning rate.
+        weight_decay: their weight decay; None for that of the network.
 
     Raises:
         UserError: the pattern is no regular expression, or a number is out of its range.
@@ -62,9 +62,9 @@ class OptimizerSettings:
         learning_rate: peak learning rate; the schedule of `training` multiplies it.
         betas: decay rates of the two moments.
         weight_decay: decoupled weight decay.
-        eps: what is added to the root of the second moment.
-        groups: parameters with a learning rate of their own. A parameter belongs to the first group that takes it; all
-            others have the settings above. A group that takes no parameter is an error when training starts.
+        eps: added to the root of the second moment.
+        groups: parameters with a learning rate of their own. A parameter belongs to the first group that matches it;
+            all others have the settings above. A group without parameters is an error when training starts.
 
     Raises:
         UserError: a number is out of its range.
@@ -95,17 +95,17 @@ def _check_adamw(learning_rate: float, weight_decay: float) -> None:
 class Phase:
     """One update: a loss, its backward pass, and one optimiser step of each network that it trains.
 
-    `loss(batch, random, carry)` returns the loss and scalars for the log. `carry` is a dict that lives for one
-    micro-batch of one step: what an earlier phase made (a generated sample, say) and a later one uses.
+    `loss(batch, random, carry)` returns the loss and scalars for the log. `carry` is a dict for one micro-batch of one
+    step. An earlier phase puts values into it, such as a generated sample, that a later phase uses.
 
     Args:
         name: the phase's name in the log and in errors.
-        trains: key of the network that the phase updates, or several keys. Each network has an optimiser, a gradient
-            norm and a clipping of its own; where one network's gradient is not finite, none of them is updated.
+        trains: key of the network that the phase updates, or several keys. Each network has its own optimiser, gradient
+            norm and clipping. If the gradient of one network is not finite, none of them is updated.
         loss: the loss of a micro-batch, a mean over its samples.
-        whole_batch: the loss looks at all samples of a process at once, as a contrastive loss does: training then
-            refuses gradient accumulation, so that a process has one micro-batch a step. Samples of other processes
-            come through `SampleRandom.gather`.
+        whole_batch: whether the loss needs all samples of a process at once, as a contrastive loss does. Training then
+            refuses gradient accumulation, so that a process has one micro-batch in a step. `SampleRandom.gather` gives
+            the samples of other processes.
     """
 
     name: str
@@ -124,8 +124,8 @@ class Validation:
     """What a method shows of its present weights.
 
     Args:
-        images: (N, 3, H, W) in [0, 1], a grid of which is saved; None for none.
-        numbers: go into the log as "validation/NAME".
+        images: (N, 3, H, W) in [0, 1], which are saved as a grid; None for none.
+        numbers: numbers for the log, where they are called "validation/NAME".
     """
 
     images: Tensor | None = None
@@ -133,35 +133,35 @@ class Validation:
 
 
 class Method(ABC):
-    """A recipe: its networks, their optimisers, the phases of a step, what it samples and what it exports.
+    """A method: its networks, their optimisers, the phases of a step, its samples and its product.
 
-    The loop wraps what is in `networks` for the device and for several processes and writes the wrapped modules
-    back, so a method must call its networks through this dict and keep no other reference to one it trains.
+    The loop wraps each module in `networks` for the device and for several processes, and puts the wrapped module back.
+    So a method must call its networks through this dict, and keep no other reference to a network that it trains.
 
-    The loop calls, in this order: `prepare(device)` once; then in each step it sets `progress`, and calls
-    `begin_step(step)`, `batch(...)` for each micro-batch, `phases(step)`, and each phase's loss.
+    The loop calls `prepare(device)` once. In each step it sets `progress`, and then calls `begin_step(step)`,
+    `batch(...)` for each micro-batch, `phases(step)`, and the loss of each phase.
     """
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, OptimizerSettings]
     averaged: str  # key of the network of which an exponential moving average is kept
-    # networks that are run and never updated (a teacher, an autoencoder, a text encoder): they have to be placed too
+    # networks that are called but never updated (a teacher, an autoencoder, a text encoder); they are moved too
     frozen: Mapping[str, nn.Module] = MappingProxyType({})
-    device = torch.device("cpu")  # where training is; `prepare` sets it
-    # digest of what was read from each setting that is a path (teacher, prompts, images), by its dotted name: a
-    # continuation has the same content, wherever it lies. See `methods.content`
+    device = torch.device("cpu")  # the device of training; `prepare` sets it
+    # for each setting that is a path (teacher, prompts, images), by its dotted name, a digest of what was read there. A
+    # continuation must have the same content, but not the same path. See `methods.content`
     content: Mapping[str, str] = MappingProxyType({})
-    # settings that a continuation may change, since they alter no number of training; each with the reason
+    # settings that a continuation may change, because they change no number of training; each with the reason
     free: Mapping[str, str] = MappingProxyType({})
     _progress = 0.0
-    progress_was_read = False  # since it was last set
+    progress_was_read = False  # whether it was read after it was last set
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, from 0 to 1; the loop sets it before each step.
 
-        A method that reads it in a step depends on how long the run is, so `training.samples` then has to stay: read it
-        only where something follows it.
+        A method that reads it in a step depends on the length of the run, so a continuation cannot change
+        `training.samples`. So read it only if a setting follows it.
         """
         self.progress_was_read = True
         return self._progress
@@ -172,25 +172,26 @@ class Method(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of records (images, prompts); sample i of a run is record permutation[i mod len]."""
+        """Number of records (images or prompts), n. Sample i of a run is record permutation[i mod n]."""
 
     def prepare(self, device: torch.device | str) -> None:
-        """Move what is in `frozen` to the device; a method with caches extends this and makes them after the move.
+        """Move the networks in `frozen` to the device. A method with caches extends this and fills them afterwards.
 
-        Called once, before the first step, on every process. The loop itself moves what is in `networks`.
+        It is called once, before the first step, in every process. The loop itself moves the networks in `networks`.
         """
         self.device = torch.device(device)
         for network in self.frozen.values():
             network.to(self.device)
 
     def begin_step(self, step: int) -> None:
-        """What changes once a step: an average that losses use moves on, a stage ends.
+        """Do what happens once in a step: update an average that losses use, or end a stage.
 
-        Called once a step, after `progress` is set and before the step's batches, phases and losses. A continuation
-        calls it for the steps it makes, with the same numbers. It may put other learning rates into `optimizers`.
+        It is called once in a step, after `progress` is set and before the batches, phases and losses of the step. A
+        continuation calls it for its own steps, with the same numbers. It may put other learning rates into
+        `optimizers`.
 
         Args:
-            step: steps done before this one, over all continuations.
+            step: number of steps before this one, over all continuations.
         """
 
     @abstractmethod
@@ -199,12 +200,13 @@ class Method(ABC):
 
     @abstractmethod
     def phases(self, step: int) -> list[Phase]:
-        """Updates of one step, in order. It changes nothing, so it may be asked any number of times."""
+        """The updates of one step, in order. The call changes nothing, so it may be repeated."""
 
     def validate(self) -> Validation:
         """Images and numbers of the present weights, always from the same noise and prompts.
 
-        Called on the main process alone, without gradients, with the averaged weights in the network `averaged`.
+        It is called in the main process alone, without gradients and with the averaged weights in the network
+        `averaged`.
         """
         return Validation()
 
@@ -213,36 +215,36 @@ class Method(ABC):
         """Write the product (a stock diffusers pipeline) with the networks' current weights into a new folder."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations of the trained networks in the backward pass.
+        """Recompute the activations of the trained networks in the backward pass.
 
         Raises:
-            UserError: the method has none.
+            UserError: the method cannot do so.
         """
-        raise UserError(f"training.gradient_checkpointing: {type(self).__name__} has none; set it to false")
+        raise UserError(f"training.gradient_checkpointing: {type(self).__name__} cannot do it; set it to false")
 
 
 def check_shares(**values: float) -> None:
-    """Raise UserError for one outside [0, 1]."""
+    """Raise UserError for a value outside [0, 1]."""
     for name, value in values.items():
         if not 0.0 <= value <= 1.0:
             raise UserError(f"{name} is {value}; it is a share, from 0 to 1")
 
 
 def check_guidance(**values: float) -> None:
-    """Raise UserError for a guidance scale that is negative or no number; 1 is unguided, 0 without the prompt."""
+    """Raise UserError for a guidance scale that is negative or not finite. 1 is unguided, and 0 ignores the prompt."""
     for name, value in values.items():
         if not 0.0 <= value < math.inf:
             raise UserError(f"{name} is {value}; it must be a number from 0, where 1 is unguided")
 
 
 def check_eta(**values: float) -> None:
-    """Raise UserError for a shift of ASD's later time that leads back, or nowhere."""
+    """Raise UserError for a shift of ASD's later time that is negative or not finite."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
-            raise UserError(f"{name} is {value}; the later time is not before t, so it is a number from 0 up")
+            raise UserError(f"{name} is {value}; it must be a number from 0, because the later time is not before t")
 
 
 def unwrap(module: nn.Module) -> Any:
-    """The module itself, without a data-parallel wrapper."""
+    """The module without a data-parallel wrapper."""
     inner = getattr(module, "module", module)
     return inner if isinstance(inner, nn.Module) else module

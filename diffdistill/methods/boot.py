@@ -5,12 +5,13 @@
     z --student, t_max-----> y ---------------------- (y - f~(z, t_max))^2                the boundary
 
 Notable:
-- one network and a frozen teacher: no data, no fake score, no discriminator, no moving average in the target;
-- the student always sees the initial noise z, as the teacher's input at T* = t_max: the last time, or the one whose
-  sigma/alpha is `noise_ratio`. What it outputs is read as the teacher's kind of prediction at T*, whatever the target
-  time, so at t_max it starts as the teacher's own one-step answer and the boundary loss starts at zero, unguided;
-- the answer is g(z, t_min). At export its constant time is folded into the UNet, which is then a stock one;
-- guidance is folded into the target: the student takes one pass and needs no guidance.
+- there are one network and a frozen teacher: no data, no fake score, no discriminator, no moving average in the target;
+- the student always gets the initial noise z, as the teacher's input at T* = t_max. This is the last time, or the time
+  whose sigma/alpha is `noise_ratio`. The output is read as the teacher's type of prediction at T*, for any target time.
+  So at t_max the student starts as the teacher's one-step prediction, and without guidance the boundary loss starts at
+  zero;
+- the sample is g(z, t_min). At export this constant time is folded into the UNet, which is then a stock one;
+- guidance is part of the target, so the student takes one pass and needs no guidance.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ from .student import first_time, require_variance_preserving
 
 
 class TrajectoryStudent:
-    """A network that is given noise z at T* and a target time, and answers with the trajectory's signal there.
+    """A network that takes noise z at T* and a target time, and predicts the signal of the trajectory at that time.
 
     Args:
-        teacher: whose schedule, prediction type and latent shape it has.
+        teacher: the teacher, for its schedule, prediction type and latent shape.
         time: T*, 0-d.
         t_end: the target time of its samples.
     """
@@ -56,14 +57,14 @@ class TrajectoryStudent:
         self.teacher, self.time, self.t_end = teacher, time, t_end
 
     def signal(self, network: Any, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """g(z, t): the output at target times t, read as the teacher's kind of prediction of z at T*."""
+        """g(z, t): the output at target times t, read as the teacher's type of prediction for z at T*."""
         schedule, at = self.teacher.schedule, self.time.to(z.device)
         alpha, sigma = (broadcast(level(at), z) for level in (schedule.alpha, schedule.sigma))
         value = network(z, t, cond).to(z.dtype)
         return Prediction(z, value, self.teacher.prediction_type, alpha, sigma).x0
 
     def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
-        """The signal at `t_end`; another `draw` is from another noise."""
+        """The signal at `t_end`; another `draw` starts from another noise."""
         return self._at_end(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
 
     def sample(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
@@ -74,7 +75,7 @@ class TrajectoryStudent:
         return self.signal(network, z, torch.full((len(z),), self.t_end, device=z.device), cond)
 
     def exported(self, network: Any) -> Any:
-        """A stock network with the target time `t_end` folded into it."""
+        """A stock network, with the target time `t_end` folded into it."""
         return unwrap(network).at(self.t_end)
 
     def scheduler(self) -> Any:
@@ -86,22 +87,27 @@ class BOOT(OneStep):
     """Distil a teacher's trajectory into a one-step student.
 
     Args:
-        teacher: the model that is distilled; a UNet of a variance-preserving schedule.
+        teacher: the model that is distilled, a UNet of a variance-preserving schedule.
         prompts: a file of prompts.
         delta: length of a bootstrapping step, as a fraction of the teacher's schedule; s = max(t - delta, t_min).
-        t_min: where the trajectory ends, as a fraction; the student's answer is its signal there.
-        noise_ratio: sigma/alpha of the time at which the trajectory starts, t_max; null for the last time.
-        times: uniform draws t from those above t_min (the paper), and nothing but smoothness then holds the student in
-            the first delta below t_max; covering also takes shorter steps from t_max to there.
+        t_min: the end of the trajectory, as a fraction of the schedule; the student's sample is the signal there.
+        noise_ratio: sigma/alpha at the start of the trajectory, t_max; null for the last time.
+        times: uniform draws t from the times above t_min, as in the paper. The student then learns the first delta
+            below t_max only by its smoothness. covering also takes shorter steps from t_max to these times.
         weight: weight on a step, a name in `distill.BOOTSTRAP_WEIGHTS`: inverse_square, 1 / D^2 (the paper); clipped,
             the same but constant for D below 0.1; uniform.
-        solver: the teacher's step: euler (DDIM), midpoint or heun, which take a second pass.
-        guidance_scale: the teacher's guidance, folded into the target.
-        boundary_weight: weight of the boundary loss at t_max; 0 leaves it out.
-        boundary_share: share of samples that get one, weighted up for it: less work at less than 1.
-        target_time: how the student is given its target: added (a new embedding beside the time's) or replaced.
-        optimizer: of the student.
+        solver: the teacher's step: euler (DDIM), or midpoint or heun, which take a second pass.
+        guidance_scale: the teacher's guidance, which becomes part of the target.
+        boundary_weight: weight of the boundary loss at t_max; 0 for no such loss.
+        boundary_share: share of samples with a boundary loss. Below 1 there is less work, and the weight of these
+            samples is higher by as much.
+        target_time: how the student is conditioned on its target time: added (a new embedding beside that of the time)
+            or replaced.
+        optimizer: the student's optimiser.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or the teacher has another kind of schedule or network.
     """
 
     student: TrajectoryStudent
@@ -133,7 +139,8 @@ class BOOT(OneStep):
             raise UserError(f"boundary_weight is {boundary_weight}; it must not be below 0")
         if boundary_weight > 0 and boundary_share == 0:
             raise UserError(
-                "boundary_share is 0: no sample would be at the boundary; set boundary_weight to 0 for that"
+                "boundary_share is 0, so no sample would be at the boundary; to leave the loss out, set "
+                "boundary_weight to 0"
             )
         texts, loaded = read_prompts(prompts), teacher.load()
         count = require_variance_preserving(loaded, "BOOT").num_train_timesteps
@@ -141,7 +148,7 @@ class BOOT(OneStep):
         self.t_star, self.t_end = int(time), round(t_min * count)
         self.step = max(1, round(delta * count))
         if self.t_end >= self.t_star:
-            raise UserError(f"t_min {t_min} is time {self.t_end}; it must be below the first one, {self.t_star}")
+            raise UserError(f"t_min {t_min} is time {self.t_end}; it must be below the first time, {self.t_star}")
         self.times, self.weight, self.solver, self.guidance_scale = times, weight, solver, guidance_scale
         self.boundary_weight, self.boundary_share = boundary_weight, boundary_share
         super().__init__(loaded, texts, TrajectoryStudent(loaded, time, self.t_end), optimizer, export)
@@ -169,7 +176,8 @@ class BOOT(OneStep):
         rows = rows.to(z.device)
         z_first, cond_first = z[rows], take_rows(cond, rows)
         t_first = torch.full_like(rows, self.t_star)
-        # one pass for both losses; and before y_t's, or autocast would keep its weights from where none have a graph
+        # One pass for both losses. It comes before the pass for y_t: autocast caches the weights that it casts, and
+        # those of a pass without a graph have none.
         both = concatenate({"cond": cond, "at the boundary": cond_first}, [len(z), len(rows)])
         signals = self.student.signal(student, torch.cat([z, z_first]), torch.cat([s, t_first]), both)
         y_s, y_first = signals.split([len(z), len(rows)])
@@ -184,8 +192,9 @@ class BOOT(OneStep):
             with torch.no_grad():
                 teacher = GuidedDenoiser(self.teacher.denoiser(), self.null, self.guidance_scale)
                 f_first = teacher(z_first, t_first, cond_first).x0
-            # a mean over the rows that have one, as a part of the mean over all: no matter how samples are spread
+            # the sum over the rows at the boundary, divided by their expected number, so that it does not matter how
+            # samples are spread over processes
             boundary = boundary_loss(y_first, f_first) * (len(rows) / (self.boundary_share * len(z)))
             loss = loss + self.boundary_weight * boundary
-        logs["boundary"] = boundary.detach()  # also where there is none: all processes log the same keys
+        logs["boundary"] = boundary.detach()  # also if there is none, because all processes must log the same keys
         return loss, logs

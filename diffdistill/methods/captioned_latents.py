@@ -1,13 +1,13 @@
 """Captioned images as latents and token ids, for text-to-image models that are trained from data.
 
-    images --shifted, mirrored, recoloured: a few variants of each--> latents, made once and kept in the user's cache
-    captions --style and article come and go, dropped for guidance--> token ids
+    images --shifted, mirrored, recoloured: several variants--> latents, computed once and kept in the user's cache
+    captions --with or without style and article, or dropped--> token ids
 
 Notable:
-- recoloured copies carry their colour's word (`data.colour`), so colours are learnt apart from things;
-- nearly every caption of the emoji set has one image, so images move about and are mirrored: a caption then stands for
-  many, as it does in any larger set, and one step from noise no longer gives the answer;
-- what belongs to the emoji set (its styles, articles before names, colours) is left alone in other sets.
+- the caption of a recoloured copy has its colour (`data.colour`), so colours are learnt apart from objects;
+- nearly every caption of the emoji set has one image, so images are shifted and mirrored. A caption then stands for
+  many images, as in any larger set. Otherwise a single step from noise would give the image;
+- what is special about the emoji set (styles, articles before names, colours) is not applied to other sets.
 """
 
 from __future__ import annotations
@@ -42,11 +42,15 @@ class Augmentation:
     Args:
         drop_text: share of samples trained with the empty caption, for guidance.
         drop_style: share of captions without the style word, of a set that has styles.
-        recolour: share of samples, among those with one dominant hue, shown in another colour with its word; null for
-            0.15 of the emoji set and 0 of others.
-        shift: pixels that an image is moved by at most, up, down, left and right; 0 with `mirror` false for none.
-        mirror: turn half of the images left to right, those aside whose name tells the two sides apart.
-        variants: shifted and mirrored variants kept of each image; a quarter as many of recoloured ones.
+        recolour: among the samples with one dominant hue, the share that has another colour in image and caption; null
+            for 0.15 in the emoji set and 0 in other sets.
+        shift: largest shift of an image up, down, left and right, in pixels.
+        mirror: whether half of the images are mirrored left to right, except those whose name tells the sides apart.
+        variants: number of shifted and mirrored variants of each image; recoloured images have a quarter as many. With
+            `shift` 0 and `mirror` false there are no variants.
+
+    Raises:
+        UserError: a number is out of its range.
     """
 
     drop_text: float = 0.1
@@ -59,20 +63,20 @@ class Augmentation:
     def __post_init__(self) -> None:
         check_shares(drop_text=self.drop_text, drop_style=self.drop_style, recolour=self.recolour or 0.0)
         if self.shift < 0 or self.variants < 1:
-            raise UserError(f"shift {self.shift} must not be below 0, and variants {self.variants} at least 1")
+            raise UserError(f"shift is {self.shift} and variants {self.variants}; they must be at least 0 and 1")
 
 
 class CaptionedLatents:
-    """A captioned image set as latents of an autoencoder, and batches of it.
+    """A set of captioned images as latents of an autoencoder, and its batches.
 
     Args:
         images: the set.
         latents: the autoencoder's latent space.
-        tokenizer: of the text encoder that is trained.
+        tokenizer: the tokenizer of the text encoder that is trained.
         augmentation: how images and captions are varied.
 
     Attributes:
-        shape: of a latent, (C, h, w), from `prepare` on.
+        shape: shape of a latent, (C, h, w).
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class CaptionedLatents:
         return len(self.images)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the autoencoder to the device, and make the latents there or read them from the cache."""
+        """Move the autoencoder to the device, and compute the latents there or read them from the cache."""
         self.device = torch.device(device)
         self.space.autoencoder.to(self.device)
         images, names = self.images.images, self.images.names
@@ -157,7 +161,7 @@ class CaptionedLatents:
         return token_ids(self.tokenizer, captions).to(self.device)
 
     def preview_captions(self, n: int = 16) -> list[str]:
-        """Captions for validation images: well-known ones of the emoji set, or some that are spread over the set."""
+        """Captions of validation images: fixed ones for the emoji set, or captions spread evenly over another set."""
         if self.images.styles is not None:
             return list(EMOJI_PREVIEW[:n])
         return [self.images.names[i * len(self) // n] for i in range(min(n, len(self)))]

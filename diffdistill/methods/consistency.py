@@ -1,12 +1,12 @@
-"""Consistency distillation: a guided teacher's paths into a few steps (arXiv 2303.01469; the recipe of 2310.04378).
+"""Consistency distillation of a guided teacher into a few steps (arXiv 2303.01469, by the recipe of 2310.04378).
 
     x0, eps --> x_t --student--> f(x_t, t)     towards     f_average(x_r, r),  x_r one guided teacher step from x_t
 
 Notable:
-- data are captioned images; t lies on a grid of `grid` times, and r one place before it;
-- guidance is one scale, as in LCM-LoRA, and the student is not conditioned on it: the product is a stock pipeline with
-  an LCMScheduler, sampled unguided. LCM itself embeds a scale that it draws for each sample;
-- c_skip and c_out are those that LCMScheduler applies, with the same `boundary_scale`.
+- the data are captioned images. t is on a grid of `grid` times, and r is one place before t;
+- guidance has one scale, as in LCM-LoRA, and the student is not conditioned on it. The product is a stock pipeline with
+  an LCMScheduler that is sampled unguided. LCM itself draws a scale for each sample and embeds it;
+- c_skip and c_out are those of LCMScheduler with the same `boundary_scale`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ class Consistency(Method):
     Args:
         teacher: the model that is distilled, of a variance-preserving schedule.
         data: captioned images.
-        guidance_scale: the teacher's.
-        grid: times in training, which must divide the schedule's; sampling steps are taken from it.
+        guidance_scale: the teacher's guidance.
+        grid: number of times in training, which must divide that of the schedule; sampling steps are taken from these.
         boundary_scale: tau = boundary_scale * t in c_skip and c_out.
         huber: c of the pseudo-Huber distance.
-        ema_decay: of the averaged network that is aimed at.
-        optimizer: of the student.
+        ema_decay: decay of the averaged network, which makes the targets.
+        optimizer: the student's optimiser.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or the teacher has another kind of schedule.
     """
 
     averaged = "student"
@@ -68,8 +71,8 @@ class Consistency(Method):
         check_guidance(guidance_scale=guidance_scale)
         if not 0 <= ema_decay < 1 or not huber > 0 or not boundary_scale > 0:
             raise UserError(
-                f"ema_decay {ema_decay} must be from 0 to below 1; huber {huber} and boundary_scale "
-                f"{boundary_scale} above 0"
+                f"ema_decay is {ema_decay}, huber {huber} and boundary_scale {boundary_scale}; ema_decay must be from "
+                "0 to below 1, and the others above 0"
             )
         self.teacher = teacher.load()
         require_variance_preserving(self.teacher, "Consistency")
@@ -142,7 +145,7 @@ class Consistency(Method):
         return loss, {}
 
     def validate(self) -> Validation:
-        """Images of 32 captions spread over the set, one step each, always from the same noise."""
+        """Images of 32 captions spread over the set, each in one step, always from the same noise."""
         assert self.table is not None, "prepare(device) comes first"
         rows = [i * len(self) // 32 for i in range(32)]
         z = SampleRandom(0, range(32), self.device).normal("preview", self.teacher.latent_shape)

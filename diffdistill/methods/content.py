@@ -1,7 +1,7 @@
-"""Digests of what a run is made from: a path is compared by what is read there, never by how it is spelled.
+"""Digests of what a run is made from. A path is compared by what is read there, never by its spelling.
 
-A method keeps one in `Method.content` for each argument that is a path. It covers all that training reads from that
-path (names and captions beside images, settings beside weights) and nothing of where it lies.
+A method keeps a digest in `Method.content` for each argument that is a path. It covers all that training reads from the
+path, such as names and captions beside images and settings beside weights, but not the path itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
-    """Hash of tensors and texts; parts and their ends tell: ("ab", "c") is not ("a", "bc").
+    """Hash of tensors and texts. It also depends on where a part ends: ("ab", "c") is not ("a", "bc").
 
     >>> digest(["ab", "c"]) == digest(["a", "bc"])
     False
@@ -37,11 +37,11 @@ def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
 
 
 def of_data(data: CaptionedData, images: CaptionedImages, name: str = "data") -> dict[str, str]:
-    """Of captioned images, by setting: pixels, names and styles, in order, and the captions where a file has them.
+    """Digests of captioned images, by setting: pixels, names and styles, in order, and captions if a file has them.
 
     Args:
         data: the settings.
-        images: what was read.
+        images: the images that were read.
         name: dotted name of the settings.
     """
     found = {f"{name}.source": digest(images.images, images.names, images.styles)}
@@ -49,17 +49,17 @@ def of_data(data: CaptionedData, images: CaptionedImages, name: str = "data") ->
 
 
 def of_network(network: Any) -> str:
-    """Of a diffusers network: weights and settings (an autoencoder's scaling factor, say)."""
+    """Digest of a diffusers network: weights and settings, such as the scaling factor of an autoencoder."""
     return digest(weights_digest(network), json.dumps(network_settings(network), sort_keys=True, default=str))
 
 
 def of_text(tokenizer: Any, text_encoder: Any) -> str:
-    """Of a tokenizer and its text encoder: weights, settings, vocabulary and merges."""
+    """Digest of a tokenizer and its text encoder: weights, settings, vocabulary and merges."""
     words = json.dumps(tokenizer_settings(tokenizer), sort_keys=True, default=str)
     settings = json.dumps(encoder_settings(text_encoder), sort_keys=True)
     return digest(weights_digest(text_encoder), settings, words)
 
 
 def of_teacher(teacher: Teacher) -> str:
-    """Of a pipeline: schedule, kind of prediction, networks, tokenizer, and weights and settings of all."""
+    """Digest of a teacher: schedule, prediction type, tokenizers, and weights and settings of all networks."""
     return teacher.digest()

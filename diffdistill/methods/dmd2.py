@@ -6,13 +6,14 @@
                                          +--> the fake score learns to denoise x0, n times for each such update
 
 Notable:
-- the gradient is VSD's, in x0 space and normalised; the fake score is a full copy and unguided;
-- two time scales: `fake.updates` of the fake score for one of the student, each on fresh samples but the first;
-- a student of several steps is trained at one of them a sample, drawn at random, on inputs that its own earlier steps
-  made (`distill.backward_simulation`); the scores judge the samples of all its steps as one distribution;
-- with `adversary.data.source` an adversarial term is added (`methods/adversary.py`); without, prompts are all the data;
-- Diff-Instruct (arXiv 2305.18455): weight x0, which is sigma^2 on the difference of scores where alpha = 1, an unguided
-  teacher, one update each.
+- the gradient is that of VSD, in x0 space and normalised. The fake score is a full copy and unguided;
+- the fake score has `fake.updates` updates for each update of the student. All but the first use fresh samples;
+- for each sample, a student of several steps is trained at one step, drawn at random, on inputs from its own earlier
+  steps (`distill.backward_simulation`). The scores judge the samples of all steps as one distribution;
+- with `adversary.data.source` an adversarial term is added (`methods/adversary.py`). Without it the data are prompts
+  alone;
+- Diff-Instruct (arXiv 2305.18455) has weight x0, which is sigma^2 on the difference of scores where alpha = 1, an
+  unguided teacher, and one update of the fake score.
 """
 
 from __future__ import annotations
@@ -38,17 +39,21 @@ class DMD2(OneStep):
     Args:
         teacher: the model that is distilled.
         prompts: a file of prompts.
-        steps: of the student: 1, 2, 4, ...; their times are spread evenly, downwards from the first one, where noise
-            is given.
+        steps: number of the student's steps: 1, 2, 4, ... Their times are spaced evenly from the first time, at which
+            the student gets noise, downwards.
         weight: weight on the residual, a name in `distill.WEIGHTS`; dmd is the paper's.
         guidance_scale: the teacher's guidance; 1.75 for Stable Diffusion 1.5, 8 for SDXL. The fake score has none.
-        fake: the fake score; 5 updates for one of the student, and 10 for Stable Diffusion 1.5. In Python, change the
-            default as in `dataclasses.replace(DMD2.FAKE, updates=10)`: a new `FakeScore` has other defaults.
+        fake: the fake score. It has 5 updates for one of the student, and 10 for Stable Diffusion 1.5. In Python,
+            change the default as in `dataclasses.replace(DMD2.FAKE, updates=10)`, because a new `FakeScore` has other
+            defaults.
         times: times at which the student's samples are judged.
-        optimizer: of the student.
-        noise_ratio: sigma/alpha of the time at which noise is given; null for the last time.
+        optimizer: the student's optimiser.
+        noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         adversary: the adversarial term; its weight is 1e-3 for Stable Diffusion 1.5.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or the files do not fit each other.
     """
 
     FAKE = FakeScore(optimizer=OptimizerSettings(1e-5), updates=5, weight="eps", guidance_scale=1.0)

@@ -1,12 +1,12 @@
-"""The judge: a frozen teacher and, where a loss needs one, a fake score. It turns samples into a gradient on them.
+"""The judge: a frozen teacher and, if the loss needs one, a fake score. It turns samples into a gradient on them.
 
     x0 --noise--> x_t --+--> teacher, guided ----------> e_T  \\
                         |                                      > weight * (e_T - e_F) = gradient on x0
                         +--> fake score -------------> e_F  /
     x0, no graph --noise--> x_t --> fake score --> denoising loss: the fake score learns what the samples look like
 
-A judge is held by whatever makes samples (a one-step student, a codec, a text-to-3D generator). Nothing inherits one.
-With an `Adversary`, the fake score also learns to tell real samples from made ones.
+Whatever makes samples holds a judge: a one-step student, a codec, a text-to-3D generator. No class inherits from it.
+With an `Adversary`, the fake score also learns to tell real samples from generated ones.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SampleLoss = Callable[[Tensor, Condition, SampleRandom], Loss]
 
 
 class SampleMaker(Protocol):
-    """What makes the samples that a fake score learns; a student's `train_sample`, say."""
+    """A function that makes the samples that a fake score learns, such as a student's `train_sample`."""
 
     def __call__(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
-        """x0 of shape (B, C, h, w); another `draw` is made from another noise."""
+        """x0 of shape (B, C, h, w); another `draw` starts from another noise."""
 
 
 class Judge:
@@ -45,15 +45,15 @@ class Judge:
         teacher: the frozen model.
         times: the range of times at which samples are judged.
         guidance_scale: the teacher's guidance; 1 is none.
-        fake: settings of the fake score; None for a loss that needs none.
+        fake: settings of the fake score; None for a loss without one.
         adversary: the adversarial term; None for none.
 
     Attributes:
-        networks: the method's own, from `add_networks` on.
-        progress: share of the run that is done; the method sets it before a step where `times.moves`.
+        networks: the method's own networks, after `add_networks`.
+        progress: share of the run that is done; the method sets it before each step if `times.moves`.
 
     Raises:
-        UserError: a range that holds none of the schedule's times, or adapters that do not fit the network.
+        UserError: a range holds none of the schedule's times, or there is an adversary without a fake score.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Judge:
             except ValueError as error:
                 raise UserError(f"times: t_min {low}, t_max {high}: {error}") from error
         if adversary is not None and fake is None:
-            raise UserError("adversary.data: the discriminator sits on the fake score, and this loss has none")
+            raise UserError("adversary.data: the discriminator needs the features of a fake score; this loss has none")
         self.teacher, self.times, self.guidance_scale = teacher, times, guidance_scale
         self.fake, self.adversary = fake, adversary
         self.shared = fake is not None and fake.network == "lora"
@@ -79,9 +79,12 @@ class Judge:
         self.networks: dict[str, nn.Module] = {}
 
     def add_networks(self, networks: dict[str, nn.Module], optimizers: dict[str, OptimizerSettings]) -> None:
-        """Put the fake score's network and its optimiser among those of the method, as "fake"; without one, nothing.
+        """Add the fake score's network and its optimiser to those of the method, as "fake". Without one, do nothing.
 
-        Adapters go onto the teacher's own network here, so copies of it have to be made before.
+        This puts adapters on the teacher's own network, so it must be copied before.
+
+        Raises:
+            UserError: the adapters do not fit the network.
         """
         fake = self.fake
         if fake is None:
@@ -100,14 +103,14 @@ class Judge:
         self.networks = networks
 
     def prepare(self, null: Condition, device: torch.device) -> None:
-        """Take the condition of the empty prompt, which is on the device, and prepare the adversarial term there."""
+        """Keep the condition of the empty prompt, which is on the device, and prepare the adversarial term."""
         self.null = null
         if self.adversary is not None:
             self.adversary.prepare(self.teacher, device)
 
     @property
     def warmup(self) -> int:
-        """Steps at the start in which the fake score alone learns."""
+        """Number of steps at the start in which the fake score alone is trained."""
         return 0 if self.fake is None else self.fake.warmup
 
     @property
@@ -119,12 +122,12 @@ class Judge:
 
     @property
     def teacher_score(self) -> Denoiser:
-        """The teacher, unguided. Where the fake score is adapters on its network, they are off."""
+        """The teacher, unguided. If the fake score is adapters on its network, they are off."""
         return self.teacher.denoiser(self._teacher_forward if self.shared else None)
 
     @property
     def fake_score(self) -> Denoiser:
-        """The fake score, unguided, for passes without a graph of its own weights."""
+        """The fake score, unguided, for passes without a graph of its weights."""
         return self.teacher.denoiser(unwrap(self.networks["fake"]))
 
     def _teacher_forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
@@ -140,12 +143,12 @@ class Judge:
         """`score_distillation_loss` at a time drawn from the present range.
 
         Args:
-            x0: samples of shape (B, C, h, w) with a graph.
+            x0: samples of shape (B, C, h, w), with a graph.
             cond: their condition.
-            random: of the batch.
+            random: random numbers of the batch.
             residual: a name in `RESIDUALS`.
             weight: a name in `WEIGHTS`.
-            eta: largest shift of ASD's later time, as a share of t - t_min.
+            eta: largest shift of ASD's later time, as a fraction of t - t_min.
         """
         low, high = self.range
         t = self.teacher.schedule.timestep(random.uniform("time"), low, high)
@@ -171,13 +174,13 @@ class Judge:
     # ---- the phases of a step ---------------------------------------------------------------------------------
 
     def phases(self, step: int, sample: SampleMaker, networks: dict[str, nn.Module], loss: SampleLoss) -> list[Phase]:
-        """One update of the student by `loss` on its samples, then those of the fake score.
+        """One update of the student by `loss` on its samples, then the updates of the fake score.
 
         Args:
-            step: number of the step; before `warmup` the student rests.
+            step: number of the step; before step `warmup` the student is not updated.
             sample: makes x0 with a network.
-            networks: the method's own dict, with "student" in it.
-            loss: (x0, cond, random) to the method's loss on samples.
+            networks: the method's own dict of networks, with the student as "student".
+            loss: the method's loss on samples; takes (x0, cond, random).
         """
 
         def student(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
@@ -194,12 +197,12 @@ class Judge:
         return fake if step < self.warmup else [Phase("student", "student", student), *fake]
 
     def fake_phases(self, sample: SampleMaker, networks: dict[str, nn.Module]) -> list[Phase]:
-        """The updates of the fake score; the first one learns the samples that were judged, `carry["x0"]`."""
+        """The updates of the fake score; the first one is on the samples that were judged, `carry["x0"]`."""
         updates = 0 if self.fake is None else self.fake.updates
         return [Phase("fake", "fake", self._fake_loss(k, sample, networks)) for k in range(updates)]
 
     def _fake_loss(self, k: int, sample: SampleMaker, networks: dict[str, nn.Module]) -> Any:
-        """The loss of the k-th update of a step; the last one logs how many there were, where more than one."""
+        """The loss of the k-th update in a step. If there are several, the last one logs their number."""
         fake = self.fake
         assert fake is not None
         drop_text = fake.dropped(self.guidance_scale)
@@ -237,14 +240,15 @@ class Judge:
         k: int,
         networks: dict[str, nn.Module],
     ) -> Tensor:
-        """What the fake score learns to denoise in its k-th update: x0 of the student, without a graph.
+        """The samples that the fake score learns to denoise in its k-th update: x0 of the student, without a graph.
 
-        The first update takes the samples just judged; with `sample_dropped`, those without a prompt are made anew.
+        The first update takes the samples that were just judged. With `sample_dropped`, those without a prompt are made
+        again.
         """
         assert self.fake is not None
         student, anew = unwrap(networks["student"]), self.fake.sample_dropped
         x0: Tensor | None = carry.get("x0")
-        if k > 0 or x0 is None:  # further updates see fresh samples of the student as it is now
+        if k > 0 or x0 is None:  # later updates take fresh samples of the present student
             return sample(student, random, cond if anew else prompted, f"/{k}")
         rows = dropped.nonzero().squeeze(1)
         if not anew or not len(rows):
@@ -253,7 +257,7 @@ class Judge:
         return x0.index_copy(0, rows, fresh.to(x0.dtype))
 
     def _trained(self, network: Any) -> ScoreModel:
-        """The score model that the denoising loss sees: the network's own, or its guided one."""
+        """The score model of the denoising loss: the network itself, or the network with guidance."""
         assert self.fake is not None
         denoiser, scale = self.teacher.denoiser(network), self.fake.training_scale(self.guidance_scale)
         return denoiser if scale == 1 else GuidedDenoiser(denoiser, self.null, scale)

@@ -2,11 +2,11 @@
 
     images --autoencoder--> x0 --noise--> x_t --UNet, conditioned on the caption--> v, squared error
 
-A stock Stable Diffusion pipeline comes out: UNet2DConditionModel on the latents of an AutoencoderKL, a CLIPTextModel
-over captions (trained together with the UNet), DDIMScheduler with trailing spacing. This is the recipe of the teacher
-that ships with the project.
+The product is a stock Stable Diffusion pipeline: a UNet2DConditionModel on the latents of an AutoencoderKL, a
+CLIPTextModel that is trained together with the UNet, and a DDIMScheduler with trailing spacing. The teacher that ships
+with the project is trained in this way.
 
-Notable: velocity prediction on a cosine schedule whose last step is (nearly) pure noise.
+Notable: the network predicts v, on a cosine schedule whose last time is almost pure noise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SCHEDULER = {
     "timestep_spacing": "trailing",
     "clip_sample": False,
     "set_alpha_to_one": True,
-    "steps_offset": 1,  # the stock pipeline insists; trailing spacing does not use it
+    "steps_offset": 1,  # the stock pipeline requires it; trailing spacing does not use it
 }
 
 
@@ -49,9 +49,12 @@ class LatentDiffusion(Method):
 
     Args:
         data: captioned images.
-        network: autoencoder, and sizes or a start of the networks that are trained.
+        network: the autoencoder, and the sizes or the start of the networks that are trained.
         augmentation: how images and captions are varied.
-        optimizer: of UNet and text encoder.
+        optimizer: the optimiser of UNet and text encoder.
+
+    Raises:
+        UserError: `network.init_from` was trained in another way, or does not fit the autoencoder.
     """
 
     averaged = "model"
@@ -89,7 +92,7 @@ class LatentDiffusion(Method):
         return len(self.source)
 
     def prepare(self, device: torch.device | str) -> None:
-        """Make the latents on the device, or read them from the cache."""
+        """Compute the latents on the device, or read them from the cache."""
         super().prepare(device)
         self.source.prepare(self.device)
 
@@ -106,7 +109,10 @@ class LatentDiffusion(Method):
         return denoising_loss(self.denoiser, x0, t, eps, batch["ids"], "v"), {}
 
     def validate(self) -> Validation:
-        """16 captions, of the emoji set in both styles, 25 DDIM steps at guidance 2; the noise is always the same."""
+        """Images of 16 captions, in 25 DDIM steps at guidance 2, always from the same noise.
+
+        For the emoji set, each caption has an image in each of the two styles.
+        """
         prompts, styles = self.source.preview_captions(), self.source.images.styles
         if styles is not None:
             prompts = [f"{name}, {style}" for name in prompts for style in dict.fromkeys(styles)]
@@ -129,10 +135,10 @@ class LatentDiffusion(Method):
 
 
 def _start(source: str, latents: LatentSpace) -> tuple[Any, Any, Any]:
-    """UNet, text encoder and tokenizer of a pipeline that was trained as this one is.
+    """UNet, text encoder and tokenizer of a pipeline that was trained by this method.
 
     Raises:
-        UserError: another kind of prediction or schedule, or latents of another number of channels.
+        UserError: its prediction type, its schedule or its number of latent channels is another one.
     """
     teacher = load_checked_teacher(source)
     check_plain_unet(teacher.backbone.inner, f"network.init_from {source}: this method")
@@ -140,10 +146,10 @@ def _start(source: str, latents: LatentSpace) -> tuple[Any, Any, Any]:
     table = VPSchedule.from_config(SCHEDULER).alphas_cumprod
     found = getattr(teacher.schedule, "alphas_cumprod", torch.empty(0))
     if teacher.prediction_type != "v" or not torch.equal(found, table):
-        raise UserError(f"network.init_from {source} was not trained as this is: v-prediction on the cosine schedule")
+        raise UserError(f"network.init_from {source} was not trained with v-prediction on the cosine schedule")
     if (wanted := teacher.latent_shape[0]) != latents.channels:
         raise UserError(
-            f"network.init_from {source} works on {wanted} latent channels, the autoencoder makes {latents.channels}"
+            f"network.init_from {source} takes {wanted} latent channels, but the autoencoder has {latents.channels}"
         )
     unet, text_encoder = teacher.backbone.inner, teacher.pipeline.text_encoder
     for part in (unet, text_encoder):

@@ -1,16 +1,16 @@
-"""MeanFlow: text to image in one step or more, from data, by the average velocity's own identity (arXiv 2505.13447).
+"""MeanFlow: text to image in one step or more, from data, by an identity of the average velocity (arXiv 2505.13447).
 
     r = t   flow matching                                                       a share `flow_matching_share`
     r < t   u(x_t, t, r) towards v - (t - r) du/dt, `distill.mean_flow`
 
 Notable:
-- du/dt is a Jacobian-vector product in forward mode, which fused attention has not: attention is `math`. With
-  `derivative: difference` any attention will do;
-- the network is conditioned on time_scale * t, and du/dt is time_scale times what its sines change by. A scale of 16
-  keeps that small; 1000 would not;
-- a difference's step turns the fastest of those sines by a twelfth of a radian. In a network that began as a teacher
-  they are of the teacher's own times, up to 1000;
-- with `guidance_scale` the field learnt is the guided one, so that one pass samples with guidance.
+- du/dt is a Jacobian-vector product in forward mode. Fused attention does not support it, so attention is `math`. With
+  `derivative: difference` any attention works;
+- the network takes time_scale * t, so du/dt is time_scale times the change of the sines in its time embedding. A scale
+  of 16 keeps this small, and 1000 would not;
+- the step of a difference turns the fastest of these sines by a twelfth of a radian. A network that began as a teacher
+  takes the teacher's own times, up to 1000;
+- with `guidance_scale` the network learns the guided field, so that one pass samples with guidance.
 """
 
 from __future__ import annotations
@@ -44,20 +44,23 @@ class MeanFlow(AnyStep):
 
     Args:
         data: captioned images.
-        network: autoencoder, and sizes or a start of the networks that are trained. `network.attention` must be math
-            unless `derivative` is difference.
+        network: the autoencoder, and the sizes or the start of the networks that are trained. `network.attention` must
+            be math unless `derivative` is difference.
         augmentation: how images and captions are varied.
-        optimizer: AdamW's; the released code has no weight decay.
+        optimizer: settings of AdamW; the released code has no weight decay.
         flow_matching_share: share of samples with r = t.
         time_mean: mean of the logits of t and r.
-        time_std: their standard deviation.
-        power: of the adaptive weight; 0 for none.
+        time_std: standard deviation of these logits.
+        power: exponent of the adaptive weight; 0 for no such weight.
         weight_eps: c of the adaptive weight.
-        guidance_scale: omega of the guided velocity; null for the plain one.
+        guidance_scale: omega of the guided velocity; null for the unguided one.
         guidance_mix: kappa; the effective scale is guidance_scale / (1 - guidance_mix).
         derivative: jvp or difference.
-        time_scale: the network is conditioned on time_scale * t.
+        time_scale: the network takes time_scale * t.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or settings contradict each other.
     """
 
     def __init__(
@@ -84,12 +87,13 @@ class MeanFlow(AnyStep):
             raise UserError(f"weight_eps is {weight_eps}; it must be above 0")
         if derivative == "jvp" and network.attention != "math":
             raise UserError(
-                f"network.attention {network.attention} has no forward mode; take math, or derivative difference"
+                f"network.attention {network.attention} has no forward mode; set it to math, or set derivative to "
+                "difference"
             )
         if guidance_scale is not None and augmentation.drop_text == 0:
             raise UserError(
-                "augmentation.drop_text is 0: guidance leads away from what is never trained; set guidance_scale to "
-                "null"
+                "augmentation.drop_text is 0, so the prediction without a caption, which guidance leads away from, "
+                "would never be trained; set guidance_scale to null"
             )
         super().__init__(
             data,
@@ -117,7 +121,7 @@ class MeanFlow(AnyStep):
         t, r = mean_flow_times(first, second, random.bernoulli("same", self.flow_matching_share))
         eps = self.noise(random, "noise", x0)
         live = self.exact
-        embeddings = self.live_text(ids)  # the derivative is of the UNet alone: text is the same at every time
+        embeddings = self.live_text(ids)  # the derivative is of the UNet alone; the text does not depend on time
         velocity = None
         if self.guidance_scale is not None:
             null = expand(self.live_text(self.null), len(embeddings))
@@ -125,7 +129,7 @@ class MeanFlow(AnyStep):
             v = eps - x0
             made = guided_velocity(live, x_t, t, v, embeddings, null, self.guidance_scale, self.guidance_mix)
             captioned = (ids != self.null).any(1)[:, None, None, None]
-            velocity = torch.where(captioned, made, v)  # without a caption there is nothing to guide towards
+            velocity = torch.where(captioned, made, v)  # without a caption there is no guidance
         return mean_flow_loss(
             self.trained,
             x0,
@@ -144,13 +148,13 @@ class MeanFlow(AnyStep):
 
     @property
     def exact(self) -> TwoTimeDenoiser:
-        """`live` in full precision: by the class's forward, as accelerate gives a network one that starts autocast."""
+        """`live` in full precision. It calls the forward of the class, because accelerate's forward starts autocast."""
         model: Any = unwrap(self.networks["model"])
         return TwoTimeDenoiser(partial(type(model).forward, model), self.schedule)
 
     @torch.no_grad()
     def live_text(self, ids: Tensor) -> Tensor:
-        """Token ids (B, L) to embeddings (B, L, D), in full precision too."""
+        """Embeddings (B, L, D) of token ids (B, L), in full precision."""
         with full_precision(ids):
             embeddings: Tensor = unwrap(self.networks["model"]).encode(ids)
         return embeddings

@@ -1,4 +1,4 @@
-"""Networks of a small text-to-image model, made from nothing: a UNet, a CLIP text encoder and its tokenizer."""
+"""New networks of a small text-to-image model: a UNet, a CLIP text encoder and its tokenizer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ class NetworkSettings:
 
     Args:
         autoencoder: folder of the AutoencoderKL.
-        init_from: what to start from: a pipeline folder or hub id, for any-step methods also an any-step model's
-            folder; null to start from nothing, with the sizes below.
-        block_out_channels: widths of the UNet, finest first.
+        init_from: the model to start from, a pipeline folder or hub id; for any-step methods also the folder of an
+            any-step model. null for new networks of the sizes below.
+        block_out_channels: widths of the UNet, the finest level first.
         cross_attention: for each level, whether it attends to the text.
-        layers_per_block: residual blocks a level.
+        layers_per_block: number of residual blocks in a level.
         text_width: width of the text encoder.
-        text_layers: its depth.
+        text_layers: number of layers of the text encoder.
         attention: auto, sdpa, math or xformers.
+
+    Raises:
+        UserError: `block_out_channels` and `cross_attention` have different lengths.
     """
 
     autoencoder: str = "assets/teacher/vae"
@@ -41,13 +44,13 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         if len(self.block_out_channels) != len(self.cross_attention):
             raise UserError(
-                f"block_out_channels has {len(self.block_out_channels)} levels, cross_attention "
-                f"{len(self.cross_attention)}; they must be as many"
+                f"block_out_channels has {len(self.block_out_channels)} levels and cross_attention "
+                f"{len(self.cross_attention)}; they must have the same number"
             )
 
 
 def new_tokenizer(images: CaptionedImages) -> Any:
-    """A CLIP tokenizer whose merges are learnt from the captions, with the words of colours and articles in them."""
+    """A CLIP tokenizer whose merges are learnt from the captions; for the emoji set also from colours and articles."""
     words = [*images.captions]
     if images.styles is not None:
         words += [*(" ".join(HUES) for _ in range(50)), *("a an" for _ in range(50))]
@@ -55,7 +58,7 @@ def new_tokenizer(images: CaptionedImages) -> Any:
 
 
 def new_unet(settings: NetworkSettings, latents: LatentSpace, size: tuple[int, int]) -> Any:
-    """A UNet2DConditionModel for latents of images of this height and width."""
+    """A UNet2DConditionModel for latents of images of this size, (height, width) in pixels."""
     from diffusers import UNet2DConditionModel
 
     channels, height, width = latents.shape(*size)

@@ -1,8 +1,8 @@
-"""What methods share that distil a teacher into a student from prompts alone: the prompts, previews and the export.
+"""The base of methods that distil a teacher into a student from prompts alone: prompts, previews and the export.
 
     prompts --embedded once--> cond --student--> x0 --> the method's loss
 
-A method is an `OneStep` with a student (`methods.student`), usually a judge (`methods.judge`), and phases of its own.
+Such a method is a `OneStep` with a student (`methods.student`), usually a judge (`methods.judge`), and its own phases.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ PREVIEWS = 32
 
 
 class Student(Protocol):
-    """How samples are made with a network, and what of it is exported."""
+    """How samples are made with a network, and what is exported."""
 
     def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
         """x0 as the student is trained to make it."""
 
     def sample(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
-        """x0 as a user gets it."""
+        """x0 as the exported pipeline samples it."""
 
     def exported(self, network: Any) -> Any:
         """The diffusers network that is exported."""
@@ -53,12 +53,12 @@ class OneStep(Method):
         teacher: the frozen model.
         prompts: a file of prompts.
         student: how the student makes samples.
-        optimizer: of the student's network.
+        optimizer: the optimiser of the student's network.
         export: how the product is stored.
-        judge: what turns the samples into a gradient, where the method has one.
+        judge: turns the samples into a gradient; None for a method without a judge.
 
     Attributes:
-        null: the condition of the empty prompt, from `prepare` on.
+        null: the condition of the empty prompt, after `prepare`.
     """
 
     averaged = "student"
@@ -122,7 +122,7 @@ class OneStep(Method):
         """The condition of some of the prompts, on the device.
 
         Raises:
-            RuntimeError: before `prepare`.
+            RuntimeError: `prepare` was not called.
         """
         if self.table is None:
             raise RuntimeError("prompts are embedded in prepare(device), which was not called")
@@ -143,5 +143,5 @@ class OneStep(Method):
 
 
 def adversary_of(settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str]) -> Adversary | None:
-    """The adversarial term, or None where no images are named."""
+    """The adversarial term, or None if the settings name no images."""
     return None if settings.data.source is None else Adversary(settings, teacher, prompts)

@@ -1,16 +1,17 @@
-"""Progressive distillation: the student halves its predecessor's DDIM steps, again and again (arXiv 2202.00512).
+"""Progressive distillation: in each stage the student halves the DDIM steps of its predecessor (arXiv 2202.00512).
 
     z --student, DDIM, no graph--> x_t --student---------------------------------------> x0
                                     |                                                     | weighted squared error
                                     +--predecessor, two DDIM steps of half the length--> x-tilde
 
 Notable:
-- stages follow the progress of the run. When one ends the student's weights become the predecessor's; the first
-  predecessor is the teacher, guided at one scale, which the student so takes in (arXiv 2210.03142, its scale fixed);
-- prompts are all the data: x_t lies on the student's own path from noise, which is where it is going to be used;
-- two UNets are all the weights there are: the teacher's is the predecessor, and nothing asks for it later;
-- which stage it is stands in the checkpoint beside the predecessor's weights: progress alone does not say whether
-  they have been taken over yet.
+- stages follow the progress of the run. At the end of a stage the student becomes the predecessor. The first
+  predecessor is the teacher, guided at one scale, so the student learns the guidance (arXiv 2210.03142, with a fixed
+  scale);
+- the data are prompts alone. x_t is on the student's own path from noise, where it will be used;
+- memory holds two UNets, because the teacher's UNet is the first predecessor and is not needed later;
+- a checkpoint holds the number of the stage beside the predecessor's weights, because the progress of the run does not
+  say whether the predecessor has been replaced yet.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from .student import first_time, require_variance_preserving
 
 
 class Predecessor(nn.Module):
-    """The network of the stage before and the stage's number: parameters, so that checkpoints hold both.
+    """The network of the previous stage and the number of the stage, both as parameters, so that checkpoints hold them.
 
     Args:
-        backbone: the teacher's, which is the predecessor of the first stage.
+        backbone: the teacher's network, which is the predecessor in the first stage.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -69,24 +70,24 @@ class Predecessor(nn.Module):
 
 
 class HalvingStudent:
-    """A student that samples by DDIM in the steps of the stage that it is in.
+    """A student that samples by DDIM in the steps of the present stage.
 
     Args:
-        teacher: whose schedule and latent shape it has.
-        time: T*, from which noise is given.
-        times: of the teacher's sampler, from T* down, and -1.
-        steps: says how many steps the present stage has.
+        teacher: the teacher, for its schedule and latent shape.
+        time: T*, the time at which the student gets noise.
+        times: the times of the teacher's sampler, from T* down, and -1.
+        steps: returns the number of steps of the present stage.
     """
 
     def __init__(self, teacher: Teacher, time: Tensor, times: list[int], steps: Callable[[], int]) -> None:
         self.teacher, self.time, self.times, self.steps = teacher, time, times, steps
 
     def grid(self, steps: int) -> list[int]:
-        """Times of a sampler of so many steps, and -1."""
+        """The times of a sampler of so many steps, and -1."""
         return self.times[:: (len(self.times) - 1) // steps]
 
     def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
-        """x0 in all steps of the stage; another `draw` is from another noise."""
+        """x0 in all steps of the stage; another `draw` starts from another noise."""
         return self._x0(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
 
     def sample(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
@@ -107,20 +108,24 @@ class HalvingStudent:
 
 
 class Progressive(OneStep):
-    """Distil a teacher's DDIM sampler into half its steps, and that into half, and so on.
+    """Distil a teacher's DDIM sampler into half its steps, then that into half of these, and so on.
 
     Args:
         teacher: the model that is distilled, of a variance-preserving schedule.
         prompts: a file of prompts.
-        teacher_steps: DDIM steps of the teacher that the first stage halves.
-        final_steps: steps of the last student; teacher_steps is 2, 4, 8, ... times as many.
-        shares: how long the stages are, relative to each other; null for all as long.
-        guidance_scale: the teacher's; later predecessors have it in them.
-        weight: on the squared error of x0: truncated_snr (max(SNR, 1)), snr_plus_one (the error of v) or x0.
-        optimizer: of the student, at the start of each stage.
-        stage_lr_final: share of the learning rate that a stage ends at, linearly; 1 leaves it to `training`.
-        noise_ratio: sigma/alpha of the time at which noise is given; null for the last time.
+        teacher_steps: number of DDIM steps of the teacher, which the first stage halves.
+        final_steps: number of steps of the last student; teacher_steps must be 2, 4, 8, ... times as many.
+        shares: lengths of the stages, relative to each other; null for stages of equal length.
+        guidance_scale: guidance of the teacher; later predecessors have learnt it.
+        weight: weight on the squared error of x0: truncated_snr (max(SNR, 1)), snr_plus_one (the error of v) or x0.
+        optimizer: the student's optimiser at the start of each stage.
+        stage_lr_final: fraction of the learning rate at the end of a stage; it falls linearly. 1 keeps it constant, so
+            that only `training` changes it.
+        noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or the teacher has another kind of schedule.
     """
 
     student: HalvingStudent
@@ -148,11 +153,11 @@ class Progressive(OneStep):
             raise UserError(f"teacher_steps {teacher_steps}, final_steps {final_steps}: {error}") from error
         self.shares: Sequence[float] = [1.0] * len(self.steps) if shares is None else shares
         if len(self.shares) != len(self.steps) or not all(share > 0 for share in self.shares):
-            raise UserError(f"shares are {list(self.shares)}; {len(self.steps)} stages need as many numbers above 0")
+            raise UserError(f"shares are {list(self.shares)}; they must be {len(self.steps)} numbers above 0")
         self.weight, self.guidance_scale, self.stage_lr_final = weight, guidance_scale, stage_lr_final
         texts, loaded = read_prompts(prompts), teacher.load()
         require_variance_preserving(loaded, "Progressive")
-        # a stock DDIM sampler takes all its steps equally long: they are ours where final_steps divides T* + 1
+        # a stock DDIM sampler has steps of equal length, which are those of the student if final_steps divides T* + 1
         time = (first_time(loaded, noise_ratio) + 1) // final_steps * final_steps - 1
         try:
             times = halving_grid(int(time), teacher_steps)
@@ -168,16 +173,16 @@ class Progressive(OneStep):
 
     @property
     def stage(self) -> int:
-        """The stage whose predecessor is in `networks`; stage k teaches a student of steps[k]."""
+        """The stage whose predecessor is in `networks`; in stage k the student has steps[k] steps."""
         return int(unwrap(self.networks["predecessor"]).stage)
 
     def begin_step(self, step: int) -> None:
         stage, place = stage_at(self.progress, self.shares)
         if stage > self.stage:
             self._take_over(stage)
-        if stage < self.stage:  # continued with a longer time limit: what is learnt stays
+        if stage < self.stage:  # after a continuation with a longer time limit; the stage is not undone
             place = 0.0
-        factor = max(1 - (1 - self.stage_lr_final) * place, 1e-9)  # a rate is above 0
+        factor = max(1 - (1 - self.stage_lr_final) * place, 1e-9)  # a learning rate must be above 0
         self.optimizers["student"] = replace(self.at_first, learning_rate=self.at_first.learning_rate * factor)
 
     def phases(self, step: int) -> list[Phase]:
@@ -185,7 +190,7 @@ class Progressive(OneStep):
 
     @torch.no_grad()
     def _take_over(self, stage: int) -> None:
-        """The student becomes the predecessor."""
+        """Copy the student's weights to the predecessor."""
         predecessor, student = (unwrap(self.networks[name]) for name in ("predecessor", "student"))
         predecessor.inner.load_state_dict(student.inner.state_dict())
         predecessor.stage.fill_(stage)

@@ -1,17 +1,18 @@
-"""Self-E: text to image in any number of steps, from data, judged by itself (arXiv 2512.22374).
+"""Self-E: text to image in any number of steps, from data, with a model that judges itself (arXiv 2512.22374).
 
     s = t   flow matching                                                    a share `flow_matching_share`
-    s < t   x0_hat = x_t - t V(x_t, t, s, c) is noised to s and judged there by the averaged network (with the caption)
-            and by the network itself (without), `distill.self_evaluation`
+    s < t   x0_hat = x_t - t V(x_t, t, s, c) is noised to s, and judged there by the averaged network with the caption
+            and by the network itself without it, `distill.self_evaluation`
 
 Notable:
-- s may lie further before t as the run goes on: down to (1 - tau) t, tau from 0 to 1 over `span_share` of it, from
-  `span_from` on; before that s = t for all, and a step is flow matching's, at its cost;
-- with `fake_from`, the same network also learns what its own samples look like, under captions with "fake image" added,
-  and that term joins the judgement from that share of the run on;
+- the largest distance of s from t grows over the run: s is at least (1 - tau) t, and tau rises from 0 to 1 over
+  `span_share` of the run, after `span_from` of it. Before that, s = t for all samples, so a step is one of flow
+  matching and costs as much;
+- with `fake_from`, the same network also learns to denoise its own samples, under captions with "fake image" added.
+  From that share of the run on, the judgement has this term too;
 - `flow_matching_share: 1` is flow matching with the same network, data and cost of a pass: the baseline;
-- samples whose caption was dropped are treated like the others. Caption and no caption are then one condition, so only
-  average and live weights differ, and what is left is the data's own loss.
+- samples whose caption was dropped are treated like the others. For them, the conditions with and without a caption are
+  the same. So only the averaged and the present weights differ, and the loss is almost that of the data alone.
 """
 
 from __future__ import annotations
@@ -44,21 +45,25 @@ class SelfE(AnyStep):
 
     Args:
         data: captioned images.
-        network: autoencoder, and sizes or a start of the networks that are trained.
+        network: the autoencoder, and the sizes or the start of the networks that are trained.
         augmentation: how images and captions are varied.
-        optimizer: AdamW's; the paper names Adam and no decay.
+        optimizer: settings of AdamW; the paper names Adam and no weight decay.
         flow_matching_share: share of samples with s = t; 1 is flow matching.
-        time_mean: mean of the logit of t; the paper's mu, 0.5 at 512 tokens of latent, 1.15 at 4096, 0.42 at 64.
-        span_from: share of the run that is flow matching alone; a judge that has learnt nothing yet misleads.
-        span_share: share of the run over which s then may come to lie ever further before t.
-        ema_decay: of the averaged network that judges.
+        time_mean: mean of the logit of t, the paper's mu: 0.5 at 512 tokens of latent, 1.15 at 4096, 0.42 at 64.
+        span_from: share of the run that is flow matching alone, because a judge that has learnt little misleads.
+        span_share: share of the run, after that, over which the largest distance of s from t grows.
+        ema_decay: decay of the averaged network, which judges.
         fake_from: share of the run after which the fake branch is trained and used; null for never.
-        classifier_share: weight of the classifier score beside the fake branch's, (w - 1) / w of a guidance scale w.
-        judgement_scale: what the judgement is multiplied by; 1 is the paper's, whose form divides the reverse KL's by a
-            guidance scale w. Without a fake branch w - 1 gives the classifier score at guidance w.
-        energy_preserving: scale the target to the data's norm.
-        sampling: how the product is sampled. The paper's target_fraction and eta are 1.
+        classifier_share: weight of the classifier score beside that of the fake branch, (w - 1) / w for a guidance
+            scale w.
+        judgement_scale: factor of the judgement. 1 is the paper's, whose form is that of the reverse KL divided by a
+            guidance scale w. Without a fake branch, w - 1 gives the classifier score at guidance w.
+        energy_preserving: whether the target is scaled to the norm of the data.
+        sampling: how the product is sampled. In the paper target_fraction and eta are 1.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or settings contradict each other.
     """
 
     free = {
@@ -93,12 +98,15 @@ class SelfE(AnyStep):
         )  # fmt: skip
         judged = flow_matching_share < 1
         if not judged and fake_from is not None:
-            raise UserError("flow_matching_share 1 is flow matching, which judges nothing: fake_from must be null")
+            raise UserError("flow_matching_share is 1, which is flow matching without a judge; set fake_from to null")
         if judged and augmentation.drop_text == 0:
-            raise UserError("augmentation.drop_text is 0: the judge without a caption would never be trained")
+            raise UserError(
+                "augmentation.drop_text is 0, so the judge without a caption would never be trained; set it above 0"
+            )
         if judged and (span_from == 1 or span_from + span_share > 1 + 1e-9):
             raise UserError(
-                f"span_from {span_from} and span_share {span_share} end after the run does; they are shares of it"
+                f"span_from is {span_from} and span_share {span_share}; they are shares of the run, and their sum must "
+                "be at most 1"
             )
         if not 0 < judgement_scale < math.inf:
             raise UserError(f"judgement_scale is {judgement_scale}; it must be a number above 0")
@@ -113,12 +121,13 @@ class SelfE(AnyStep):
             optimizer,
             export,
             ema_decay=ema_decay if judged else None,
-            grid_shift=float(torch.tensor(time_mean, dtype=torch.float64).exp()),  # warped as the times are
+            grid_shift=float(torch.tensor(time_mean, dtype=torch.float64).exp()),  # the same warp as that of the times
             sampling=lambda: sampling if judged and self._span() > 0 else at_the_start(sampling),
         )
         if fake_from is not None and len(self._phrase()) > self.source.tokenizer.model_max_length - 3:
             raise UserError(
-                f"network.init_from {network.init_from}: its captions are too short to say that an image is a fake"
+                f"network.init_from {network.init_from}: its captions are too short for the words of fake_from, "
+                "', fake image'; set fake_from to null"
             )
 
     def phases(self, step: int) -> list[Phase]:
@@ -150,7 +159,8 @@ class SelfE(AnyStep):
             self.energy_preserving,
             self.judgement_scale,
         )
-        # of the judged samples, their number taken as expected: no matter how samples are spread over processes
+        # divided by the expected number of judged samples, so that it does not matter how samples are spread over
+        # processes
         delta = judged.delta.float().square().flatten(1).mean(1).sqrt().sum() / (
             (1 - self.flow_matching_share) * len(x0)
         )
@@ -161,7 +171,7 @@ class SelfE(AnyStep):
         return loss + of_fakes, {**logs, "fake": of_fakes}
 
     def _span(self) -> float:
-        """tau: from 0 to 1 over `span_share` of the run, from `span_from` on."""
+        """tau, which rises from 0 to 1 over `span_share` of the run, after `span_from` of it."""
         if self.span_from == self.span_share == 0:
             return 1.0
         ahead = self.progress - self.span_from
@@ -170,7 +180,7 @@ class SelfE(AnyStep):
         return min(1.0, ahead / self.span_share) if self.span_share else 1.0
 
     def as_fake(self, ids: Tensor) -> Tensor:
-        """Token ids (B, L) of the captions with ", fake image" after them; what does not fit is cut off before it."""
+        """Token ids (B, L) of the captions with ", fake image" at the end; a caption that is too long is cut."""
         tokenizer, phrase = self.source.tokenizer, self._phrase()
         start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         length, rows = ids.shape[1], []

@@ -1,4 +1,4 @@
-"""Settings that several methods share, as dataclasses that nest in their constructors and in the YAML alike."""
+"""Settings that several methods share, as dataclasses. They are arguments of constructors, and nest in the YAML."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TeacherSettings:
     Args:
         source: pipeline folder or hub id.
         attention: auto, sdpa, math or xformers.
-        dtype: of its frozen weights; what is trained is float32 in any case.
-        variant: of its weight files, fp16 say; null for the plain ones, or the only ones that are there.
+        dtype: dtype of its frozen weights; trained weights are always float32.
+        variant: variant of its weight files, such as fp16; null for the plain files, or for the only variant there is.
     """
 
     source: str
@@ -34,11 +34,11 @@ class TeacherSettings:
     variant: str | None = None
 
     def load(self) -> Teacher:
-        """The teacher, compared with the stock pipeline, in channels-last order and with its attention kernel.
+        """Load the teacher, with its weights in channels-last order, and compare it with the stock pipeline.
 
         Raises:
-            UserError: nothing there, a pipeline that is not supported, or one that differs from what diffusers makes
-                of the same files.
+            UserError: there is nothing at `source`, the pipeline is not supported, or the teacher predicts something
+                else than diffusers with the same files.
         """
         import torch
 
@@ -55,17 +55,17 @@ class TeacherSettings:
 class JudgedTimes:
     """The times at which samples are judged, as fractions of the schedule.
 
-    Much noise settles shapes and little noise settles detail. A range that comes down over the run gives each its turn.
+    High noise settles shapes, and low noise settles detail. If the range comes down over the run, each has its turn.
 
     Args:
         t_min: lower end of the range at the start of the run.
         t_max: upper end at the start, not included.
-        t_min_final: where the lower end arrives at the end of the run, linearly; null for where it started.
-        t_max_final: where the upper end arrives; null for where it started. A run that `training.max_minutes` ends
+        t_min_final: lower end at the end of the run; the change is linear. null for no change.
+        t_max_final: upper end at the end of the run; null for no change. In a run with `training.max_minutes` the range
             follows the clock.
 
     Raises:
-        UserError: ends that are out of order or outside [0, 1].
+        UserError: the ends are out of order or outside [0, 1].
     """
 
     t_min: float = 0.02
@@ -100,7 +100,7 @@ class JudgedTimes:
         return self.first != self.last
 
     def at(self, progress: float) -> tuple[float, float]:
-        """The range where the share `progress` of the run is done."""
+        """The range when the share `progress` of the run is done."""
         return time_range(progress, self.first, self.last) if self.moves else self.first
 
 
@@ -109,9 +109,9 @@ class LoraSettings:
     """LoRA adapters on the teacher's own network.
 
     Args:
-        rank: of the adapters.
-        alpha: their scale times the rank.
-        targets: endings of the names of the layers that get one; null for those that the teacher's family names.
+        rank: rank of the adapters.
+        alpha: scale of the adapters times their rank.
+        targets: endings of the names of the layers that get an adapter; null for those of the teacher's family.
     """
 
     rank: int = 64
@@ -124,20 +124,23 @@ class FakeScore:
     """The fake score, a score model of the student's own samples, and how it is trained.
 
     Args:
-        network: full, a full copy of the teacher, or lora, adapters on the teacher itself.
-        optimizer: of its network.
-        updates: its updates for each update of the student.
-        warmup: steps at the start in which the fake score alone learns, so that it knows the student first.
+        network: full for a full copy of the teacher, or lora for adapters on the teacher itself.
+        optimizer: the optimiser of its network.
+        updates: number of its updates for each update of the student.
+        warmup: number of steps at the start in which the fake score alone is trained, to learn the student's samples.
         weight: weight of its denoising loss, a name in `distill.DENOISING_WEIGHTS`.
-        drop_text: share of the samples on which it is trained without a prompt; null for 0.1 where it is guided
-            anywhere and 0 where it is not.
-        sample_dropped: whether the student also makes these samples without a prompt. They are then samples of what
-            the student draws for the empty prompt. Otherwise they are made with the prompt that is dropped.
-        guidance_scale: of the fake score where it judges; null for the teacher's scale, 1 for none.
-        train_guidance_scale: its prediction with this guidance is what learns to denoise; 1 for the plain one, null
-            for the scale with which it judges.
-        train_times: times at which it is trained: all of them, or those judged at the start of the run.
-        lora: of the adapters.
+        drop_text: share of the samples on which it is trained without a prompt; null for 0.1 if it is guided when it
+            judges or is trained, and for 0 otherwise.
+        sample_dropped: whether the student makes these samples from the empty prompt. Otherwise it makes them from
+            the prompt that is dropped.
+        guidance_scale: guidance of the fake score when it judges; null for the teacher's scale, 1 for none.
+        train_guidance_scale: guidance of the prediction that learns to denoise; 1 for none, null for the scale with
+            which it judges.
+        train_times: times at which it is trained: all, or judged for those judged at the start of the run.
+        lora: settings of the adapters.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     network: Literal["lora", "full"] = "full"
@@ -158,7 +161,7 @@ class FakeScore:
         scales = {"guidance_scale": self.guidance_scale, "train_guidance_scale": self.train_guidance_scale}
         check_guidance(**{name: scale for name, scale in scales.items() if scale is not None})
         if self.updates < 1 or self.warmup < 0:
-            raise UserError(f"updates is {self.updates}, warmup {self.warmup}; they must be at least 1 and 0")
+            raise UserError(f"updates is {self.updates} and warmup {self.warmup}; they must be at least 1 and 0")
 
     def judging_scale(self, teacher_scale: float) -> float:
         """The guidance with which it judges."""
@@ -177,15 +180,18 @@ class FakeScore:
 
 @dataclass(frozen=True)
 class AdversarySettings:
-    """The adversarial term of DMD2 (arXiv 2405.14867), which is on where there are images.
+    """The adversarial term of DMD2 (arXiv 2405.14867), which is used if images are named.
 
     Args:
-        data: captioned images; a null source for no such term, so that prompts are all the data.
-        matched: whether each prompt's own image is used, which then has to be in the data. Otherwise an image is drawn
-            for each sample and is judged with its own caption.
-        weight: of the term in the student's loss.
-        critic_weight: of the discriminator's loss in the fake score's.
+        data: captioned images. If its source is null there is no such term, and the data are prompts alone.
+        matched: whether the image of each prompt is used, which must be in the data. Otherwise an image is drawn for
+            each sample, and is judged with its own caption.
+        weight: weight of the term in the student's loss.
+        critic_weight: weight of the discriminator's loss in that of the fake score.
         tap: the inner feature of the fake score that the discriminator reads; null for its bottleneck.
+
+    Raises:
+        UserError: a weight is negative or not finite.
     """
 
     data: CaptionedData = CaptionedData(None)

@@ -1,4 +1,4 @@
-"""Shortcut models: text to image in 1, 2, 4, ... steps, from data; a step is two of half its size (arXiv 2410.12557).
+"""Shortcut models: text to image in 1, 2, 4, ... steps, from data; a step equals two half steps (arXiv 2410.12557).
 
 s = t   flow matching                                                       a share `flow_matching_share`
 s < t   V(x_t, t, s) towards two half steps of the averaged network, `distill.shortcut`
@@ -23,24 +23,27 @@ from .new_network import NetworkSettings
 
 
 class Shortcut(AnyStep):
-    """Train a model that is conditioned on its step's size; the defaults are the paper's where it has them.
+    """Train a model that is conditioned on the size of its step; the defaults are the paper's where it has them.
 
     Args:
         data: captioned images.
-        network: autoencoder, and sizes or a start of the networks that are trained.
-        augmentation: how images and captions are varied; its drop_text is of the samples with s = t.
-        optimizer: AdamW's; the released code has a weight decay of .1.
-        drop_bootstrapped: drop the caption of the other samples at that rate too. The released code does not: its
-            larger steps are never made without a label, and guidance at sampling would ask for that.
+        network: the autoencoder, and the sizes or the start of the networks that are trained.
+        augmentation: how images and captions are varied; its drop_text is for samples with s = t.
+        optimizer: settings of AdamW; the released code has a weight decay of .1.
+        drop_bootstrapped: whether the captions of the other samples are dropped at that rate too. In the released code
+            they are not, so its larger steps are never trained without a label, which guidance at sampling would need.
         flow_matching_share: share of samples with s = t; .75 in the paper, .875 in the released code.
-        whole_steps: share of the other samples that have a step of size 1 whatever size is drawn. The released code
-            deals the sizes out evenly and gives those left over size 1: 4 of 32, .125.
-        finest: steps of the finest grid, a power of 2.
-        guidance_scale: of half steps of the finest size; 1 for none. Larger steps inherit it.
-        clip: keep the middle of two half steps, and the velocity aimed at, within this of 0; null for no limit. The
-            released code has 4.
-        ema_decay: of the averaged network that makes the half steps.
+        whole_steps: share of the other samples that take a step of size 1, whatever size is drawn. The released code
+            gives each size to equally many samples, and size 1 to the samples that are left over: 4 of 32, .125.
+        finest: number of steps of the finest grid, a power of 2.
+        guidance_scale: guidance of half steps of the finest size; 1 for none. Larger steps inherit it.
+        clip: largest absolute value of the point between two half steps and of the target velocity; null for no limit.
+            It is 4 in the released code.
+        ema_decay: decay of the averaged network, which makes the half steps.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or settings contradict each other.
     """
 
     def __init__(
@@ -60,12 +63,13 @@ class Shortcut(AnyStep):
     ) -> None:
         check_shares(flow_matching_share=flow_matching_share, whole_steps=whole_steps)
         if finest < 2 or finest & (finest - 1):
-            raise UserError(f"finest is {finest}; it must be a power of 2, 2 at least")
+            raise UserError(f"finest is {finest}; it must be a power of 2, and at least 2")
         if clip is not None and not clip > 0:
             raise UserError(f"clip is {clip}; it must be above 0, or null")
         if guidance_scale != 1 and augmentation.drop_text == 0:
             raise UserError(
-                "augmentation.drop_text is 0: guidance leads away from what is never trained; set guidance_scale to 1"
+                "augmentation.drop_text is 0, so the prediction without a caption, which guidance leads away from, "
+                "would never be trained; set guidance_scale to 1"
             )
         super().__init__(
             data,
@@ -101,7 +105,7 @@ class Shortcut(AnyStep):
         return loss, {}
 
     def _half_step(self, x_t: Any, t: Any, s: Any, cond: Any) -> Prediction:
-        """The averaged network; guided where a step is of the finest size, which is asked for at s = t."""
+        """The averaged network; guided for steps of the finest size, for which `shortcut_loss` asks at s = t."""
         if self.guidance_scale == 1 or not bool((s == t).any()):
             return self.average(x_t, t, s, cond)
         null = expand(self.null, len(cond))

@@ -6,12 +6,13 @@
                           +--> the fake score learns to denoise x0, with its guided prediction
 
 Notable:
-- the gradient on x0 runs through teacher and fake score, whose weights it leaves alone: a step costs the backward pass
-  of both, and the memory of both while it lasts;
-- one guidance scale in three places, as SiD-LSG has it: the fake score's guided prediction is what learns to denoise
-  (kappa_1), and both are guided where they judge (kappa_2 = kappa_3, kappa_4). 1 is plain SiD;
-- the loss oscillates about zero and says nothing of progress; `gap_rms` in the log falls;
-- with `adversary.data.source` an adversarial term is added, as in SiDA (arXiv 2410.14919; its own differs, see docs).
+- the gradient at x0 goes through teacher and fake score, but not to their weights. So a step takes the backward passes
+  of both, and the memory for them;
+- one guidance scale is used in three places, as in SiD-LSG: for the fake score's prediction that learns to denoise
+  (kappa_1), and for teacher and fake score when they judge (kappa_2 = kappa_3, kappa_4). A scale of 1 is plain SiD;
+- the loss oscillates about zero and does not show progress; `gap_rms` in the log falls;
+- with `adversary.data.source` an adversarial term is added, as in SiDA (arXiv 2410.14919), whose term differs; see
+  docs/methods/sid.md.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ class SiD(OneStep):
         teacher: the model that is distilled.
         prompts: a file of prompts.
         alpha: the paper's alpha; 1 with text, 1.2 on CIFAR-10.
-        guidance_scale: of the teacher where it judges.
+        guidance_scale: guidance of the teacher when it judges.
         fake: the fake score. By default it judges and is trained with the teacher's guidance scale, and is trained at
-            the times judged; its samples without a prompt are made without one, as in the released code. In Python,
-            change the default as in `dataclasses.replace(SiD.FAKE, updates=2)`: a new `FakeScore` has other defaults.
+            the times at which samples are judged. Its samples without a prompt are made from the empty prompt, as in
+            the released code. In Python, change the default as in `dataclasses.replace(SiD.FAKE, updates=2)`, because a
+            new `FakeScore` has other defaults.
         times: times at which samples are judged.
-        optimizer: of the student.
-        noise_ratio: sigma/alpha of the time at which the student is given noise; null for the last time.
+        optimizer: the student's optimiser.
+        noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         adversary: the adversarial term.
         export: how the product is stored.
     """
@@ -89,13 +91,13 @@ class SiD(OneStep):
                 "cannot be computed again; set fake.network to full, or this to false"
             )
         super().enable_gradient_checkpointing()
-        self.teacher.backbone.inner.enable_gradient_checkpointing()  # a gradient runs through it as well
+        self.teacher.backbone.inner.enable_gradient_checkpointing()  # a gradient goes through it as well
 
     def phases(self, step: int) -> list[Phase]:
         return self.judge.phases(step, self.student.train_sample, self.networks, self.loss)
 
     def loss(self, x0: Tensor, cond: Condition, random: SampleRandom) -> Loss:
-        """The loss on samples of the student, whose gradient runs through teacher and fake score."""
+        """The loss on samples of the student; its gradient goes through teacher and fake score."""
         t = self.schedule.timestep(random.uniform("time"), *self.judge.range)
         eps = random.normal("noise", x0.shape[1:])
 

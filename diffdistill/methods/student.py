@@ -1,10 +1,10 @@
-"""Students of one step and of a few: how they make a sample, and how they are exported.
+"""Students of one step and of a few steps: how they make samples, and how they are exported.
 
     one step     z --network at T*--> x0
     few steps    z --network at t_1--> x0 --noise--> x_{t_2} --network--> x0 ...
 
-T* is the last time of the schedule, or the time whose sigma/alpha is `noise_ratio`. What is exported is a stock
-diffusers pipeline with a scheduler that takes exactly these steps.
+T* is the last time of the schedule, or the time at which sigma/alpha is `noise_ratio`. The product is a stock diffusers
+pipeline with a scheduler that takes exactly these steps.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .base import unwrap
 
 
 def first_time(teacher: Teacher, noise_ratio: float | None) -> Tensor:
-    """T*, the time at which a student is given noise: 0-d, in the schedule's own units.
+    """T*, the time at which a student gets noise: 0-d, in the schedule's own units.
 
     Args:
-        teacher: whose schedule it is.
-        noise_ratio: sigma/alpha there; None for the last time.
+        teacher: the teacher, whose schedule it is.
+        noise_ratio: sigma/alpha at this time; None for the last time.
 
     Raises:
-        UserError: a ratio that is not above 0, one for a schedule whose noisy samples have no unit variance, or a
-            teacher that cannot make x0 from noise alone.
+        UserError: the ratio is not above 0, the teacher was trained by flow matching and there is a ratio, or the
+            teacher's prediction at this time does not determine x0.
     """
     if noise_ratio is not None and not 0 < noise_ratio < math.inf:
         raise UserError(f"noise_ratio is {noise_ratio}; sigma/alpha is a number above 0, or null for the last time")
@@ -47,28 +47,32 @@ def first_time(teacher: Teacher, noise_ratio: float | None) -> Tensor:
     time = torch.tensor(schedule.last) if noise_ratio is None else schedule.time_at(noise_ratio)
     if teacher.prediction_type == "eps" and not schedule.alpha(time) > 0:
         raise UserError(
-            "the teacher predicts noise and its last time holds no signal, so one step says nothing of x0; set "
-            "noise_ratio, 2.5 say"
+            "the teacher predicts noise, and there is no signal at its last time, so its prediction does not determine "
+            "x0; set noise_ratio, for example to 2.5"
         )
     return time
 
 
 def require_variance_preserving(teacher: Teacher, method: str) -> VPSchedule:
-    """The teacher's schedule, with discrete times, which the method named needs; UserError for another one."""
+    """The teacher's variance-preserving schedule, with discrete times.
+
+    Raises:
+        UserError: the teacher has another kind of schedule; the message names the method.
+    """
     if not isinstance(teacher.schedule, VPSchedule):
         raise UserError(
-            f"{method} needs a teacher of a variance-preserving schedule, Stable Diffusion or SDXL say; this one was "
-            "trained by flow matching"
+            f"{method} needs a teacher of a variance-preserving schedule, such as Stable Diffusion or SDXL; this one "
+            "was trained by flow matching"
         )
     return teacher.schedule
 
 
 class OneStepStudent:
-    """x0 is the x0-prediction of the network at T* for noise z.
+    """A student whose sample is the network's x0-prediction at T* for noise z.
 
     Args:
-        teacher: whose schedule, prediction type and latent shape it has.
-        noise_ratio: as of `first_time`.
+        teacher: the teacher, for its schedule, prediction type and latent shape.
+        noise_ratio: see `first_time`.
 
     Attributes:
         time: T*, 0-d.
@@ -78,11 +82,11 @@ class OneStepStudent:
         self.teacher, self.time = teacher, first_time(teacher, noise_ratio)
 
     def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
-        """x0 as the student is trained to make it; another `draw` is from another noise."""
+        """x0 as the student is trained to make it; another `draw` starts from another noise."""
         return self._x0(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
 
     def sample(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
-        """x0 as a user gets it, from the noise of previews."""
+        """x0 as the exported pipeline samples it, from the noise of previews."""
         return self._x0(network, random.normal("preview", self.teacher.latent_shape), cond)
 
     def _x0(self, network: Any, z: Tensor, cond: Condition) -> Tensor:
@@ -98,17 +102,18 @@ class OneStepStudent:
 
 
 class FewStepStudent:
-    """A student of k steps, trained at one of them for each sample, on inputs that its earlier steps made.
+    """A student of k steps. For each sample it is trained at one step, on inputs from its earlier steps.
 
     Args:
-        teacher, noise_ratio: as of `OneStepStudent`.
-        steps: k, from 2.
+        teacher: the teacher, for its schedule, prediction type and latent shape.
+        noise_ratio: see `first_time`.
+        steps: k, at least 2.
 
     Attributes:
         times: t_1 > ... > t_k, of shape (k,).
 
     Raises:
-        UserError: a number of steps that the schedule does not have.
+        UserError: the schedule has not enough times for so many steps.
     """
 
     def __init__(self, teacher: Teacher, noise_ratio: float | None, steps: int) -> None:
@@ -118,10 +123,13 @@ class FewStepStudent:
         except ValueError as error:
             raise UserError(f"steps is {steps}: {error}") from error
         if self.times[-1] == 0:
-            raise UserError(f"steps is {steps}, as many as there are times; the exported sampler takes none at time 0")
+            raise UserError(
+                f"steps is {steps}, the number of all times; it must be less, because the exported sampler takes no "
+                "step at time 0"
+            )
 
     def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
-        """x0 after one of the steps, drawn for each sample, with a graph of that step alone."""
+        """x0 after one step, which is drawn for each sample, with a graph of that step alone."""
         z, noises = self._noises(random, f"z{draw}", f"renoise{draw}")
         step = random.integers(f"step{draw}", len(self.times))
         bare = self.teacher.denoiser(unwrap(network))

@@ -3,13 +3,13 @@
     z --student at T*--> x0 --noise--> x_t --teacher, guided--> eps_T \\
                           |                                            > weight * (eps_T - eps_F) = gradient on x0
                           |             x_t --fake score-------> eps_F /
-                          +--> the fake score learns to denoise x0 (after the student's update, same x0)
+                          +--> the fake score learns to denoise x0 (after the student's update, with the same x0)
 
 Notable:
-- guidance s = 1 is unguided everywhere. The released code guides teacher and fake score alike (`fake.guidance_scale`
-  null); 1 leaves the fake score unguided, as DMD does;
-- the fake score is a full copy, or LoRA adapters on the teacher itself;
-- `residual` may name any row of the family that needs no more than these networks: vsd, sds, sjc, csd, asd, sdi;
+- a guidance scale of 1 is unguided. The released code guides teacher and fake score with one scale
+  (`fake.guidance_scale` null). With 1 the fake score is unguided, as in DMD;
+- the fake score is a full copy of the teacher, or LoRA adapters on the teacher itself;
+- `residual` names a row of the score-distillation family that needs no other networks: vsd, sds, sjc, csd, asd, sdi;
 - with `adversary.data.source` an adversarial term is added, as in DMD2 (`methods/adversary.py`). It is off by default.
 """
 
@@ -29,7 +29,7 @@ from .one_step import OneStep, adversary_of
 from .settings import AdversarySettings, ExportSettings, FakeScore, JudgedTimes, TeacherSettings
 from .student import OneStepStudent
 
-AT_HAND = {"cond", "null", "guided", "fake", "later"}  # what its networks and a later time give a residual
+AT_HAND = {"cond", "null", "guided", "fake", "later"}  # the inputs that this method can give a residual
 
 
 class SwiftBrush(OneStep):
@@ -38,18 +38,21 @@ class SwiftBrush(OneStep):
     Args:
         teacher: the model that is distilled.
         prompts: a file of prompts.
-        residual: row of the score-distillation family: vsd, sds, sjc, csd, asd or sdi.
+        residual: a row of the score-distillation family: vsd, sds, sjc, csd, asd or sdi.
         weight: weight on the residual, a name in `distill.WEIGHTS`: sigma2 (the paper), dmd, prd, x0, uniform,
             alpha_sigma, alpha_sigma2.
         guidance_scale: the teacher's guidance.
-        eta: largest shift of ASD's later time, as a share of t - t_min; read by the residual asd alone.
-        fake: the fake score; read by the residual vsd alone. In Python, change the default as in
-            `dataclasses.replace(SwiftBrush.FAKE, network="full")`: a new `FakeScore` has other defaults.
+        eta: largest shift of ASD's later time, as a fraction of t - t_min; used by the residual asd alone.
+        fake: the fake score; used by the residual vsd alone. In Python, change the default as in
+            `dataclasses.replace(SwiftBrush.FAKE, network="full")`, because a new `FakeScore` has other defaults.
         times: times at which the student's samples are judged.
-        optimizer: of the student.
-        noise_ratio: sigma/alpha of the time at which the student is given noise; null for the last time.
+        optimizer: the student's optimiser.
+        noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         adversary: the adversarial term.
         export: how the product is stored.
+
+    Raises:
+        UserError: a setting is out of its range, or the residual needs something that this method has not.
     """
 
     FAKE = FakeScore("lora", OptimizerSettings(1e-3), drop_text=0.1)
@@ -79,7 +82,8 @@ class SwiftBrush(OneStep):
         needs_fake = "fake" in row.needs
         if adversary.data.source is not None and not needs_fake:
             raise UserError(
-                f"adversary.data: the discriminator sits on the fake score, and {residual} has none; take vsd"
+                f"adversary.data: the discriminator needs the features of a fake score, and {residual} has none; "
+                "set residual to vsd"
             )
         self.residual, self.weight, self.eta = residual, weight, eta
         texts, loaded = read_prompts(prompts), teacher.load()

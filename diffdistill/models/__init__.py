@@ -1,1 +1,1 @@
-"""Adapters to the ecosystem: diffusers pipelines as teachers, conditioning, LoRA, attention, export."""
+"""What connects the core to diffusers: pipelines as teachers, conditions, LoRA, attention and export."""

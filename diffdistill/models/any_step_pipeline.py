@@ -162,7 +162,7 @@ def is_any_step(source: str | Path) -> bool:
 
 
 def save_any_step(model: AnyStepModel, folder: Path) -> None:
-    """Write the folder; it may exist."""
+    """Write the folder of a model; it may exist."""
     for name in FAMILY.parts:
         getattr(model.pipeline, name).save_pretrained(folder / name)
     make_portable(model.pipeline.tokenizer, folder)

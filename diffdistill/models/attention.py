@@ -1,8 +1,8 @@
-"""Which attention kernel a diffusers network runs, chosen by name and checked afterwards.
+"""The attention kernel that a diffusers network runs: it is chosen by name and checked afterwards.
 
-diffusers has two ways to choose, and each passes in silence over networks that it does not reach: processors that are
-replaced, and `set_attention_backend`. What a network ends up with is read back, and anything else than what was asked
-for is refused.
+diffusers has two ways to choose a kernel: to replace the attention processors, and `set_attention_backend`. Each of
+them silently skips networks that it does not support. So the kernel that a network ends up with is read back, and an
+error is raised if it is not the one that was asked for.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from typing import Any
 from diffdistill.errors import UserError
 
 BACKENDS = ("auto", "sdpa", "math", "xformers")
-PLAIN = {"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor"}  # softmax attention, one for the other
-NAMED = {"sdpa": "native", "math": "_native_math", "xformers": "xformers"}  # as `set_attention_backend` calls them
+PLAIN = {"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor"}  # softmax attention; they can replace each other
+NAMED = {"sdpa": "native", "math": "_native_math", "xformers": "xformers"}  # names of `set_attention_backend`
 
 
 def set_attention(network: Any, backend: str = "auto", device_type: str = "cpu") -> str:
-    """Switch a network's attention; returns the backend that is now in use, "own" for one that has no other.
+    """Switch the attention of a network.
 
     Args:
         network: a diffusers model (`Backbone.inner`).
-        backend: "sdpa" (PyTorch's fused kernel), "math" (explicit softmax(QK^T)V: its backward pass is faster on CPUs
-            at a few dozen tokens), "xformers" (GPU only), or "auto": math on a CPU, else sdpa. A network whose
-            attention is of a kind of its own (SANA's is linear) keeps it under "auto".
+        backend: "sdpa" (PyTorch's fused kernel), "math" (explicit softmax(QK^T)V, whose backward pass is faster on CPUs
+            at a few dozen tokens), "xformers" (GPU only), or "auto", which is math on a CPU and sdpa elsewhere. A
+            network with attention of its own kind (SANA's is linear) keeps it under "auto".
         device_type: "cpu" or "cuda".
 
+    Returns:
+        The backend that is now in use; "own" for a network with attention of its own kind.
+
     Raises:
-        UserError: an unknown name, xformers absent or without a GPU, a network whose attention cannot be switched, or a
-            switch that changed nothing.
+        UserError: the name is unknown, xformers is not installed or there is no GPU, the attention of the network
+            cannot be switched, or the switch changed nothing.
     """
     if backend not in BACKENDS:
         raise UserError(f"attention is {backend!r}; it must be one of {', '.join(BACKENDS)}")
@@ -47,7 +50,7 @@ def set_attention(network: Any, backend: str = "auto", device_type: str = "cpu")
 
 
 def _replace_processors(network: Any, backend: str) -> str:
-    """Of a network whose attention is plain."""
+    """Switch a network with plain attention."""
     from diffusers.models import attention_processor as ap
 
     if backend == "xformers":
@@ -67,7 +70,7 @@ def _replace_processors(network: Any, backend: str) -> str:
 
 
 def _set_backend(network: Any, backend: str) -> str:
-    """Of a network whose processors take a backend by name."""
+    """Switch a network whose processors take a backend by name."""
     try:
         network.set_attention_backend(NAMED[backend])
     except (ImportError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The network of a teacher or a student behind one signature, whatever diffusers class is inside.
+"""The network of a teacher or a student, with one signature for every diffusers class.
 
     x_t, time, cond ---> Backbone.forward ---> inner (a diffusers model) ---> a tensor of x_t's shape
 
@@ -23,7 +23,7 @@ class Backbone(nn.Module):
 
     Attributes:
         inner: the diffusers model. What is exported is this module.
-        bottleneck: name of the tap that a critic reads where no other is named.
+        bottleneck: name of the tap that a critic reads by default.
     """
 
     bottleneck: str
@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         Args:
             x_t: noisy latents (B, C, h, w).
             time: (B,), in the units in which the network was trained (`Schedule.network_time`).
-            cond: condition of B rows, as the family's `embed` makes it.
+            cond: condition of B rows, from the family's `embed`.
 
         Returns:
             Tensor of x_t's shape.
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def taps(self) -> dict[str, nn.Module]:
-        """Modules whose outputs are inner features, by name ("down.0", "mid", "block.7"), in the order they run."""
+        """Modules whose outputs are inner features, by name ("down.0", "mid", "block.7"), in the order they run in."""
 
     @abstractmethod
     def tap_channels(self, name: str) -> int:
@@ -57,14 +57,14 @@ class Backbone(nn.Module):
         """The output of a tap's module as a map (B, C, h, w).
 
         Args:
-            output: what the module returned; of a tuple, its first entry.
-            x_t: the input of the pass, (B, C, h, w).
+            output: the output of the module; if it is a tuple, its first entry is taken.
+            x_t: the input of the network, (B, C, h, w).
         """
         found: Tensor = output[0] if isinstance(output, tuple) else output
         return found
 
     def in_own_dtype(self, x: Tensor) -> Tensor:
-        """A floating tensor in the dtype of the network's weights: a frozen teacher may be in bfloat16."""
+        """A floating-point tensor in the dtype of the network's weights; a frozen teacher may be in bfloat16."""
         weight = next(self.inner.parameters(), None)
         return x if weight is None else x.to(weight.dtype)
 
@@ -76,8 +76,8 @@ def full_copy(network: Network, dtype: torch.dtype = torch.float32) -> Network:
     """An independent, trainable copy.
 
     Args:
-        network: without adapters, which would be copied as weights of their own.
-        dtype: of the copy. Weights in bfloat16 lose small updates.
+        network: a network without adapters, because these would be copied as weights of their own.
+        dtype: dtype of the copy. Weights in bfloat16 lose small updates.
 
     Raises:
         ValueError: the network has adapters.

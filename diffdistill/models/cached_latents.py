@@ -1,7 +1,7 @@
-"""Latents of many variants of images, made once and kept in the user's cache.
+"""Latents of many variants of images, which are computed once and kept in the user's cache.
 
-One file for an autoencoder, a set of images and a way to vary them: `latents-HASH.safetensors`, written in one
-rename. A file that is damaged or of other shapes is made again; of few images there is none.
+An autoencoder, a set of images and a way to vary them have one file, `latents-HASH.safetensors`. It is put in place by
+one rename. A file that is damaged or holds other shapes is made again. Few images have no file.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from diffdistill.files import user_cache, write_atomic
 from diffdistill.models.digests import network_settings, weights_digest
 from diffdistill.models.latents import LatentSpace
 
-WORTH_KEEPING = 5000  # images: about a minute on a processor
+WORTH_KEEPING = 5000  # images, which take about a minute on a CPU
 
 
 def encoded(latents: LatentSpace, images: Tensor) -> Tensor:
-    """Latents (N, C, h, w) of images (N, 3, H, W), uint8, kept in the cache where they are many.
+    """Latents (N, C, h, w) of images; if they are many, they are kept in the cache.
 
     Args:
-        latents: of the autoencoder that encodes them, on its device.
-        images: on the CPU.
+        latents: the latent space, whose autoencoder encodes on its own device.
+        images: uint8 Tensor of shape (N, 3, H, W), on the CPU.
     """
     made_from = {"images": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
     return varied_latents(latents, {"": (len(images), lambda _: images, 1)}, made_from)[""][:, 0]
 
 
 def varied_latents(
-    latents: LatentSpace, pictures: Mapping[str, tuple[int, Callable[[int], Tensor], int]], made_from: Mapping[str, Any]
+    latents: LatentSpace, groups: Mapping[str, tuple[int, Callable[[int], Tensor], int]], made_from: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Latents (N, variants, C, h, w) of each group of images.
 
     Args:
-        latents: of the autoencoder that encodes them.
-        pictures: by name of the group: N, a function from a variant's number to its images (N, 3, H, W), uint8, and
-            the number of variants.
-        made_from: what the images and their variants depend on, for the file's hash.
+        latents: the latent space, whose autoencoder encodes.
+        groups: for the name of a group, N, a function from the number of a variant to its images (uint8 Tensor of shape
+            (N, 3, H, W)), and the number of variants.
+        made_from: everything that the images and their variants depend on, for the hash of the file.
     """
     settings = network_settings(latents.autoencoder)
     key = json.dumps([weights_digest(latents.autoencoder), settings, dict(made_from)], sort_keys=True, default=str)
     file = user_cache() / f"latents-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-    wanted = {name: (n, variants) for name, (n, _, variants) in pictures.items()}
+    wanted = {name: (n, variants) for name, (n, _, variants) in groups.items()}
     total = sum(n * variants for n, variants in wanted.values())
     kept = total >= WORTH_KEEPING
     try:
@@ -60,7 +60,7 @@ def varied_latents(
         pass
     with tqdm(total=total, desc="latents", unit="img", disable=not kept) as bar:
         made = {}
-        for name, (n, variant, variants) in pictures.items():
+        for name, (n, variant, variants) in groups.items():
             parts = []
             for number in range(variants):
                 parts.append(latents.encode_bytes(variant(number)).cpu())

@@ -19,11 +19,11 @@ class ScoreWithCritic(nn.Module):
 
     Args:
         network: the fake score.
-        tap: name of the features that the head reads; None for the network's bottleneck.
+        tap: name of the features that the head reads; None for those of the network's bottleneck.
         hidden: width of the head.
 
     Raises:
-        UserError: the network has no such tap.
+        UserError: the network has no tap of this name.
     """
 
     def __init__(self, network: Backbone, tap: str | None = None, hidden: int = 128) -> None:
@@ -60,7 +60,7 @@ class ScoreWithCritic(nn.Module):
         return value, self._head(features[self.tap]), self.logits(real, time, cond if real_cond is None else real_cond)
 
     def logits(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        """Logits (B, 1) alone: the pass ends at the tap."""
+        """The logits (B, 1) alone; the pass of the network ends at the tap."""
         return self._head(stop_at(self.network, self.tap, x_t, time, cond))
 
     def _head(self, features: Tensor) -> Tensor:

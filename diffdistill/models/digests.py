@@ -1,4 +1,4 @@
-"""What tells one network or tokenizer from another: hashes of weights, and the settings that alter an answer."""
+"""What tells one network or tokenizer from another: hashes of weights, and the settings that change an output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from .families import Family
 
-# of CLIP's tokenizer; only others are named in `tokenizer_settings`
+# special tokens of CLIP's tokenizer; `tokenizer_settings` names them only where they differ from these
 _SPECIAL = {
     "bos_token": "<|startoftext|>",
     "eos_token": "<|endoftext|>",
@@ -33,14 +33,14 @@ def weights_digest(network: Any) -> str:
 def network_settings(network: Any) -> dict[str, Any]:
     """Settings of a diffusers network that differ from its class's default values.
 
-    A release of diffusers that adds a setting with a default value leaves them as they are.
+    So they stay the same if a release of diffusers adds a setting with a default value.
     """
     defaults = _defaults(type(network))
     settings = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
     return {k: v for k, v in settings.items() if k not in defaults or _plain(v) != _plain(defaults[k])}
 
 
-# settings of a text encoder that alter no output of one that is loaded and frozen
+# settings that change no output of a text encoder that is loaded and frozen
 _SILENT = {
     "transformers_version", "architectures", "output_hidden_states", "return_dict", "dtype", "torch_dtype",
     "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "initializer_range", "initializer_factor",
@@ -49,14 +49,14 @@ _SILENT = {
 
 
 def encoder_settings(text_encoder: Any) -> dict[str, Any]:
-    """Settings of a transformers text encoder that differ from its class's default values, and alter its output."""
+    """Settings of a transformers text encoder that differ from its class's default values and change its output."""
     config = text_encoder.config
     names = [n for n in inspect.signature(type(config).__init__).parameters if hasattr(config, n) and n not in _SILENT]
     names = [name for name in names if not name.endswith("dropout")]
     default = type(config)()
     found = {name: _plain(getattr(config, name)) for name in names}
     found = {name: value for name, value in found.items() if value != _plain(getattr(default, name, None))}
-    if getattr(config, "use_attention_mask", False):  # prompts are masked; no setting of the class
+    if getattr(config, "use_attention_mask", False):  # masks prompts; the class itself has no such setting
         found["use_attention_mask"] = True
     return found
 
@@ -68,17 +68,17 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back: a tuple is a list."""
+    """A value as JSON returns it, with a list for a tuple."""
     return json.loads(json.dumps(value, sort_keys=True, default=str))
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
-    """All that the ids of a prompt depend on in a CLIP tokenizer.
+    """Everything in a CLIP tokenizer that the ids of a prompt depend on.
 
-    These are its vocabulary and merges ("model") and its longest prompt ("length"). Tokens that were added, special
-    tokens and sides are there where they are not CLIP's own. Case and word boundaries are the class's.
+    These are its vocabulary and merges ("model") and the length of its longest prompt ("length"). Added tokens, special
+    tokens and sides are there if they are not CLIP's own. Case and word boundaries depend on the class alone.
     """
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]  # the rest of it changes from call to call
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]  # the other entries change from call to call
     found: dict[str, Any] = {"model": model, "length": tokenizer.model_max_length}
     special = set(tokenizer.all_special_tokens)
     if added := {token: i for token, i in tokenizer.get_added_vocab().items() if token not in special}:

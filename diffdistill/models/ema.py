@@ -1,8 +1,8 @@
 """Exponential moving averages of a network's trainable weights.
 
-`Ema` is the one that the training loop keeps for the product, in float32. A method that runs averaged weights within a
-step keeps `averaged_copy` among its networks, without an optimiser: its parameters stay marked as trainable, so
-checkpoints hold them and a continuation is exact, and nothing ever gives them a gradient.
+`Ema` is the average that the training loop keeps for the product, in float32. A method that calls an averaged network
+within a step keeps an `averaged_copy` among its networks, without an optimiser. The parameters of the copy stay marked
+as trainable, so checkpoints hold them and a continuation is exact; but they never get a gradient.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ Network = TypeVar("Network", bound=nn.Module)
 class Ema:
     """shadow <- decay * shadow + (1 - decay) * weight, for parameters that require a gradient.
 
-    With `warmup` the decay at update k is at most (1 + k) / (10 + k), so that a short run is not an average of its
-    start.
+    Args:
+        module: the network.
+        decay: decay at each update, from 0 to below 1.
+        warmup: whether the decay at update k is at most (1 + k) / (10 + k), so that the average of a short run does not
+            consist of its start.
     """
 
     def __init__(self, module: nn.Module, decay: float, warmup: bool = True) -> None:
@@ -39,7 +42,12 @@ class Ema:
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
 
     def load(self, shadow: dict[str, Tensor], updates: int) -> None:
-        """Continue from saved values; names and shapes must be the same (KeyError, RuntimeError)."""
+        """Continue from saved values.
+
+        Raises:
+            KeyError: a parameter is missing.
+            RuntimeError: a parameter has another shape.
+        """
         for name, value in self.shadow.items():
             value.copy_(shadow[name])
         self.updates = updates
@@ -61,18 +69,19 @@ class Ema:
 
 
 def averaged_copy(network: Network) -> Network:
-    """An independent copy to be kept up by `follow`."""
+    """An independent copy of a network, which `follow` updates."""
     return copy.deepcopy(network)
 
 
 @torch.no_grad()
 def follow(average: nn.Module, network: nn.Module, decay: float, updates: int) -> None:
-    """average <- d average + (1 - d) network for parameters that require a gradient; buffers are copied.
+    """average <- d average + (1 - d) network, for parameters that require a gradient; buffers are copied.
 
     Args:
-        average, network: of one architecture.
-        decay: d at the most.
-        updates: how many there were before; early on d is (1 + updates) / (10 + updates), as of `Ema`.
+        average: the averaged network, which is changed in place.
+        network: a network of the same architecture.
+        decay: the largest d.
+        updates: number of updates before this one; at first d is (1 + updates) / (10 + updates), as in `Ema`.
     """
     d = min(decay, (1 + updates) / (10 + updates))
     weights = dict(network.named_parameters())

@@ -1,4 +1,4 @@
-"""A student as a stock diffusers pipeline, so that sampling it needs no code of ours.
+"""A student as a stock diffusers pipeline, so that sampling it needs no code of this package.
 
 The pipeline has the student's network, a scheduler that the teacher's family makes (`Family.one_step_scheduler`,
 `Family.few_step_scheduler`), and the teacher's other parts.
@@ -18,10 +18,10 @@ def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path)
     """Write the stock pipeline of a student.
 
     Args:
-        teacher: whose other parts are written beside the network.
+        teacher: the teacher, whose other parts are written beside the network.
         network: the student's diffusers model (`Backbone.inner`).
-        scheduler: of diffusers.
-        folder: it may exist.
+        scheduler: a scheduler of diffusers.
+        folder: where to write; the folder may exist.
     """
     family = teacher.family
     encoders: list[Any] = [] if family.casts_embeddings else list(teacher.text_encoders().values())
@@ -36,20 +36,20 @@ def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path)
 
 
 def export_one_step(teacher: Teacher, network: Any, time: float | Tensor, folder: Path) -> None:
-    """Write the stock pipeline of a student of one step, which is fed noise at the time."""
+    """Write the stock pipeline of a one-step student that takes noise at the time."""
     export_student(teacher, network, teacher.family.one_step_scheduler(teacher, time), folder)
 
 
 def export_few_steps(teacher: Teacher, network: Any, time: float | Tensor, steps: int, folder: Path) -> None:
-    """Write the stock pipeline of a student of several steps, which is fed noise at the time."""
+    """Write the stock pipeline of a student of several steps that takes noise at the time."""
     export_student(teacher, network, teacher.family.few_step_scheduler(teacher, time, steps), folder)
 
 
 def halve(folder: Path) -> None:
     """Rewrite the weights of the diffusers networks under a pipeline folder as float16.
 
-    These are the denoising network and the autoencoder; diffusers loads them as float32. Text encoders stay as they
-    are: transformers would keep them in float16, beside a float32 network.
+    These are the denoising network and the autoencoder, and diffusers loads them as float32. Text encoders stay as they
+    are, because transformers would load them as float16, beside a float32 network.
     """
     from safetensors.torch import load_file, save_file
 

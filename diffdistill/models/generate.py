@@ -1,4 +1,4 @@
-"""Images from a pipeline folder, stock or any-step; each image has its own seed, so batches do not matter."""
+"""Images from a pipeline folder, stock or any-step. Each image has its own seed, so the batch size does not matter."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Generator = Teacher | AnyStepModel
 
 
 def load_generator(source: str, steps: int | None = None) -> Generator:
-    """What `generate` takes from a folder or hub id: a stock pipeline, or a model of two times.
+    """Load the model that `generate` samples: a stock pipeline, or a model of two times.
 
     Args:
         source: folder or hub id.
-        steps: what is to be asked of it, checked before gigabytes of weights are read.
+        steps: number of steps that it will take, which is checked before gigabytes of weights are read.
 
     Raises:
-        UserError: neither is there, or its scheduler cannot take so many steps.
+        UserError: there is no such model, or its scheduler cannot take so many steps.
     """
     if is_any_step(source):
         return load_any_step(source)
@@ -43,16 +43,19 @@ def load_generator(source: str, steps: int | None = None) -> Generator:
 
 
 def network_of(model: Generator) -> nn.Module:
-    """The diffusers network that a pass of the model calls, a UNet or a transformer, to count passes by."""
+    """The diffusers network that the model calls in a pass, a UNet or a transformer. It serves to count passes."""
     found: nn.Module = (model.network if isinstance(model, AnyStepModel) else model.backbone).inner
     return found
 
 
 def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, Any]:
-    """What its images depend on beside weights, steps and guidance: a scheduler's settings, or how s is chosen.
+    """The settings of sampling, beside steps and guidance, that images of the model depend on.
+
+    These are the settings of its scheduler, or for a model of two times those that choose s.
 
     Args:
-        eta: what the model is sampled with where its own is not.
+        model: the model.
+        eta: eta, if the model is sampled with another one than its own.
     """
     asked = {} if eta is None else {"eta": eta}
     if isinstance(model, AnyStepModel):
@@ -67,7 +70,7 @@ def sampler_settings(model: Generator, eta: float | None = None) -> dict[str, An
 
 
 def check_steps(model: Generator, steps: int) -> None:
-    """Raise UserError for fewer than one step, or a number that its scheduler cannot take."""
+    """Raise UserError for a number of steps below 1, or one that the model's scheduler cannot take."""
     if not isinstance(model, AnyStepModel):
         channels = model.family.channels(model.backbone.inner.config)
         check_sampler(model.pipeline.scheduler, model.no_scheduler, steps, *channels)
@@ -76,15 +79,15 @@ def check_steps(model: Generator, steps: int) -> None:
 
 
 def check_eta(model: Generator, eta: float | None) -> None:
-    """Raise UserError for an eta outside [0, 1], or one for a stock pipeline whose scheduler takes none."""
+    """Raise UserError for an eta outside [0, 1], or for any eta where the pipeline's scheduler takes none."""
     if eta is None:
         return
     if not 0 <= eta <= 1:
-        raise UserError(f"eta is {eta:g}; it is a share of the ancestral sampler's noise, from 0 to 1")
+        raise UserError(f"eta is {eta:g}; it is a fraction of the ancestral sampler's noise, from 0 to 1")
     if not isinstance(model, AnyStepModel):
         scheduler = model.pipeline.scheduler
         if "eta" not in inspect.signature(scheduler.step).parameters:
-            raise UserError(f"eta is {eta:g}, and this pipeline's {type(scheduler).__name__} takes none; leave it out")
+            raise UserError(f"eta is {eta:g}, but this pipeline's {type(scheduler).__name__} takes none; leave it out")
 
 
 @torch.no_grad()
@@ -100,17 +103,24 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield batches of images, (B, 3, H, W) in [0, 1], in the prompts' order.
 
-    Image i starts from `torch.Generator().manual_seed(seed + i)`, or from seeds[i] where they are given, as
-    `DiffusionPipeline` does when it is given one generator a prompt. Noise added while sampling comes from the same
-    generator.
+    Image i starts from noise of `torch.Generator().manual_seed(seed + i)`, or of seed seeds[i] if seeds are given. This
+    is what `DiffusionPipeline` does when it gets one generator per prompt. Noise that is added while sampling comes
+    from the same generator.
 
     Args:
-        eta: share of the ancestral sampler's noise, from 0 to 1; None for the model's own, which is 0 in a stock
-            pipeline, and in an any-step one unless its model_index.json says otherwise.
+        model: a loaded model, a folder or a hub id.
+        prompts: one prompt for each image.
+        steps: number of sampling steps.
+        guidance: guidance scale; 1 is unguided.
+        seed: seed of the first image.
+        batch_size: number of images in a batch.
+        seeds: a seed for each image, in place of `seed`.
+        eta: fraction of the ancestral sampler's noise, from 0 to 1. None for the model's own eta, which is 0 for a
+            stock pipeline, and for an any-step model unless its model_index.json says otherwise.
 
     Raises:
-        UserError: no pipeline of a supported family at `model`, more steps than its schedule has times, or an eta that
-            its scheduler does not take.
+        UserError: there is no pipeline of a supported family at `model`, its schedule has fewer times than `steps`, or
+            its scheduler does not take an eta.
     """
     loaded = load_generator(model, steps) if isinstance(model, str) else model
     check_steps(loaded, steps)
@@ -120,7 +130,7 @@ def generate(
     if isinstance(loaded, AnyStepModel):
         loaded.to(device)
     else:
-        if loaded.pipeline.device.type != device:  # asking costs milliseconds even where nothing moves
+        if loaded.pipeline.device.type != device:  # because `to` takes milliseconds even if nothing moves
             loaded.pipeline.to(device)
         loaded.pipeline.set_progress_bar_config(disable=True)
         _, height, width = loaded.latent_shape
@@ -135,10 +145,10 @@ def generate(
             continue
         generators = [torch.Generator().manual_seed(s) for s in chosen]
         asked = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators, **given}
-        whole = next(loaded.backbone.parameters()).dtype == torch.float32  # else its autoencoder has another dtype
+        whole = next(loaded.backbone.parameters()).dtype == torch.float32  # otherwise the autoencoder's dtype differs
         try:
-            with quiet():  # it says of each batch which prompts it cuts: `report_cut` says that once
+            with quiet():  # it reports cut prompts for each batch; `report_cut` reports them once
                 result = loaded.pipeline(chunk, output_type="pt" if whole else "latent", **asked).images
-        except Exception as error:  # a pipeline that loads and cannot be run: whatever diffusers raises about it
-            raise UserError(f"the pipeline at {loaded.source} cannot draw: {first_line(error)}") from error
+        except Exception as error:  # diffusers raises many kinds of error for a pipeline that cannot run
+            raise UserError(f"the pipeline at {loaded.source} cannot draw images: {first_line(error)}") from error
         yield (result if whole else loaded.latents.images(result.float())).float().cpu()

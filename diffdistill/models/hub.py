@@ -1,7 +1,7 @@
-"""A pipeline's files found: in a folder, or in a repository of the hub.
+"""Finds the files of a pipeline, in a folder or in a repository of the hub.
 
-Of a repository only the files that are read are downloaded. Where the hub is not reached, the cached copy is taken, and
-an error about a file that is missing says so.
+Only the files of a repository that are read are downloaded. If the hub cannot be reached, the cached copy is used, and
+an error about a missing file says so.
 """
 
 from __future__ import annotations
@@ -17,34 +17,37 @@ from .pipeline_folder import WEIGHTS, Part, PipelineFolder, first_line, read_obj
 
 
 def open_pipeline(source: str, variant: str | None = None) -> PipelineFolder:
-    """Find a pipeline's files; those of a hub id are downloaded, or taken from the cache.
+    """Find the files of a pipeline; those of a hub id are downloaded, or taken from the cache.
 
     Args:
         source: folder or hub id.
-        variant: of the weights' files, where a part has it; None for the plain files where there are any.
+        variant: variant of the weight files, for parts that have it; None for the plain files where there are any.
 
     Raises:
-        UserError: nothing there, no pipeline, or in a repository a class of pipeline that is not supported.
+        UserError: there is nothing at `source`, it is no pipeline, or a repository has a pipeline class that is not
+            supported.
     """
     folder, where = Path(source), ""
     if not folder.is_dir():
-        local = folder.exists() or folder.parent.is_dir()  # beside other folders: a slip of the pen, not a hub id
+        local = folder.exists() or folder.parent.is_dir()  # beside other folders: a mistyped folder, not a hub id
         if local or source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise UserError(f"no teacher at {source}: expected a pipeline folder or a hub id such as owner/name")
+            raise UserError(
+                f"there is no teacher at {source}: expected a pipeline folder or a hub id such as owner/name"
+            )
         folder, where = _snapshot(source, variant)
     return PipelineFolder(source, folder, _index(source, folder, where), where, wanted_variant=variant)
 
 
 def _index(source: str, folder: Path, where: str = "") -> dict[str, Any]:
-    """What model_index.json says."""
-    file, refusal = folder / "model_index.json", f"no diffusers pipeline at {source}: model_index.json"
+    """The content of model_index.json."""
+    file, refusal = folder / "model_index.json", f"there is no diffusers pipeline at {source}: model_index.json"
     if not file.is_file():
         raise UserError(f"{refusal} is missing{where}")
     return read_object(file, refusal)
 
 
 def _snapshot(source: str, variant: str | None) -> tuple[Path, str]:
-    """The snapshot of a repository with the files that are read, and what to add to "is missing"."""
+    """The snapshot of a repository with the files that are read, and what an error adds to "is missing"."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -52,11 +55,13 @@ def _snapshot(source: str, variant: str | None) -> tuple[Path, str]:
         names: list[str] | None = HfApi().list_repo_files(source)
     except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"no teacher at {source}: the hub has none, or not for this user: {first_line(error)}"
+            f"there is no teacher at {source}: the hub has none, or does not give it to this user: {first_line(error)}"
         ) from error
-    except Exception:  # offline by setting, or no way to the hub: each version of its client raises something else
+    except (
+        Exception
+    ):  # the hub is off by a setting or cannot be reached; each version of its client raises another error
         names = None
-    where = "" if names is not None else " in the cached copy, and the hub is not reached (offline)"
+    where = "" if names is not None else " in the cached copy, and the hub cannot be reached (offline)"
     try:
         if names is None:
             return Path(snapshot_download(source, local_files_only=True)), where
@@ -66,24 +71,24 @@ def _snapshot(source: str, variant: str | None) -> tuple[Path, str]:
     except UserError:
         raise
     except Exception as error:
-        partial = getattr(error, "snapshot_path", None)  # of a cached copy that lacks files, perhaps none that are read
+        partial = getattr(error, "snapshot_path", None)  # a cached copy that lacks files, perhaps none that are read
         if names is None and partial:
             return Path(partial), where
         if names is None:
             raise UserError(
-                f"no teacher at {source}: the hub is not reached (offline), and the cache has no copy; "
+                f"there is no teacher at {source}: the hub cannot be reached (offline), and the cache has no copy; "
                 "name a folder, or download it once"
             ) from error
-        raise UserError(f"no teacher at {source}: its files cannot be downloaded: {first_line(error)}") from error
+        raise UserError(f"the files of teacher {source} cannot be downloaded: {first_line(error)}") from error
 
 
 def wanted_files(names: Iterable[str], parts: Mapping[str, Part], variant: str | None = None) -> list[str]:
-    """Of a repository's files those that are read: settings, and of each network the weights that would be loaded.
+    """The files of a repository that are read: settings, and for each network the weights that would be loaded.
 
     Args:
-        names: of all files.
-        parts: of the pipeline's family, by subfolder.
-        variant: as of `open_pipeline`.
+        names: names of all files.
+        parts: the parts of the pipeline's family, by subfolder.
+        variant: see `open_pipeline`.
     """
     every = list(names)
     whole = ("scheduler/", *(f"{name}/" for name, part in parts.items() if part.tokenizer))
@@ -91,7 +96,7 @@ def wanted_files(names: Iterable[str], parts: Mapping[str, Part], variant: str |
     for part in (name for name, part in parts.items() if not part.tokenizer):
         inside = [name.removeprefix(f"{part}/") for name in every if name.startswith(f"{part}/")]
         found = variants(inside)
-        kept = {variant} if variant in found else {None} if None in found else found  # several: refused once there
+        kept = {variant} if variant in found else {None} if None in found else found  # several are refused when loaded
         for name in inside:
             weights = WEIGHTS.fullmatch(name)
             if name.endswith(".json") or (weights and weights["variant"] in kept):

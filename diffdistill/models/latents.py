@@ -1,9 +1,10 @@
-"""The latent space of an autoencoder: images to latents as the denoising network sees them, and back.
+"""The latent space of an autoencoder: images to latents as the denoising network takes them, and back.
 
-    images in [-1, 1] --encode--> (mode - shift) * scale, or with mean and std a channel --> latents --decode--> images
+    images in [-1, 1] --encode--> (mode - shift) * scale, or (mode - mean) * scale / std --> latents --decode--> images
 
-The scale, the shift and the statistics are the autoencoder's own settings. `encode` and `decode` keep the graph, which
-a loss on rendered views or on decoded images needs; `encode_bytes` and `images` work in batches and without one.
+The scale, the shift and the statistics per channel are settings of the autoencoder. `encode` and `decode` keep the
+graph, because a loss on rendered views or on decoded images needs it. `encode_bytes` and `images` work in batches and
+keep none.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class LatentSpace:
         autoencoder: the diffusers model. An AutoencoderKL encodes to the mode of its posterior.
 
     Attributes:
-        channels: C of a latent.
-        factor: pixels along one side of a latent's cell.
+        channels: number of channels of a latent, C.
+        factor: number of pixels along the side of a latent's cell.
     """
 
     def __init__(self, autoencoder: Any) -> None:
@@ -42,27 +43,27 @@ class LatentSpace:
         self.scale: float = config.get("scaling_factor") or 1.0
         self.shift: float = config.get("shift_factor") or 0.0
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        # of each channel, (C, 1, 1), where the autoencoder has both
+        # mean and standard deviation of each channel, (C, 1, 1), if the autoencoder has both
         self.statistics = None if mean is None or std is None else (_column(mean), _column(std))
 
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Channels, height and width of the latent of an image of `height` x `width` pixels.
 
         Raises:
-            ValueError: a side that is not a multiple of `factor`.
+            ValueError: a side is not a multiple of `factor`.
         """
         if height % self.factor or width % self.factor:
-            raise ValueError(f"an image of {height} x {width} pixels; both sides must be multiples of {self.factor}")
+            raise ValueError(f"the image has {height} x {width} pixels; both sides must be multiples of {self.factor}")
         return self.channels, height // self.factor, width // self.factor
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w), with a graph; both in the images' dtype."""
+        """Images (N, 3, H, W) in [-1, 1] to latents (N, C, h, w) of the same dtype, with a graph."""
         found = self.autoencoder.encode(images.to(self.autoencoder.dtype))
         latents: Tensor = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
         return self._scaled(latents.to(images.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (N, C, h, w) to images (N, 3, H, W), about [-1, 1] and not clipped, with a graph; float32."""
+        """Latents (N, C, h, w) to images (N, 3, H, W), float32, about in [-1, 1] and not clipped, with a graph."""
         images: Tensor = self.autoencoder.decode(self._unscaled(latents).to(self.autoencoder.dtype)).sample
         return images.float()
 
@@ -107,14 +108,14 @@ def _at_once(most: int, pixels: int) -> int:
 
 
 def load_autoencoder(source: str) -> Any:
-    """The AutoencoderKL in a folder, as float32, frozen.
+    """The AutoencoderKL in a folder, as float32 and frozen.
 
     Raises:
-        UserError: nothing there, another class, no safetensors, or torn files.
+        UserError: there is no folder, its network is of another class, or its files are torn or not safetensors.
     """
     folder = Path(source)
     if not folder.is_dir():
-        raise UserError(f"no autoencoder at {source}: expected a folder with an AutoencoderKL")
+        raise UserError(f"there is no autoencoder at {source}: expected a folder with an AutoencoderKL")
     return PipelineFolder(source, folder, {}, noun="autoencoder", kind="autoencoder").load(".", KL)
 
 

@@ -1,6 +1,6 @@
-"""LoRA adapters on one shared network: with them off it is the teacher, with them on it is the fake score.
+"""LoRA adapters on one shared network. With the adapters off it is the teacher, and with them on it is the fake score.
 
-One copy of the base weights is in memory.
+So memory holds the base weights once.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from .backbone import Backbone
 
 
 def add_lora(backbone: Backbone, rank: int, alpha: float, targets: Sequence[str]) -> Backbone:
-    """Put LoRA adapters on the network itself and leave them on; only they require a gradient.
+    """Put LoRA adapters on the network itself and leave them on; only the adapters require a gradient.
 
-    The adapters are float32, whatever the dtype of the weights beneath them.
+    The adapters are float32, whatever the dtype of the weights that they adapt.
 
     Args:
-        backbone: changed in place, and returned.
-        rank: of the adapters.
-        alpha: their scale times the rank.
-        targets: endings of the names of the layers that get one.
+        backbone: the network, which is changed in place and returned.
+        rank: rank of the adapters.
+        alpha: scale of the adapters times their rank.
+        targets: endings of the names of the layers that get an adapter.
 
     Raises:
-        UserError: a target that no layer's name ends in, or layers that adapters cannot be put on.
+        UserError: no layer's name ends in one of the targets, or a layer cannot have an adapter.
     """
     from peft import LoraConfig
 
     inner: Any = backbone.inner
-    scale: Any = alpha  # peft's type says int; fractions work
+    scale: Any = alpha  # peft's type hint is int, but fractions work
     names = [name for name, _ in inner.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):

@@ -1,4 +1,4 @@
-"""An AutoencoderKL with fewer latent channels, cut out of a wider one along its latents' principal components."""
+"""An AutoencoderKL with fewer latent channels, made from a wider one by the principal components of its latents."""
 
 from __future__ import annotations
 
@@ -9,25 +9,30 @@ from torch import Tensor
 
 from diffdistill.errors import UserError
 
-LOG_VARIANCE = -6.0  # of the new posterior, at first
+LOG_VARIANCE = -6.0  # of the new posterior, at the start
 
 
 @torch.no_grad()
 def narrow_autoencoder(vae: Any, channels: int, images: Tensor) -> Any:
-    """Keep the `channels` leading components of the latents of `images` (uint8, (N, 3, H, W)), read from each pixel.
+    """Keep the leading principal components of an autoencoder's latents.
 
-    The encoder's last convolution and the decoder's first one take the two rotations in, so nothing else changes;
-    the result wants some training. The decoder's image is that of the projected latent, but for the border, where
-    zero padding meets another bias.
+    The two rotations go into the encoder's last convolution and into the decoder's first one, so nothing else changes.
+    The result needs some training. The decoded image is that of the projected latent, except at the border, where zero
+    padding meets another bias.
+
+    Args:
+        vae: the AutoencoderKL.
+        channels: number of components that are kept.
+        images: uint8 Tensor of shape (N, 3, H, W); the components are those of all pixels of their latents.
 
     Raises:
-        UserError: not fewer channels than there are.
+        UserError: `channels` is not smaller than the number of latent channels.
     """
     from diffusers import AutoencoderKL
 
     wide = vae.config.latent_channels
     if not 0 < channels < wide:
-        raise UserError(f"latent_channels is {channels}; init_from has {wide}, of which fewer can be kept")
+        raise UserError(f"latent_channels is {channels}; init_from has {wide}, so it must be 1 to {wide - 1}")
     latents = torch.cat([vae.encode(x.float() / 127.5 - 1.0).latent_dist.mode() for x in images.split(64)])
     flat = latents.permute(1, 0, 2, 3).flatten(1).double()
     mean = flat.mean(1)

@@ -1,15 +1,15 @@
-"""The folder of a diffusers pipeline, or of one of its networks alone: its parts are loaded.
+"""Loads the parts of a diffusers pipeline from its folder, or one network from a folder of its own.
 
-Which parts there are, and of which classes, is what a family says (`models.families`).
+A family says which parts a pipeline has, and of which classes they are (`models.families`).
 
 Notable:
-- each part is loaded in the dtype asked for, whatever the stored one, from safetensors alone, and it is complete or
-  refused;
-- a part with files of one variant alone (`diffusion_pytorch_model.fp16.safetensors`) is loaded from that variant. Where
-  there are plain files too, these are taken unless a variant is asked for;
-- whatever a library raises about such files is a fault of the files: it becomes one line that names the part;
-- a scheduler's class may need a package that is not installed. Training does without the object, so the pipeline
-  loads, and sampling says what is missing.
+- each part is loaded from safetensors alone, in the dtype that is asked for, whatever its stored dtype. A part that is
+  incomplete is refused;
+- a part with files of only one variant (`diffusion_pytorch_model.fp16.safetensors`) is loaded from that variant. If
+  there are plain files too, these are loaded unless a variant is asked for;
+- whatever error a library raises for such files becomes one line that names the part;
+- the class of a scheduler may need a package that is not installed. Training does not need the scheduler itself, so the
+  pipeline is loaded, and sampling says what is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 
 from diffdistill.errors import UserError
 
-# name[-shard][.variant][-shard].safetensors; the shard's number stands before the variant in older files
+# name[-shard][.variant][-shard].safetensors; in older files the number of the shard comes before the variant
 WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?(\.(?P<variant>[^./]+?))?(-\d{5}-of-\d{5})?\.safetensors"
 )
@@ -34,13 +34,13 @@ WEIGHTS = re.compile(
 
 @dataclass(frozen=True)
 class Part:
-    """What a pipeline has in one of its subfolders.
+    """The part of a pipeline in one of its subfolders.
 
     Attributes:
-        classes: that are supported, by name.
-        library: where they are: "diffusers" or "transformers".
-        tokenizer: whether it is one; otherwise it is a network.
-        optional: whether the pipeline may do without (its index then says null).
+        classes: names of the classes that are supported.
+        library: the library of these classes, "diffusers" or "transformers".
+        tokenizer: whether the part is a tokenizer; otherwise it is a network.
+        optional: whether a pipeline may lack the part; its index then says null.
     """
 
     classes: tuple[str, ...]
@@ -51,16 +51,16 @@ class Part:
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """Files of a pipeline; a network that lies in the folder itself is its part ".".
+    """The files of a pipeline. For a network in a folder of its own, the part is ".".
 
     Attributes:
-        source: the folder or hub id, as it was named.
-        folder: where the files are.
-        index: what model_index.json says; empty for a network alone.
+        source: the folder or hub id, as it was given.
+        folder: the folder that holds the files.
+        index: the content of model_index.json; empty for a network in a folder of its own.
         missing_where: what an error adds to "is missing".
-        noun: what an error calls it.
-        kind: what an error says is expected there.
-        wanted_variant: the variant to load from where a part has it; None for the plain files.
+        noun: what an error calls the pipeline.
+        kind: what an error says is expected in the folder.
+        wanted_variant: the variant to load, for parts that have it; None for the plain files.
     """
 
     source: str
@@ -72,28 +72,30 @@ class PipelineFolder:
     wanted_variant: str | None = None
 
     def path(self, name: str) -> Path:
-        """Of a file that has to be there.
+        """The path of a file that must exist.
 
         Raises:
-            UserError: it is not.
+            UserError: it does not exist.
         """
         if not (self.folder / name).is_file():
-            raise UserError(f"no {self.kind} at {self.source}: {PurePosixPath(name)} is missing{self.missing_where}")
+            raise UserError(
+                f"there is no {self.kind} at {self.source}: {PurePosixPath(name)} is missing{self.missing_where}"
+            )
         return self.folder / name
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A settings file.
+        """The content of a settings file.
 
         Raises:
-            UserError: it is missing, or holds something else than a JSON object.
+            UserError: the file is missing, or holds no JSON object.
         """
-        return read_object(self.path(name), f"no {self.kind} at {self.source}: {PurePosixPath(name)}")
+        return read_object(self.path(name), f"there is no {self.kind} at {self.source}: {PurePosixPath(name)}")
 
     def weights(self, part: str) -> dict[str, torch.Tensor]:
-        """A network's weights by name as they are stored, of all its files.
+        """The stored weights of a network from all its files, by name.
 
         Raises:
-            UserError: as of `variant`, or files that are torn.
+            UserError: see `variant`; or a file is torn.
         """
         from safetensors.torch import load_file
 
@@ -109,8 +111,8 @@ class PipelineFolder:
         """The variant that a network's weights are loaded from; None for the plain files.
 
         Raises:
-            UserError: no weights in safetensors, or several variants, none of them the one asked for, and no plain
-                files.
+            UserError: there are no weights in safetensors; or there are no plain files and several variants, none of
+                which was asked for.
         """
         found = variants(path.name for path in (self.folder / part).glob("*.safetensors"))
         if not found:
@@ -125,7 +127,7 @@ class PipelineFolder:
         if len(found) > 1:
             names = ", ".join(sorted(str(name) for name in found))
             raise UserError(
-                f"{self._named(part)} has weights of the variants {names} and no plain ones; keep one of them"
+                f"{self._named(part)} has weights of the variants {names} and no plain ones; keep one variant"
             )
         return found.pop()
 
@@ -135,10 +137,10 @@ class PipelineFolder:
         return not (isinstance(entry, list) and len(entry) == 2 and entry[1])
 
     def check_class(self, part: str, wanted: Part) -> str:
-        """The class of a part, as the stock pipeline would load it.
+        """The class that the stock pipeline would load a part as.
 
         Raises:
-            UserError: the index or the part's own settings name one that is not supported.
+            UserError: the index or the part's own settings name a class that is not supported.
         """
         if part in self.index and self.lacks(part):
             raise UserError(f"{self.noun} {self.source}: its model_index.json names no {part}")
@@ -154,10 +156,10 @@ class PipelineFolder:
         return str(name)
 
     def load(self, part: str, wanted: Part, dtype: torch.dtype = torch.float32) -> Any:
-        """A network, frozen and complete, in the dtype.
+        """Load a network, frozen and complete, in the dtype.
 
         Raises:
-            UserError: another class, no weights in safetensors, or files that are torn or do not fit.
+            UserError: its class is not supported, it has no weights in safetensors, or its files are torn or misfit.
         """
         name = self.check_class(part, wanted)
         self.path(f"{part}/config.json")
@@ -177,11 +179,15 @@ class PipelineFolder:
             )
         absent = sorted(found["missing_keys"])
         if absent:
-            raise UserError(f"{self._named(part)} file lacks {len(absent)} weights, {absent[0]} for one")
+            raise UserError(f"{self._named(part)} file lacks {len(absent)} weights, such as {absent[0]}")
         return network.requires_grad_(False).eval()
 
     def load_tokenizer(self, part: str, wanted: Part) -> Any:
-        """Raises: UserError for another class or files that are missing or torn."""
+        """Load a tokenizer.
+
+        Raises:
+            UserError: its class is not supported, or its files are missing or torn.
+        """
         self.path(f"{part}/tokenizer_config.json")
         self.check_class(part, wanted)
         import transformers
@@ -190,10 +196,10 @@ class PipelineFolder:
             return getattr(transformers, wanted.classes[0]).from_pretrained(self.folder / part)
 
     def load_scheduler(self) -> tuple[Any, str]:
-        """The scheduler and "", or None and the reason why it cannot be made, such as a package that is missing.
+        """The scheduler and "", or None and the reason why it cannot be built, such as a missing package.
 
         Raises:
-            UserError: its settings are missing or torn.
+            UserError: the file of its settings is missing or torn.
         """
         import diffusers
 
@@ -206,19 +212,19 @@ class PipelineFolder:
         try:
             with quiet():
                 return cls.from_config(config), ""
-        except Exception as error:  # whatever a class raises for its settings; the reason is for the reader
+        except Exception as error:  # each class raises other errors for its settings; the reason goes to the user
             return None, first_line(error)
 
     @contextmanager
     def said_of(self, part: str) -> Iterator[None]:
-        """Within the block, whatever a library raises is a UserError that names the part."""
+        """Within the block, any error of a library becomes a UserError that names the part."""
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # of any library that reads the files
+        except Exception as error:  # each library that reads the files raises other errors
             raise UserError(
-                f"no {self.kind} in safetensors at {self.source}: {'it' if part == '.' else f'its {part}'} "
+                f"there is no {self.kind} in safetensors at {self.source}: {'it' if part == '.' else f'its {part}'} "
                 f"cannot be read: {first_line(error)}"
             ) from error
 
@@ -227,7 +233,7 @@ class PipelineFolder:
 
 
 def variants(names: Iterable[str]) -> set[str | None]:
-    """The variants that weight files are of; None stands for plain ones.
+    """The variants of weight files; None stands for plain files.
 
     >>> sorted(variants(["model.fp16.safetensors", "model.safetensors.index.json"]))
     ['fp16']
@@ -239,7 +245,7 @@ def variants(names: Iterable[str]) -> set[str | None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars and remarks of diffusers and transformers; what matters of them is said by the caller."""
+    """Within the block, diffusers and transformers show no bars and no remarks; the caller reports what matters."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -259,7 +265,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Of what it says, or its type where it says nothing."""
+    """The first line of an error's message; the name of its type if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -278,5 +284,5 @@ def read_object(file: Path, what: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{what} cannot be read: {first_line(error)}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{what} holds no settings")
+        raise UserError(f"{what} holds no JSON object")
     return found

@@ -1,8 +1,9 @@
-"""Tokenizer and text encoder of a saved pipeline as transformers 4 and transformers 5 both read them.
+"""Makes the tokenizer and the text encoder of a saved pipeline readable for transformers 4 as well as 5.
 
-transformers 5 writes `tokenizer.json` alone, where the CLIPTokenizer of transformers 4 asks for `vocab.json` and
-`merges.txt`; and it names a text encoder's weights without the prefix `text_model.`, which transformers 4 expects and
-transformers 5 removes when it reads. Names it does not find, transformers 4 fills with random weights.
+transformers 5 writes `tokenizer.json` alone, but the CLIPTokenizer of transformers 4 needs `vocab.json` and
+`merges.txt`. transformers 5 also writes the names of a text encoder's weights without the prefix `text_model.`, which
+transformers 4 expects and transformers 5 removes when it reads. For names that it does not find, transformers 4 draws
+random weights.
 """
 
 from __future__ import annotations
@@ -13,27 +14,28 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "text_model."
-PROJECTION = "text_projection."  # of CLIPTextModelWithProjection, beside the text model in both
+PROJECTION = "text_projection."  # of CLIPTextModelWithProjection; it has no prefix in either version
 
 
 def make_portable(
     tokenizer: Any, folder: Path, tokenizer_part: str = "tokenizer", encoder_part: str = "text_encoder"
 ) -> None:
-    """Complete what transformers 5 wrote of a pipeline's CLIP tokenizer and text encoder.
+    """Complete the files of a pipeline's CLIP tokenizer and text encoder that transformers 5 wrote.
 
-    Added tokens are in tokenizer.json, where both look for them.
+    Added tokens are in tokenizer.json, where both versions look for them.
 
     Args:
-        tokenizer: the one that was saved.
-        folder: of the pipeline.
-        tokenizer_part, encoder_part: their subfolders.
+        tokenizer: the tokenizer that was saved.
+        folder: folder of the pipeline.
+        tokenizer_part: subfolder of the tokenizer.
+        encoder_part: subfolder of the text encoder.
     """
     _rename_weights(folder / encoder_part)
     tokenizer.backend_tokenizer.model.save(str(folder / tokenizer_part))  # vocab.json and merges.txt
 
 
 def _rename_weights(folder: Path) -> None:
-    """Give a CLIP text model's weights in a folder the prefix, in place; names that have it stay."""
+    """Give the weights of a CLIP text model in a folder the prefix, in place; names that have it stay."""
     from safetensors.torch import load_file, save_file
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -44,7 +46,7 @@ def _rename_weights(folder: Path) -> None:
             save_file(renamed, part, metadata={"format": "pt"})
             shutil.copymode(path, part)
             part.replace(path)
-    for path in sorted(folder.glob("*.safetensors.index*.json")):  # of several files
+    for path in sorted(folder.glob("*.safetensors.index*.json")):  # the index of weights in several files
         index = json.loads(path.read_text())
         index["weight_map"] = {_prefixed(name): file for name, file in index["weight_map"].items()}
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

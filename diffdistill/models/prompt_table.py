@@ -1,11 +1,11 @@
-"""Conditions of a list of prompts, embedded once, of which training takes rows.
+"""The conditions of a list of prompts: they are embedded once, and training takes rows of them.
 
     prompts --teacher.embed, in batches--> a table, in memory or in the user's cache --rows--> condition of B prompts
 
-A small table is kept on the device by every process. A larger one is a file, `prompts-HASH.safetensors`. The first
-process of a machine writes it while the others wait. The file is complete or absent, and all processes map it into
-memory, so that only the rows that are asked for are read. The hash covers the text encoders, the tokenizers, the
-prompts and the kind of device.
+Each process keeps a small table on its device. A larger table is a file, `prompts-HASH.safetensors`. The first process
+of a machine writes it while the others wait. The file is complete or absent, and all processes map it into memory, so
+that only the rows that are asked for are read. The hash covers the text encoders, the tokenizers, the prompts and the
+type of device.
 Once there is a table, the text encoders can leave the device (`Teacher.move_text_encoders`).
 """
 
@@ -34,8 +34,8 @@ from diffdistill.launched import rank_and_processes
 from .digests import pipeline_settings, weights_digest
 from .teacher import Teacher
 
-IN_MEMORY = 64 << 20  # bytes of a table that needs no file
-BATCH = 64  # prompts that the text encoders read at once
+IN_MEMORY = 64 << 20  # most bytes of a table that has no file
+BATCH = 64  # number of prompts that the text encoders read at once
 WHOLE = "whole"  # key of a condition that is a bare tensor
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.bool: "BOOL"}
 
@@ -44,9 +44,9 @@ class PromptTable:
     """Conditions of N prompts.
 
     Args:
-        cond: of N rows, on the CPU or on the device; parts with one row are shared by all prompts.
-        size: N.
-        device: where rows are wanted.
+        cond: condition of N rows, on the CPU or on the device; all prompts share parts that have one row.
+        size: number of prompts, N.
+        device: the device of the rows that `rows` returns.
 
     Attributes:
         on_demand: whether rows still need the text encoders.
@@ -61,7 +61,7 @@ class PromptTable:
         return self._size
 
     def rows(self, indices: Sequence[int]) -> Condition:
-        """The condition of some prompts, one row each, on the device."""
+        """The condition of some prompts, one row for each, on the device."""
         return move(take_rows(self._cond, list(indices)), self._device)
 
 
@@ -89,9 +89,9 @@ def embed_prompts(teacher: Teacher, prompts: Sequence[str], device: torch.device
     """Embed prompts with a teacher that is on the device already.
 
     Args:
-        teacher: whose text encoders embed.
-        prompts: N texts, 1 at least.
-        device: of the rows.
+        teacher: the teacher, whose text encoders embed.
+        prompts: N texts, at least one.
+        device: the device of the rows.
 
     Raises:
         UserError: the file of a large table cannot be written.
@@ -116,7 +116,7 @@ def embed_prompts(teacher: Teacher, prompts: Sequence[str], device: torch.device
             if _read(file) is None:
                 raise UserError(f"{file} was written and cannot be read; set DIFFDISTILL_CACHE to another folder")
         else:
-            time.sleep(0.2)  # a barrier would give up on it after minutes
+            time.sleep(0.2)  # a barrier would time out after minutes
     return PromptTable(found, len(prompts), device)
 
 
@@ -127,12 +127,12 @@ def _room(folder: Path) -> int:
 
 
 def table_bytes(teacher: Teacher, size: int) -> int:
-    """Bytes of the conditions of so many prompts."""
+    """Number of bytes of the conditions of so many prompts."""
     return size * sum(part.nbytes for part in _parts(teacher.null()).values())
 
 
 def _key(teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -> str:
-    """Hash of all that the embeddings depend on."""
+    """Hash of everything that the embeddings depend on."""
     settings = pipeline_settings(teacher.family, teacher.pipeline)
     encoders = teacher.text_encoders()
     unread = set(teacher.parts()) - set(encoders)
@@ -150,7 +150,7 @@ def _key(teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -
 
 
 def _read(file: Path) -> Condition | None:
-    """The table in a file, mapped into memory; None where there is no whole one."""
+    """The table in a file, mapped into memory; None if the file is absent or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -164,7 +164,7 @@ def _read(file: Path) -> Condition | None:
 
 
 def _write(file: Path, teacher: Teacher, prompts: Sequence[str]) -> None:
-    """Embed in batches into a file that appears when it is complete; no more than one batch is in memory."""
+    """Embed in batches into a file that appears when it is complete; memory holds one batch at a time."""
     from tqdm import tqdm
 
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
@@ -173,7 +173,7 @@ def _write(file: Path, teacher: Teacher, prompts: Sequence[str]) -> None:
         with temporary.open("wb") as out, tqdm(total=len(prompts), desc="prompts", unit="prompt") as bar:
             places: dict[str, int] = {}
             two = _parts(teacher.family.embed(teacher.pipeline, ["", ""]))
-            shared = {name for name, part in two.items() if len(part) == 1}  # however many prompts there are
+            shared = {name for name, part in two.items() if len(part) == 1}  # one row for any number of prompts
             for i in range(0, len(prompts), BATCH):
                 chunk = prompts[i : i + BATCH]
                 cond = teacher.embed(chunk, BATCH)
@@ -200,7 +200,7 @@ def _write(file: Path, teacher: Teacher, prompts: Sequence[str]) -> None:
 
 
 def _header(parts: Mapping[str, Tensor], shared: set[str], size: int, cond: Condition) -> tuple[bytes, dict[str, int]]:
-    """The head of a safetensors file, and where the data of each part begin in the file."""
+    """The header of a safetensors file, and the place in the file where the data of each part begin."""
     absent = [name for name, part in cond.items() if part is None] if isinstance(cond, Mapping) else []
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "absent": json.dumps(absent)}}
     end, places = 0, {}

@@ -1,8 +1,8 @@
-"""A teacher to train from is checked against the stock pipeline: what is exported has to be what is trained.
+"""Checks a teacher against the stock pipeline, so that what is exported is what was trained.
 
-One prompt is embedded and one step taken by the stock pipeline itself and by the code that training calls. The two
-calls of the network are compared: times, conditions and predictions. The latents are 8 x 8 at the most, so that the two
-passes take a fraction of one at full size.
+The stock pipeline and the code that training calls each embed one prompt and take one step. The two calls of the
+network are compared: times, conditions and predictions. The latents are at most 8 x 8, so the two passes take a
+fraction of the time of one pass at full size.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .pipeline_folder import first_line, quiet
 from .teacher import Teacher, load_teacher
 
 SIDE = 8  # of the latents
-TOLERANCE = 1e-4  # relative to the largest value; kernels may differ, a missing condition is far above it
-HALF_TOLERANCE = 3e-2  # of a teacher in bfloat16 or float16
+TOLERANCE = 1e-4  # relative to the largest value; kernels differ by less, and a missing condition by far more
+HALF_TOLERANCE = 3e-2  # for a teacher in bfloat16 or float16
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Call:
 
 
 def load_checked_teacher(source: str, dtype: str = "float32", variant: str | None = None) -> Teacher:
-    """`load_teacher`, and `check_against_stock`.
+    """Load a teacher by `load_teacher` and check it by `check_against_stock`.
 
     Raises:
-        UserError: as of both.
+        UserError: see the two functions.
     """
     teacher = load_teacher(source, dtype, variant)
     check_against_stock(teacher)
@@ -46,18 +46,18 @@ def load_checked_teacher(source: str, dtype: str = "float32", variant: str | Non
 
 @torch.no_grad()
 def check_against_stock(teacher: Teacher) -> None:
-    """Compare an embedding and a network pass with the stock pipeline's.
+    """Compare an embedding and a network pass with those of the stock pipeline.
 
     Raises:
-        UserError: a network that predicts more than it is given (a learned variance), a size of image that the stock
-            pipeline refuses, a network that it cannot call, or a difference; the message says in what.
+        UserError: the network predicts more channels than it takes (a learned variance), the stock pipeline refuses the
+            size of image or cannot call the network, or something differs; the message says what.
     """
     p, name = teacher.pipeline, f"teacher {teacher.source}"
     channels, predicted = teacher.family.channels(teacher.backbone.inner.config)
     if predicted != channels:
         raise UserError(
-            f"{name}: its network predicts {predicted} channels for {channels}, a learned variance "
-            "perhaps; a student needs as many as there are"
+            f"{name}: its network predicts {predicted} channels from {channels}, perhaps with a learned variance; "
+            "a student must predict as many channels as it takes"
         )
     _, height, width = teacher.latent_shape
     factor = teacher.latents.factor
@@ -69,15 +69,15 @@ def check_against_stock(teacher: Teacher) -> None:
     try:
         teacher.family.check_size(p, height * factor, width * factor)
         stock = _stock_step(teacher, prompt, noise, height * factor, width * factor)
-    except Exception as error:  # whatever diffusers raises about a network that it cannot call
-        raise UserError(f"{name}: the stock pipeline takes no step with it: {first_line(error)}") from error
+    except Exception as error:  # diffusers raises many kinds of error for a network that it cannot call
+        raise UserError(f"{name}: the stock pipeline cannot take a step with it: {first_line(error)}") from error
     with _watched(teacher.backbone.inner) as seen:
         value = teacher.denoiser()(noise, torch.tensor(teacher.schedule.last), teacher.embed([prompt])).value
     (ours,) = seen
     tolerance = TOLERANCE if weight.dtype == torch.float32 else HALF_TOLERANCE
     for key, expected in stock.inputs.items():
         if key not in ours.inputs:
-            raise UserError(f"{name}: the stock pipeline gives its network {key}, and training does not")
+            raise UserError(f"{name}: the stock pipeline gives its network {key}, but training does not")
         what = "its prompt embedding" if key == "encoder_hidden_states" else f"{key} of its network"
         _compare(f"{name}: {what}", ours.inputs[key], expected, tolerance)
     _compare(f"{name}: a step of its network", value, stock.output[:, :channels], tolerance)
@@ -121,7 +121,7 @@ def _watched(network: Any) -> Iterator[list[Call]]:
 
 
 def _tensors(named: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by name, those of nested mappings too; what is not a tensor alters no prediction, or both see it."""
+    """Tensors by name, also of nested mappings. Other arguments are the same in both calls, or change no prediction."""
     for key, value in named.items():
         if isinstance(value, Tensor):
             yield key, value.reshape(1) if value.dim() == 0 else value
@@ -133,16 +133,14 @@ def _compare(what: str, ours: Tensor, stock: Tensor, tolerance: float) -> None:
     if ours.shape != stock.shape:
         raise UserError(f"{what} has shape {tuple(ours.shape)}, the stock pipeline's {tuple(stock.shape)}")
     if not (bool(ours.isfinite().all()) and bool(stock.isfinite().all())):
-        raise UserError(
-            f"{what} has values that are not finite: its weights, or its scheduler's settings, make them so"
-        )
+        raise UserError(f"{what} has values that are not finite; check its weights and the settings of its scheduler")
     gap, most = (ours.double() - stock.double()).abs().max().item(), stock.abs().max().item()
     if not gap <= tolerance * most:
         raise UserError(f"{what} differs from the stock pipeline's by {gap:.2g} where values go up to {most:.2g}")
 
 
 def _several_vectors(teacher: Teacher) -> list[str]:
-    """Tokens of a textual inversion that stand for several vectors: "<toy>" where every tokenizer has "<toy>_1"."""
+    """Tokens of a textual inversion that stand for several vectors: "<toy>", if every tokenizer has "<toy>_1"."""
     names = [name for name, part in teacher.family.parts.items() if part.tokenizer]
     tokenizers = [found for name in names if (found := getattr(teacher.pipeline, name)) is not None]
     added = set.intersection(*(set(tokenizer.get_added_vocab()) for tokenizer in tokenizers))

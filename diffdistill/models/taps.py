@@ -1,7 +1,7 @@
-"""Inner features of a backbone: read beside a pass, or in place of its end.
+"""Inner features of a backbone, read in a full pass or in one that ends at the features.
 
-A tap is a module of the network by name (`Backbone.taps`). The critic of an adversarial term, self-conditioning and
-linear probes read taps. Features have a graph wherever the pass has one.
+A tap is a module of the network with a name (`Backbone.taps`). The critic of an adversarial term reads a tap;
+self-conditioning and linear probes can. Features have a graph if the pass has one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def read(
     """One pass: the prediction, of x_t's shape, and the features (B, C, h, w) of the named taps.
 
     Raises:
-        ValueError: a name that is no tap of the network.
+        ValueError: the network has no tap of a name.
     """
     features: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -38,11 +38,11 @@ def read(
 
 
 def stop_at(backbone: Backbone, name: str, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
-    """The features (B, C, h, w) of a tap; the pass ends there, so that what lies behind it costs nothing.
+    """The features (B, C, h, w) of a tap. The pass ends there, so the modules after it cost nothing.
 
     Raises:
-        ValueError: a name that is no tap of the network.
-        RuntimeError: the network did not run that module.
+        ValueError: the network has no tap of this name.
+        RuntimeError: the network did not run the module of the tap.
     """
     try:
         with _hooked(tap(backbone, name), _stop):
@@ -56,7 +56,7 @@ def tap(backbone: Backbone, name: str) -> nn.Module:
     """The module of a tap.
 
     Raises:
-        ValueError: a name that is no tap of the network.
+        ValueError: the network has no tap of this name.
     """
     found = backbone.taps()
     if name not in found:
@@ -65,7 +65,7 @@ def tap(backbone: Backbone, name: str) -> nn.Module:
 
 
 class _ReachedError(Exception):
-    """Not a fault: ends a pass at a tap and carries the module's output."""
+    """Ends a pass at a tap and carries the output of the module; it is no failure."""
 
     def __init__(self, output: Any) -> None:
         self.output = output
@@ -77,7 +77,7 @@ def _stop(output: Any) -> NoReturn:
 
 @contextmanager
 def _hooked(module: nn.Module, see: Callable[[Any], None]) -> Iterator[None]:
-    """Within the block, every output of the module is shown to `see`."""
+    """Within the block, `see` is called with every output of the module."""
     handle = module.register_forward_hook(lambda module, inputs, output: see(output))
     try:
         yield

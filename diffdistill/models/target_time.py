@@ -81,7 +81,7 @@ class TargetTimeUNet(nn.Module):
             return embedding
 
         if self.target_time == "replaced":
-            scale = None if dim is None else unguided(dim)  # of guidance, which the time embedding takes in
+            scale = None if dim is None else unguided(dim)  # the guidance scale goes into the time embedding
             first, other = (embed(unet.time_embedding, time, scale) for time in (self.t_star, target))
             difference = other - first
         else:

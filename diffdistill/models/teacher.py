@@ -1,7 +1,7 @@
 """A diffusers pipeline as a frozen teacher: its network, schedule, latent space and prompt embeddings.
 
-Loaded through diffusers from safetensors only; the schedule (terminal SNR included) is read from its scheduler. What is
-special about a class of pipelines is in its family (`models.families`).
+diffusers loads it, from safetensors alone. The schedule, with its terminal SNR, is read from the pipeline's scheduler.
+What is special about a class of pipelines is in its family (`models.families`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Teacher:
-    """A pipeline, and what training needs of it.
+    """A pipeline, and what training needs from it.
 
         prompts --embed--> condition ---+
         z ------------------------------+--> denoiser --> x0 (latents) --latents.images--> images
@@ -40,11 +40,12 @@ class Teacher:
         pipeline: the stock diffusers pipeline.
         family: what is special about its class.
         backbone: its network, frozen.
-        schedule, prediction_type: read from its scheduler.
-        latents: its autoencoder.
+        schedule: its noise schedule, read from its scheduler.
+        prediction_type: what its network predicts, read from its scheduler.
+        latents: the latent space of its autoencoder.
         source: folder or hub id.
-        scheduler_config: the scheduler's settings, there even where its object is not.
-        no_scheduler: why `pipeline.scheduler` is None, where it is: training needs none, sampling does.
+        scheduler_config: the settings of the scheduler, which are there even if `pipeline.scheduler` is None.
+        no_scheduler: the reason why `pipeline.scheduler` is None, or "". Training needs no scheduler; sampling does.
     """
 
     pipeline: Any
@@ -64,7 +65,7 @@ class Teacher:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that it draws by default."""
+        """Height and width, in pixels, of the images that it draws by default."""
         _, height, width = self.latent_shape
         return height * self.latents.factor, width * self.latents.factor
 
@@ -74,7 +75,7 @@ class Teacher:
         return next(self.backbone.parameters()).device
 
     def denoiser(self, network: Network | None = None) -> Denoiser:
-        """The teacher, or another network of its process and prediction type, as a score model."""
+        """The teacher as a score model, or another network of the same process and prediction type."""
         return Denoiser(network or self.backbone, self.schedule, self.prediction_type)
 
     @torch.no_grad()
@@ -82,11 +83,11 @@ class Teacher:
         """The condition of prompts, N rows, as the stock pipeline makes it.
 
         Args:
-            prompts: N texts, 1 at least.
-            batch_size: texts that the text encoders read at once.
+            prompts: N texts, at least one.
+            batch_size: number of texts that the text encoders read at once.
 
         Raises:
-            ValueError: no prompts.
+            ValueError: there are no prompts.
         """
         if not prompts:
             raise ValueError("there are no prompts to embed")
@@ -98,15 +99,15 @@ class Teacher:
 
     @torch.no_grad()
     def null(self) -> Condition:
-        """The condition of the empty prompt, one row, as the stock pipeline guides away from it."""
+        """The condition of the empty prompt, one row, which guidance leads away from in the stock pipeline."""
         return self.family.null(self.pipeline)
 
     def report_cut(self, prompts: Sequence[str]) -> None:
-        """Say on stderr, once, how many prompts are longer than the text encoders read."""
+        """Write to stderr, once, how many prompts are longer than the text encoders read."""
         self.family.report_cut(self.pipeline, prompts)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Its networks by name ("unet", "vae", "text_encoder"), to be placed on devices."""
+        """All its networks by name ("unet", "vae", "text_encoder")."""
         found = {name: getattr(self.pipeline, name) for name in self.family.networks}
         return {name: network for name, network in found.items() if network is not None}
 
@@ -116,16 +117,16 @@ class Teacher:
             part.to(device)
 
     def text_encoders(self) -> dict[str, nn.Module]:
-        """Those of its networks that read prompts, by name."""
+        """The networks that read prompts, by name."""
         return {name: part for name, part in self.parts().items() if name in self.family.text_encoders}
 
     def move_text_encoders(self, device: torch.device | str) -> None:
-        """Move the text encoders alone; once prompts are embedded they need no room beside the network."""
+        """Move the text encoders alone. Once prompts are embedded, they need not be on the device of the network."""
         for part in self.text_encoders().values():
             part.to(device)
 
     def digest(self) -> str:
-        """Hash of the schedule and of all weights, settings and tokenizers: tells one teacher from another."""
+        """Hash of the schedule and of all weights, settings and tokenizers; it tells one teacher from another."""
         found = hashlib.sha256(self.prediction_type.encode())
         table = getattr(self.schedule, "alphas_cumprod", None)
         settings = vars(self.schedule) if table is None else {}
@@ -139,17 +140,18 @@ class Teacher:
 
 
 def load_teacher(source: str | PipelineFolder, dtype: str = "float32", variant: str | None = None) -> Teacher:
-    """Load a pipeline folder or hub id, frozen.
+    """Load a pipeline from a folder or the hub, with frozen weights.
 
     Args:
-        source: folder, hub id such as owner/name, or files that are opened already.
-        dtype: of the network and the text encoders: float32, bfloat16 or float16. The autoencoder is float32 always,
-            since many overflow in float16, and its latents are what is trained on.
-        variant: of the weights' files, "fp16" say, where a part has it; None for the plain files where there are any.
+        source: a folder, a hub id such as owner/name, or files that are open already.
+        dtype: dtype of the network and the text encoders: float32, bfloat16 or float16. The autoencoder is always
+            float32, because many autoencoders overflow in float16 and training uses their latents.
+        variant: variant of the weight files, such as "fp16", for parts that have it; None for the plain files where
+            there are any.
 
     Raises:
-        UserError: nothing there, weights that are not safetensors, a class of pipeline or part, a prediction type or
-            noise schedule that is not supported, or parts that do not fit each other.
+        UserError: there is nothing at `source`, its weights are not safetensors, the class of the pipeline or of a
+            part, the prediction type or the noise schedule is not supported, or the parts do not fit each other.
     """
     if dtype not in DTYPES:
         raise UserError(f"the teacher's dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
@@ -157,7 +159,7 @@ def load_teacher(source: str | PipelineFolder, dtype: str = "float32", variant: 
     source = files.source
     family = family_of(files.index.get("_class_name"), source)
     wanted = {name: part for name, part in family.parts.items() if not (part.optional and files.lacks(name))}
-    for name, part in wanted.items():  # before any is loaded
+    for name, part in wanted.items():  # all parts are checked before one is loaded
         if part.tokenizer:
             files.path(f"{name}/tokenizer_config.json")
         else:
@@ -169,7 +171,7 @@ def load_teacher(source: str | PipelineFolder, dtype: str = "float32", variant: 
     try:
         schedule, kind = family.process(config, written)
     except ValueError as error:
-        why = f"; its scheduler cannot be made ({problem})" if problem else ""
+        why = f"; its scheduler cannot be built ({problem})" if problem else ""
         raise UserError(f"teacher {source}: {error}{why}") from error
     parts: dict[str, Any] = dict.fromkeys(family.parts)
     for name, part in wanted.items():
@@ -180,9 +182,7 @@ def load_teacher(source: str | PipelineFolder, dtype: str = "float32", variant: 
     latents = LatentSpace(parts[family.autoencoder])
     channels, _ = family.channels(parts[family.network].config)
     if channels != latents.channels:
-        raise UserError(
-            f"teacher {source}: its network takes {channels} channels, not the {latents.channels} of a latent alone"
-        )
+        raise UserError(f"teacher {source}: its network takes {channels} channels, but a latent has {latents.channels}")
     try:
         family.check_parts(parts)
         pipeline = family.assemble(parts, scheduler, files.index)

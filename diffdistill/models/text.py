@@ -1,6 +1,6 @@
-"""CLIP tokenizers: token ids as the stock pipelines make them, and prompts that are cut because they are too long.
+"""CLIP tokenizers: token ids as the stock pipelines make them, and reports of prompts that are too long and are cut.
 
-`encode_prompt` of the stock pipelines expands textual-inversion tokens of several vectors, and so does this.
+Like `encode_prompt` of the stock pipelines, this expands textual-inversion tokens of several vectors.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from diffdistill.launched import rank_and_processes
 
 from .pipeline_folder import quiet
 
-VERY_LARGE = 10**9  # transformers gives a tokenizer without a length 1e30
+VERY_LARGE = 10**9  # transformers gives a tokenizer without a length the length 1e30
 
 
 def fit_length(tokenizer: Any, text_encoder: Any) -> None:
-    """Give a tokenizer without a length the text encoder's, which is the longest that it reads.
+    """Give a tokenizer without a length the length that the text encoder reads.
 
     Raises:
-        ValueError: the tokenizer's length is longer, or the text encoder lacks an embedding of one of its tokens.
+        ValueError: the tokenizer's length is longer, or the text encoder lacks the embedding of a token.
     """
     longest = text_encoder.config.max_position_embeddings
     if tokenizer.model_max_length >= VERY_LARGE:
         tokenizer.model_max_length = longest
     if tokenizer.model_max_length > longest:
         raise ValueError(
-            f"tokenizer_config.json has model_max_length {tokenizer.model_max_length}, and the text encoder reads "
-            f"{longest} tokens at the most"
+            f"tokenizer_config.json has model_max_length {tokenizer.model_max_length}, but the text encoder reads at "
+            f"most {longest} tokens"
         )
     rows, needed = len(text_encoder.get_input_embeddings().weight), 1 + max(tokenizer.get_vocab().values())
     if needed > rows:
         raise ValueError(
-            f"the tokenizer has token ids up to {needed - 1}, and the text encoder has embeddings of {rows} "
-            "tokens alone; take the tokenizer that belongs to it"
+            f"the tokenizer has token ids up to {needed - 1}, but the text encoder has embeddings of only {rows} "
+            "tokens; use the tokenizer that belongs to it"
         )
 
 
 def expand(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
-    """Prompts with the tokens of several vectors of a textual inversion written out, as the stock pipeline does."""
+    """Prompts in which tokens of a textual inversion with several vectors are written out, as in the stock pipeline."""
     from diffusers.loaders import TextualInversionLoaderMixin
 
     return list(TextualInversionLoaderMixin().maybe_convert_prompt(list(prompts), tokenizer))
@@ -61,15 +61,15 @@ def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def check_unmasked(text_encoder: Any, where: str) -> None:
-    """Raise UserError for a text encoder that wants an attention mask, where it is trained on token ids alone."""
+    """Raise UserError for a text encoder that takes an attention mask. Training gives it token ids alone."""
     if getattr(text_encoder.config, "use_attention_mask", False):
         raise UserError(
-            f"{where}: its text encoder takes an attention mask (use_attention_mask), and is not trained so"
+            f"{where}: its text encoder takes an attention mask (use_attention_mask), but training gives it none"
         )
 
 
 def cut_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
-    """Indices of the prompts that have more tokens than the tokenizer's length, start and end counted."""
+    """Indices of the prompts with more tokens, start and end included, than the tokenizer's length."""
     if not prompts:
         return []
     with quiet():
@@ -78,18 +78,18 @@ def cut_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[int]:
 
 
 def report_cut(tokenizer: Any, prompts: Sequence[str]) -> None:
-    """Say on stderr, once and by the first process alone, how many different prompts are cut, and show one."""
+    """Write to stderr, once and only in the first process, how many different prompts are cut, and show one."""
     different = list(dict.fromkeys(prompts))
     say_cut([different[i] for i in cut_prompts(tokenizer, different)], len(different), tokenizer.model_max_length)
 
 
 def say_cut(cut: Sequence[str], different: int, limit: int) -> None:
-    """Say on stderr, by the first process alone, which prompts are cut; nothing where none is.
+    """Write to stderr, in the first process only, how many prompts are cut, and show one. If none is, write nothing.
 
     Args:
-        cut: the prompts that are.
-        different: how many different prompts there are in all.
-        limit: tokens that the text encoder reads.
+        cut: the prompts that are cut.
+        different: number of all different prompts.
+        limit: number of tokens that the text encoder reads.
     """
     if cut and rank_and_processes()[0] == 0:
         text = " ".join(cut[0].split())
@@ -97,7 +97,7 @@ def say_cut(cut: Sequence[str], different: int, limit: int) -> None:
         verb = "prompts is" if len(cut) == 1 else "prompts are"
         print(
             f"note: {len(cut)} of {different} different {verb} longer than the "
-            f"{limit} tokens that the text encoder reads, and cut there; the first is {shown!r}",
+            f"{limit} tokens that the text encoder reads, and will be cut; the first is {shown!r}",
             file=sys.stderr,
             flush=True,
         )

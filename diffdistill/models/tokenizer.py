@@ -1,8 +1,8 @@
-"""A small CLIP tokenizer (byte-pair encoding over the captions' words), stock classes and files.
+"""A small CLIP tokenizer, by byte-pair encoding of the words of captions, with stock classes and files.
 
-The merges are found here and not by the trainer of `tokenizers`, which breaks ties between equally frequent pairs by
-the order of a hash table: the same captions gave another vocabulary in every process, so that no run from nothing could
-be made again.
+The merges are found here and not by the trainer of `tokenizers`. That one breaks ties between equally frequent pairs by
+the order of a hash table, so the same captions give another vocabulary in every process, and a run that starts from
+nothing cannot be repeated.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _WORD = re.compile(r"\w+|[^\w\s]+")
 
 
 def train_clip_tokenizer(captions: Iterable[str], vocabulary: int = 2048, max_length: int = 24) -> Any:
-    """A `transformers.CLIPTokenizer` whose merges come from the captions; other ASCII text falls back to letters.
+    """A `transformers.CLIPTokenizer` whose merges come from the captions; other ASCII text is split into letters.
 
     Args:
-        captions: whatever their order, the same captions give the same tokenizer.
-        vocabulary: tokens at the most, start, end and letters counted.
-        max_length: tokens of a caption, start and end counted.
+        captions: the captions; the same captions in another order give the same tokenizer.
+        vocabulary: largest number of tokens, start, end and letters included.
+        max_length: number of tokens of a caption, start and end included.
     """
     from transformers import CLIPTokenizer
 
@@ -46,12 +46,13 @@ def train_clip_tokenizer(captions: Iterable[str], vocabulary: int = 2048, max_le
 def byte_pair_merges(words: Counter[str], most: int, least: int = 2) -> list[tuple[str, str]]:
     """The pairs that byte-pair encoding joins (Sennrich et al. 2016, arXiv 1508.07909, algorithm 1), in order.
 
-    Each time the most frequent pair of neighbours, of equally frequent ones the first in the order of characters.
+    Each pair is the most frequent pair of neighbours. Of equally frequent pairs, the first in the order of characters
+    is taken.
 
     Args:
-        words: how often each occurs.
-        most: pairs.
-        least: how often a pair has to occur.
+        words: how often each word occurs.
+        most: largest number of pairs.
+        least: how often a pair must occur.
 
     >>> byte_pair_merges(Counter({"low": 5, "lower": 2}), 3)
     [('l', 'o'), ('lo', 'w</w>'), ('e', 'r</w>')]
@@ -78,12 +79,12 @@ def byte_pair_merges(words: Counter[str], most: int, least: int = 2) -> list[tup
             for pair in zip(joined, joined[1:], strict=False):
                 pairs[pair] += count
                 places[pair].add(i)
-        pairs = +pairs  # without what no longer occurs
+        pairs = +pairs  # drops pairs that no longer occur
     return merges
 
 
 def _joined(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    """The symbols of a word with each occurrence of a pair made one, from the left."""
+    """The symbols of a word, with each occurrence of a pair joined, from the left."""
     found: list[str] = []
     for symbol in symbols:
         if found and (found[-1], symbol) == pair:

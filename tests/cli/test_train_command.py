@@ -128,7 +128,7 @@ def test_keys_of_other_methods_are_not_offered(capsys: pytest.CaptureFixture[str
         ("method.fake.network", "half", "'half'; expected one of 'lora', 'full'"),
         ("method.optimizer.betas", "[0.9]", "'[0.9]'; expected tuple with 2 elements"),
         ("method.times.t_min", "null", "null; expected float"),
-        ("method.teacher", "folder", "'folder'; it holds settings of its own, such as method.teacher.source"),
+        ("method.teacher", "folder", "'folder'; it must hold settings, such as method.teacher.source"),
         ("overwrite", "perhaps", "'perhaps'; expected bool"),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_run_its_config_its_resume_and_its_overwrite(capsys: pytest.CaptureFix
 
     # the folder is left alone unless told otherwise
     assert "already holds a run" in refusal(capsys, "train", stub, "--method.target", "3")
-    assert "give one of them" in refusal(capsys, "train", stub, "--resume", "latest", "--overwrite", "true")
+    assert "give only one of them" in refusal(capsys, "train", stub, "--resume", "latest", "--overwrite", "true")
     # a continuation with other settings is refused, and the run's own config is still there
     assert "other settings" in refusal(capsys, "train", stub, "--resume", "latest", "--method.target", "3")
     assert config.read_text() == saved

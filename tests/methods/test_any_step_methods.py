@@ -151,7 +151,7 @@ def test_it_starts_from_a_flow_matching_model(pictures: str, tmp_path: Path) -> 
             torch.testing.assert_close(found, flow.networks["model"](*arguments, ids))
     assert tuned.content != flow.content
     assert all(p.requires_grad for p in tuned.networks["model"].parameters())
-    with pytest.raises(UserError, match="has time_scale 1000; here it is 16"):
+    with pytest.raises(UserError, match="has time_scale 1000, but here it is 16"):
         build(pictures, "mean_flow", network__init_from=str(folder))
 
 
@@ -206,7 +206,9 @@ def test_it_starts_as_the_stock_teacher_and_goes_on_from_there(pictures: str, tm
 
 
 def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"makes latents of shape \(4, 4, 4\); those of the images have \(8, 8, 8\)"):
+    with pytest.raises(
+        UserError, match=r"makes latents of shape \(4, 4, 4\), but those of the images have shape \(8, 8, 8\)"
+    ):
         build(pictures, network__init_from=str(tiny.save_tiny_pipeline(tmp_path / "tiny")))
     other = tmp_path / "other"
     shutil.copytree(TEACHER, other)
@@ -225,7 +227,7 @@ def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> No
     scheduler.write_text(json.dumps(config))
     tokens = other / "tokenizer" / "tokenizer_config.json"
     tokens.write_text(json.dumps({**json.loads(tokens.read_text()), "model_max_length": 8}))
-    with pytest.raises(UserError, match="too short to say that an image is a fake"):
+    with pytest.raises(UserError, match="too short for the words of fake_from"):
         build(pictures, network__init_from=str(other))
 
 
@@ -233,13 +235,13 @@ def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> No
     ("name", "bad", "what"),
     [
         ("self_e", {"flow_matching_share": 1.5}, "flow_matching_share"),
-        ("self_e", {"flow_matching_share": 1.0, "fake_from": 0.5}, "fake_from must be null"),
+        ("self_e", {"flow_matching_share": 1.0, "fake_from": 0.5}, "set fake_from to null"),
         ("self_e", {"ema_decay": 1.0}, "decay"),
         ("self_e", {"network__init_from": "nowhere"}, "no teacher at nowhere"),
         ("self_e", {"time_mean": 1e4}, "above 0 and finite"),
         ("self_e", {"augmentation__drop_text": 0.0}, "drop_text is 0"),
-        ("self_e", {"span_from": 1.0}, "end after the run does"),
-        ("self_e", {"span_from": 0.5, "span_share": 0.6}, "end after the run does"),
+        ("self_e", {"span_from": 1.0}, "their sum must be at most 1"),
+        ("self_e", {"span_from": 0.5, "span_share": 0.6}, "their sum must be at most 1"),
         ("self_e", {"sampling__finest_steps": 1}, "finest_steps is 1; it must be 2 or more"),
         ("self_e", {"judgement_scale": 0.0}, "judgement_scale is 0.0; it must be a number above 0"),
         ("mean_flow", {"augmentation__drop_text": 0.0}, "set guidance_scale to null"),

@@ -218,7 +218,7 @@ def test_a_step_at_time_0_which_the_stock_sampler_would_skip_is_refused(teacher:
         if steps < t_star + 1:
             assert build(teacher, steps=steps, noise_ratio=ratio).student.times.tolist() == [3, 1]
         else:
-            with pytest.raises(UserError, match="steps is 4, as many as there are times"):
+            with pytest.raises(UserError, match="steps is 4, the number of all times"):
                 build(teacher, steps=steps, noise_ratio=ratio)
 
 

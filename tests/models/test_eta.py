@@ -122,7 +122,7 @@ def test_a_products_index_says_its_eta(folder: Path, tmp_path: Path) -> None:
     for bad in (-0.5, 2, "nan"):
         index = json.loads((folder / "model_index.json").read_text())
         (tmp_path / "again" / "model_index.json").write_text(json.dumps({**index, "eta": bad}))
-        with pytest.raises(UserError, match=r"eta .* should be in \[0, 1\]"):
+        with pytest.raises(UserError, match=r"eta .* must be in \[0, 1\]"):
             load_any_step(again)
 
 

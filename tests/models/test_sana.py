@@ -71,7 +71,7 @@ def test_other_schedulers_are_one_line(tmp_path: Path, settings: dict[str, Any],
 def test_a_student_is_fed_pure_noise(folder: Path) -> None:
     teacher = load_teacher(str(folder))
     for make in (teacher.family.one_step_scheduler, lambda *a: teacher.family.few_step_scheduler(*a, 4)):
-        with pytest.raises(ValueError, match="fed at time 1, pure noise, not at 0.7"):
+        with pytest.raises(ValueError, match="starts from pure noise, at time 1, but here at 0.7"):
             make(teacher, 0.7)
 
 
@@ -96,7 +96,7 @@ def test_linear_attention_stays(folder: Path) -> None:
 
 
 def test_a_second_time_is_refused_in_one_line(folder: Path) -> None:
-    with pytest.raises(UserError, match="SanaTransformer2DModel of another family"):
+    with pytest.raises(UserError, match="this SanaTransformer2DModel is of another family"):
         add_second_time(load_teacher(str(folder)).backbone.inner)
 
 

@@ -119,7 +119,7 @@ def test_a_network_that_the_stock_pipeline_cannot_call_is_refused(tmp_path: Path
     base = {key: value for key, value in pipeline.unet.config.items() if not key.startswith("_")}
     pipeline.unet = UNet2DConditionModel(**{**base, "class_embed_type": "timestep"})
     pipeline.save_pretrained(tmp_path / "classes")
-    with pytest.raises(UserError, match="takes no step with it: .*class_labels"):
+    with pytest.raises(UserError, match="cannot take a step with it: .*class_labels"):
         load_checked_teacher(str(tmp_path / "classes"))
 
 

@@ -81,7 +81,7 @@ def test_saved_and_loaded_it_is_itself(unet: Any, tmp_path: Path) -> None:
     model.inner.save_pretrained(tmp_path / "two")
     assert torch.equal(TwoTimeUNet(load_two_time_unet(tmp_path / "two"))(x, time, earlier, cond),
                        model(x, time, earlier, cond))  # fmt: skip
-    with pytest.raises(UserError, match="none of two times"):
+    with pytest.raises(UserError, match="is not one of two times"):
         load_two_time_unet(tmp_path / "one")
     with pytest.raises(UserError, match="is missing"):
         load_two_time_unet(tmp_path)

@@ -1,4 +1,4 @@
-"""Families of diffusers pipelines that can be a teacher, one file each. To add one: a file, and a line of the table."""
+"""Families of diffusers pipelines that can be a teacher, one file each. A new one is a file and a line of the table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def family_of(class_name: object, source: str) -> Family:
         source: what an error calls the pipeline.
 
     Raises:
-        UserError: a class that is not supported.
+        UserError: the class is not supported.
     """
     if class_name not in FAMILIES:
         raise UserError(f"teacher {source} is a {class_name}; {SUPPORTED}")

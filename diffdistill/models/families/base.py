@@ -1,4 +1,4 @@
-"""What the toolkit asks of a family, a class of diffusers pipelines: all that it knows of one.
+"""The interface of a family, a class of diffusers pipelines. The toolkit knows nothing else of a pipeline.
 
 A family is one file of this package and one line of the table in its `__init__`. It names the pipeline's parts, wraps
 the denoising network in a `Backbone`, embeds prompts through the pipeline's own `encode_prompt`, reads the schedule
@@ -28,13 +28,13 @@ class Family(ABC):
     """A class of diffusers pipelines.
 
     Attributes:
-        pipeline_class: its name, `_class_name` in model_index.json.
+        pipeline_class: name of the class, `_class_name` in model_index.json.
         network: name of the part that is distilled, "unet" or "transformer".
-        autoencoder: name of the part that makes and reads latents.
-        parts: what a pipeline has, by subfolder. Other subfolders are not read.
-        lora_targets: endings of the names of the layers that get LoRA adapters where nobody says otherwise.
-        casts_embeddings: whether the stock pipeline casts embeddings to the network's dtype. Where it does not, text
-            encoders are exported in the student's.
+        autoencoder: name of the part that encodes and decodes latents.
+        parts: the parts of a pipeline, by subfolder. Other subfolders are not read.
+        lora_targets: endings of the names of the layers that get LoRA adapters by default.
+        casts_embeddings: whether the stock pipeline casts embeddings to the network's dtype. If it does not, text
+            encoders are exported in the student's dtype.
     """
 
     pipeline_class: str
@@ -58,13 +58,13 @@ class Family(ABC):
 
     @abstractmethod
     def backbone(self, inner: nn.Module) -> Backbone:
-        """The denoising network behind the signature of `Denoiser`."""
+        """The denoising network with the signature that `Denoiser` calls."""
 
     def check_parts(self, parts: Mapping[str, Any]) -> None:
         """Check that loaded parts fit each other, and complete the tokenizers' settings.
 
         Raises:
-            ValueError: they do not.
+            ValueError: they do not fit.
         """
 
     @abstractmethod
@@ -72,12 +72,12 @@ class Family(ABC):
         """The stock pipeline of parts that are loaded already.
 
         Args:
-            parts: by name; None for one that the pipeline does without.
-            scheduler: of diffusers, or None.
-            index: what model_index.json says, for settings of the pipeline itself.
+            parts: the parts by name; None for an optional part that is absent.
+            scheduler: a scheduler of diffusers, or None.
+            index: the content of model_index.json, for settings of the pipeline itself.
 
         Raises:
-            ValueError: parts that the pipeline refuses.
+            ValueError: the pipeline refuses the parts.
         """
 
     def replaced(self, pipeline: Any, network: Any, scheduler: Any) -> Any:
@@ -91,14 +91,14 @@ class Family(ABC):
 
     @abstractmethod
     def process(self, config: Mapping[str, Any], written: Mapping[str, Any]) -> tuple[Schedule, PredictionType]:
-        """Schedule and prediction type of a scheduler's settings.
+        """The schedule and the prediction type, by the settings of a scheduler.
 
         Args:
             config: all settings, with the default values of the scheduler's class.
-            written: those in scheduler_config.json.
+            written: the settings in scheduler_config.json.
 
         Raises:
-            ValueError: a scheduler, or settings, that the family's networks are not trained with.
+            ValueError: the family's networks are not trained with this scheduler, or with these settings.
         """
 
     # ---- prompts ------------------------------------------------------------------------------------------------
@@ -109,16 +109,16 @@ class Family(ABC):
 
     @abstractmethod
     def null(self, pipeline: Any) -> Condition:
-        """The condition of the empty prompt, one row, as the stock pipeline guides away from it."""
+        """The condition of the empty prompt, one row, which guidance leads away from in the stock pipeline."""
 
     @abstractmethod
     def report_cut(self, pipeline: Any, prompts: Sequence[str]) -> None:
-        """Say on stderr, once, how many prompts are longer than the text encoders read."""
+        """Write to stderr, once, how many prompts are longer than the text encoders read."""
 
     # ---- sampling -----------------------------------------------------------------------------------------------
 
     def channels(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        """Channels of the network's input and of its prediction, by the network's settings."""
+        """Numbers of channels of the network's input and of its prediction, by the network's settings."""
         return config.get("in_channels", 4), config.get("out_channels", 4)
 
     @abstractmethod
@@ -126,27 +126,29 @@ class Family(ABC):
         """Channels, height and width of the latents that are drawn by default.
 
         Raises:
-            ValueError: the network's settings give no size, or a wrong one.
+            ValueError: the network's settings give no size, or an invalid one.
         """
 
     @abstractmethod
     def call_options(self, pipeline: Any, height: int, width: int) -> dict[str, Any]:
-        """Arguments of the stock pipeline's call that make it draw images of the size as training does.
+        """Arguments of the stock pipeline's call that make it draw images of this size as training does.
 
         Args:
-            height, width: of the image, in pixels.
+            pipeline: the stock pipeline.
+            height: height of the image in pixels.
+            width: width of the image in pixels.
         """
 
     @abstractmethod
     def check_size(self, pipeline: Any, height: int, width: int) -> None:
-        """Raise what the stock pipeline raises about a size of image, in pixels, that it refuses."""
+        """Raise the stock pipeline's error if it refuses this size of image, in pixels."""
 
     @abstractmethod
     def one_step_scheduler(self, teacher: Teacher, time: float | Tensor) -> Any:
-        """A stock scheduler whose one step is at the time and gives the x0-prediction of its input.
+        """A stock scheduler that takes one step at the time; the step gives the x0-prediction of its input.
 
         Raises:
-            ValueError: a time that no stock scheduler starts at.
+            ValueError: no stock scheduler starts at this time.
         """
 
     @abstractmethod
@@ -154,5 +156,5 @@ class Family(ABC):
         """A stock scheduler that samples x0 and noise in turn, at `few_step_times` from the time down.
 
         Raises:
-            ValueError: as of `one_step_scheduler`.
+            ValueError: see `one_step_scheduler`.
         """

@@ -2,12 +2,12 @@
 
 The condition of N prompts:
 
-    text  (N, L, D)   the encoder's last hidden layer, of the first token and of the last L - 1; before them stood the
-                      pipeline's instruction
+    text  (N, L, D)   the encoder's last hidden layer at the first token and at the last L - 1 tokens; the encoder reads
+                      the pipeline's instruction before the prompt
     mask  (N, L)      1 where there is a token, 0 where there is padding
 
-The network learnt the straight path, x_t = (1 - t) x0 + t eps, and predicts the velocity eps - x0. Times are shifted to
-high noise (`flow_shift`, `shift`). The network is given 1000 t times its `timestep_scale`.
+The network is trained on the straight path, x_t = (1 - t) x0 + t eps, and predicts the velocity eps - x0. Times are
+shifted to high noise (`flow_shift`, `shift`). The network takes 1000 t times its `timestep_scale`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SCHEDULERS = {"FlowMatchEulerDiscreteScheduler": "shift", "DPMSolverMultistepSch
 class SanaBackbone(Backbone):
     """A SanaTransformer2DModel; the condition is a mapping with text and mask.
 
-    Its taps are block.0, block.1, ...; the bottleneck is the middle one. Where the network also predicts a variance,
-    that half of its output is dropped, as the stock pipeline does.
+    Its taps are block.0, block.1, ...; the bottleneck is the middle one. If the network also predicts a variance, that
+    half of its output is dropped, as in the stock pipeline.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -71,7 +71,7 @@ class SanaBackbone(Backbone):
 
 
 class Sana(Family):
-    """SanaPipeline. Images are drawn at the network's own size, without the pipeline's bins of aspect ratios."""
+    """SanaPipeline. Images have the network's own size; the pipeline's bins of aspect ratios are not used."""
 
     pipeline_class = "SanaPipeline"
     network = "transformer"
@@ -88,7 +88,7 @@ class Sana(Family):
 
     def check_parts(self, parts: Mapping[str, Any]) -> None:
         if parts["transformer"].config.guidance_embeds:
-            raise ValueError("its transformer embeds the guidance scale, which SanaPipeline does not give it")
+            raise ValueError("its transformer embeds the guidance scale, but SanaPipeline gives it none")
 
     def assemble(self, parts: Mapping[str, Any], scheduler: Any, index: Mapping[str, Any] | None = None) -> Any:
         from diffusers import SanaPipeline
@@ -120,7 +120,7 @@ class Sana(Family):
         return {"text": words, "mask": mask}
 
     def _encode(self, pipeline: Any, prompts: Sequence[str], guided: bool) -> tuple[Tensor, ...]:
-        """What `encode_prompt` returns with the default settings of the pipeline's call."""
+        """The output of `encode_prompt` with the default settings of the pipeline's call."""
         default = inspect.signature(pipeline.__call__).parameters
         names = ("clean_caption", "max_sequence_length", "complex_human_instruction")
         with quiet():
@@ -133,7 +133,7 @@ class Sana(Family):
         default = inspect.signature(pipeline.__call__).parameters
         limit = default["max_sequence_length"].default
         instruction = "\n".join(default["complex_human_instruction"].default or ())
-        # as `encode_prompt` counts: start and end of the instruction are not counted twice
+        # `encode_prompt` counts in this way; it does not count the instruction's start and end twice
         room = limit if not instruction else len(pipeline.tokenizer.encode(instruction)) + limit - 2
         different = list(dict.fromkeys(prompts))
         with quiet():
@@ -172,16 +172,16 @@ class Sana(Family):
 
 
 def _from_noise(teacher: Teacher, time: float | Tensor) -> int:
-    """Times of the teacher's schedule.
+    """The number of times of the teacher's schedule.
 
     Raises:
-        ValueError: a student that is not fed pure noise.
+        ValueError: the student does not start from pure noise.
     """
     schedule = teacher.schedule
     assert isinstance(schedule, FlowSchedule)
     if float(time) != schedule.last:
         raise ValueError(
-            f"a student of a flow-matching teacher is fed at time 1, pure noise, not at {float(time):g}: "
+            f"a student of a flow-matching teacher starts from pure noise, at time 1, but here at {float(time):g}; "
             "set noise_ratio to null"
         )
     return schedule.num_train_timesteps

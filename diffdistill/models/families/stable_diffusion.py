@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: a UNet on prompt embeddings (B, L, D) of one CLIP text encoder."""
+"""Stable Diffusion 1.x and 2.x: a UNet that is conditioned on the embeddings (B, L, D) of one CLIP text encoder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StableDiffusion(Family):
         return UNetBackbone(inner)
 
     def check_parts(self, parts: Mapping[str, Any]) -> None:
-        sample_size(parts["unet"].config)  # before the pipeline asks for it
+        sample_size(parts["unet"].config)  # is checked before the pipeline reads it
         text.fit_length(parts["tokenizer"], parts["text_encoder"])
 
     def assemble(self, parts: Mapping[str, Any], scheduler: Any, index: Mapping[str, Any] | None = None) -> Any:
@@ -52,7 +52,7 @@ class StableDiffusion(Family):
         return vp.process(config, written)
 
     def embed(self, pipeline: Any, prompts: Sequence[str]) -> Tensor:
-        with quiet():  # it says for each batch what was cut; `report_cut` says it once
+        with quiet():  # it reports cut prompts for each batch; `report_cut` reports them once
             found: Tensor = pipeline.encode_prompt(list(prompts), pipeline.text_encoder.device, 1, False)[0]
         return found
 
@@ -79,10 +79,10 @@ class StableDiffusion(Family):
 
 
 def stock_pipeline(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any = None) -> Any:
-    """The parts as a StableDiffusionPipeline without a safety checker; None for one that nothing asks for.
+    """The parts as a StableDiffusionPipeline without a safety checker. A part that is not needed may be None.
 
     Raises:
-        ValueError: parts that the pipeline refuses.
+        ValueError: the pipeline refuses the parts.
     """
     from diffusers import StableDiffusionPipeline
 

@@ -1,9 +1,9 @@
-"""Stable Diffusion XL (arXiv 2307.01952): a UNet on two text encoders' embeddings, a pooled one, and sizes.
+"""Stable Diffusion XL (arXiv 2307.01952): a UNet conditioned on embeddings of two text encoders and on sizes.
 
 The condition of N prompts:
 
     text      (N, L, D)   the last but one hidden layers of both encoders, side by side
-    pooled    (N, P)      the second encoder's pooled and projected output
+    pooled    (N, P)      the pooled and projected output of the second encoder
     time_ids  (1, 6)      height and width of the original, top and left of the crop, height and width of the target
 """
 
@@ -91,7 +91,7 @@ class StableDiffusionXL(Family):
         return vp.process(config, written)
 
     def embed(self, pipeline: Any, prompts: Sequence[str]) -> Condition:
-        with quiet():  # it says for each batch what was cut; `report_cut` says it once
+        with quiet():  # it reports cut prompts for each batch; `report_cut` reports them once
             embeddings, _, pooled, _ = pipeline.encode_prompt(
                 list(prompts), device=pipeline.text_encoder_2.device, do_classifier_free_guidance=False
             )
@@ -104,7 +104,7 @@ class StableDiffusionXL(Family):
         return {name: part if name == "time_ids" else torch.zeros_like(part) for name, part in found.items()}
 
     def _time_ids(self, pipeline: Any, embeddings: Tensor) -> Tensor:
-        """Of images of the pipeline's own size that are not cropped, (1, 6)."""
+        """The time_ids (1, 6) of images of the pipeline's own size that are not cropped."""
         _, height, width = self.latent_shape(pipeline)
         size = (height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor)
         projected = pipeline.text_encoder_2.config.projection_dim

@@ -1,4 +1,4 @@
-"""UNet2DConditionModel as a backbone, which Stable Diffusion and SDXL share."""
+"""UNet2DConditionModel as a backbone, for Stable Diffusion and SDXL."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from ..backbone import Backbone
 def call_unet(unet: Any, x_t: Tensor, time: Tensor, embeddings: Tensor, **more: Any) -> Tensor:
     """The output of a UNet2DConditionModel, called as the stock pipeline calls it at guidance 1.
 
-    A UNet with `time_cond_proj_dim` (a latent consistency model's, arXiv 2310.04378) gets the embedding of the
-    guidance scale, w = 0. Guidance here is classifier-free guidance for such a network too: e_0 + s (e_c - e_0), both
-    passes at w = 0. The stock pipeline embeds w = s - 1 in a single pass instead, which is what `generate` does.
+    A UNet with `time_cond_proj_dim` (that of a latent consistency model, arXiv 2310.04378) gets the embedding of the
+    guidance scale w = 0. Guidance is classifier-free guidance for such a network too: e_0 + s (e_c - e_0), with both
+    passes at w = 0. The stock pipeline embeds w = s - 1 in a single pass instead, and so does `generate`.
 
     Args:
+        unet: the UNet2DConditionModel.
         x_t: latents (B, C, h, w).
         time: (B,).
-        embeddings: of prompts, (B, L, D).
-        more: `class_labels`, say.
+        embeddings: embeddings of prompts, (B, L, D).
+        more: other arguments of the UNet, such as `class_labels`.
     """
-    dim = getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)  # a bare module has no settings
+    dim = getattr(getattr(unet, "config", None), "time_cond_proj_dim", None)  # a module in a test may have no config
     if dim is not None:
         more["timestep_cond"] = unguided(dim).to(x_t).expand(len(x_t), -1)
     value: Tensor = unet(x_t, time, encoder_hidden_states=embeddings, **more).sample
@@ -40,7 +41,7 @@ def unguided(dim: int) -> Tensor:
     from diffusers import StableDiffusionPipeline
 
     with torch.inference_mode(False), torch.no_grad():
-        make: Any = StableDiffusionPipeline.get_guidance_scale_embedding  # reads nothing of the pipeline
+        make: Any = StableDiffusionPipeline.get_guidance_scale_embedding  # reads nothing from the pipeline
         value: Tensor = make(None, torch.zeros(1), embedding_dim=dim)
     return value
 
@@ -48,7 +49,7 @@ def unguided(dim: int) -> Tensor:
 class UNetBackbone(Backbone):
     """A UNet2DConditionModel; the condition is the prompt embeddings (B, L, D).
 
-    Its taps are down.0, down.1, ..., mid (where there is a middle block), up.0, up.1, ...
+    Its taps are down.0, down.1, ..., mid (if there is a middle block), up.0, up.1, ...
     """
 
     bottleneck = "mid"
@@ -104,16 +105,19 @@ class TextConditionedUNet(nn.Module):
 
 
 def check_plain_unet(network: Any, what: str) -> Any:
-    """The network, if it is a UNet on prompt embeddings alone, as those of Stable Diffusion 1.x and 2.x are.
+    """Return the network if it is a UNet on prompt embeddings alone, as in Stable Diffusion 1.x and 2.x.
+
+    Args:
+        network: a diffusers network.
+        what: what the caller wants to add to the network ("a second time"), for the message.
 
     Raises:
-        UserError: another network; `what` is what it cannot be given ("a second time").
+        UserError: it is another network.
     """
     config = getattr(network, "config", {})
     if not hasattr(network, "time_embedding") or config.get("addition_embed_type") is not None:
         raise UserError(
-            f"{what} needs a UNet of Stable Diffusion 1.x or 2.x; {type(network).__name__} of another family has no "
-            "place for it"
+            f"{what} needs a UNet of Stable Diffusion 1.x or 2.x; this {type(network).__name__} is of another family"
         )
     return network
 
@@ -122,14 +126,14 @@ def sample_size(config: Any) -> tuple[int, int, int]:
     """Channels, height and width of the latents that the stock pipeline draws by default, by the UNet's settings.
 
     Raises:
-        ValueError: no size, or one that is neither a whole number nor a pair, height first.
+        ValueError: there is no size, or it is neither a whole number nor a pair (height, width).
     """
     size = config.sample_size
     pair = [size, size] if isinstance(size, int) else size
     if size is None:
         raise ValueError(
             "unet/config.json has no sample_size, so the size of its images is not known; "
-            "set it to the height and width of a latent, [64, 64] say"
+            "set it to the height and width of a latent, such as [64, 64]"
         )
     if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
         raise ValueError(f"unet/config.json has sample_size {size!r}; it should be a whole number or a pair of them")

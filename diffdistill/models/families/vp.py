@@ -1,12 +1,12 @@
-"""Variance-preserving schedulers of diffusers, which Stable Diffusion and SDXL share: settings read, students sampled.
+"""Variance-preserving schedulers of diffusers, for Stable Diffusion and SDXL: their settings, and those of students.
 
 A student's pipeline starts from noise of unit variance. With trailing spacing on a schedule that is cut after T*, the
 one step of DDIMScheduler is at T*, and its result is the x0-prediction.
 
-A student of several steps samples x0 and noise in turn (`distill.few_step_sample`), which LCMScheduler does with two
-settings. With `original_inference_steps` as many as the schedule has times, k steps visit `few_step_times`. With a
-large `timestep_scaling` its boundary coefficients round to c_skip = 0 and c_out = 1, so a step's result is the
-x0-prediction itself. One step is the first of these.
+A student of several steps samples x0 and noise in turn (`distill.few_step_sample`). LCMScheduler does so with two
+settings. If `original_inference_steps` is the number of times of the schedule, k steps visit `few_step_times`. If
+`timestep_scaling` is large, the boundary coefficients round to c_skip = 0 and c_out = 1, so the result of a step is the
+x0-prediction itself. A single step is the first of these steps.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_pre
 if TYPE_CHECKING:
     from ..teacher import Teacher
 
-NO_BOUNDARY = 1e10  # c_skip = 0.25 / (1e10 t)^2 is lost beside any sample, and c_out is 1 to the last bit
+NO_BOUNDARY = 1e10  # c_skip = 0.25 / (1e10 t)^2 vanishes beside any sample, and c_out is 1 to the last bit
 DIFFUSERS_PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def process(config: Mapping[str, Any], written: Mapping[str, Any]) -> tuple[VPSchedule, PredictionType]:
-    """Schedule and prediction type of a scheduler's settings; arguments and errors as of `Family.process`."""
+    """The schedule and the prediction type, by a scheduler's settings; arguments and errors as in `Family.process`."""
     if "FlowMatch" in str(written.get("_class_name")):
-        raise ValueError(f"{written['_class_name']} is not supported; a variance-preserving one is")
+        raise ValueError(f"{written['_class_name']} is not supported; use a variance-preserving scheduler")
     if "beta_schedule" not in written and not written.get("trained_betas"):
-        raise ValueError(f"{written.get('_class_name')} has no beta schedule; a VP scheduler has one")
-    if not config.get("trained_betas"):  # of a scheduler that cannot be made, what its class would fill in is not known
+        raise ValueError(f"{written.get('_class_name')} has no beta schedule; a variance-preserving scheduler has one")
+    if not config.get("trained_betas"):  # if the scheduler cannot be built, its default values are not known
         for key in ("beta_schedule", "beta_start", "beta_end"):
             if key not in config:
-                raise ValueError(f"scheduler_config.json does not say {key}")
+                raise ValueError(f"scheduler_config.json has no {key}")
     try:
         kind = from_diffusers_prediction_type(config.get("prediction_type", "epsilon"))
         schedule = VPSchedule.from_config(config)
@@ -44,7 +44,7 @@ def process(config: Mapping[str, Any], written: Mapping[str, Any]) -> tuple[VPSc
 
 
 def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
-    """A DDIMScheduler whose only trailing step is t_star; the betas beyond it are cut off."""
+    """A DDIMScheduler whose only trailing step is at t_star; the betas after t_star are cut off."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -59,7 +59,7 @@ def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
 
 
 def few_step_scheduler(teacher: Teacher, t_star: int) -> Any:
-    """An LCMScheduler on the schedule cut after t_star, so that the first step of any number is at t_star."""
+    """An LCMScheduler on the schedule cut after t_star, so that the first of any number of steps is at t_star."""
     from diffusers import LCMScheduler
 
     return LCMScheduler(
@@ -68,7 +68,7 @@ def few_step_scheduler(teacher: Teacher, t_star: int) -> Any:
         prediction_type=DIFFUSERS_PREDICTION[teacher.prediction_type],
         original_inference_steps=t_star + 1,
         timestep_scaling=NO_BOUNDARY,
-        steps_offset=1,  # not read by this scheduler, but pipelines warn where it is not 1
+        steps_offset=1,  # this scheduler does not read it, but pipelines warn if it is not 1
         clip_sample=False,
     )
 
@@ -77,7 +77,8 @@ def consistency_scheduler(teacher: Teacher, grid: int, boundary_scale: float) ->
     """An LCMScheduler on the whole schedule, for a consistency model.
 
     Args:
-        grid: times in training, from which sampling steps are taken.
+        teacher: the teacher, whose schedule it is.
+        grid: number of times in training; sampling steps are taken from these.
         boundary_scale: tau = boundary_scale * t in c_skip and c_out.
     """
     from diffusers import LCMScheduler
