@@ -80,7 +80,7 @@ def built(constructor: Any, values: Namespace, prefix: str) -> Any:
 
 
 def _made(kind: Any, value: Any, key: str) -> Any:
-    """A value as its type wants it: settings, several of them in a tuple, or as it is."""
+    """A value in its type: a group of settings, a tuple of groups, or the value as it is."""
     if get_origin(kind) is tuple and is_settings(get_args(kind)[0]) and isinstance(value, Sequence):
         return tuple(_made(get_args(kind)[0], each, f"{key}[{i}]") for i, each in enumerate(value))
     if not is_settings(kind) or not isinstance(value, Namespace):

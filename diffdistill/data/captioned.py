@@ -200,8 +200,8 @@ def _refuse_enlarging(image: Tensor, size: tuple[int, int], enlarge: bool) -> No
     height, width = image.shape[-2:]
     if not enlarge and (height < size[0] or width < size[1]):
         raise UserError(
-            f"an image has {width} by {height} pixels, and the model takes {size[1]} by {size[0]}; set size to "
-            f"{min(size)} to have smaller images enlarged"
+            f"an image has {width} by {height} pixels, but the model takes {size[1]} by {size[0]}; to enlarge smaller "
+            f"images, set size to {min(size)}"
         )
 
 

@@ -82,7 +82,9 @@ class Consistency(Method):
         except ValueError as error:
             raise UserError(f"grid: {error}") from error
         if self.teacher.prediction_type == "eps" and not self.schedule.alpha(torch.tensor(self.schedule.last)) > 0:
-            raise UserError("the teacher predicts noise and its last time holds no signal: one step says nothing of x0")
+            raise UserError(
+                "the teacher predicts noise, and there is no signal at its last time, so one step does not determine x0"
+            )
         images = load_captioned(data, self.teacher.image_size)
         self.guidance_scale, self.grid, self.huber, self.ema_decay = guidance_scale, grid, huber, ema_decay
         self.boundary = Boundary(scale=boundary_scale)

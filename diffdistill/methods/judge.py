@@ -92,7 +92,8 @@ class Judge:
         if self.shared:
             if next(self.teacher.backbone.parameters()).dtype == torch.float16:
                 raise UserError(
-                    "fake.network is lora on a teacher in float16, whose gradients underflow: take bfloat16"
+                    "fake.network is lora, and the gradients of a teacher in float16 underflow; set teacher.dtype to "
+                    "bfloat16"
                 )
             targets = fake.lora.targets or self.teacher.family.lora_targets
             network = add_lora(self.teacher.backbone, fake.lora.rank, fake.lora.alpha, targets)

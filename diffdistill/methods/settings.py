@@ -208,7 +208,7 @@ class AdversarySettings:
         given = [name for name, value in default.items() if getattr(self, name) != value]
         given += [f"data.{name}" for name in ("captions", "size") if getattr(self.data, name) is not None]
         if self.data.source is None and given:
-            raise UserError(f"{given[0]} is set, but data.source names no images: there would be no adversarial term")
+            raise UserError(f"{given[0]} is set, but without images in data.source there is no adversarial term")
 
 
 @dataclass(frozen=True)

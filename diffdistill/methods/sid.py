@@ -77,7 +77,7 @@ class SiD(OneStep):
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
         if teacher.dtype == "float16":
-            raise UserError("teacher.dtype is float16; SiD's gradient runs through the teacher, so take bfloat16")
+            raise UserError("teacher.dtype is float16; SiD's gradient goes through the teacher, so set it to bfloat16")
         self.alpha = alpha
         texts, loaded = read_prompts(prompts), teacher.load()
         judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts))
@@ -87,7 +87,7 @@ class SiD(OneStep):
     def enable_gradient_checkpointing(self) -> None:
         if self.judge.shared:
             raise UserError(
-                "training.gradient_checkpointing: SiD's gradient runs through the teacher with its adapters off, which "
+                "training.gradient_checkpointing: SiD's gradient goes through the teacher with its adapters off, which "
                 "cannot be computed again; set fake.network to full, or this to false"
             )
         super().enable_gradient_checkpointing()

@@ -19,7 +19,7 @@ from diffdistill.errors import UserError
 
 from .pipeline_folder import Part, PipelineFolder
 
-PIXELS = 1 << 20  # 4 GB of activations in a wide autoencoder
+PIXELS = 1 << 20  # pixels of a batch; a wide autoencoder has 4 GB of activations for them
 KL = Part(("AutoencoderKL",), "diffusers")
 
 
@@ -72,8 +72,8 @@ class LatentSpace:
         """Images (N, 3, H, W), uint8, to latents (N, C, h, w), on the autoencoder's device.
 
         Args:
-            images: on any device.
-            batch_size: images at once, at most; fewer of large ones.
+            images: the images, on any device.
+            batch_size: the most images in a batch; batches of large images are smaller.
         """
         device, size = self.autoencoder.device, _at_once(batch_size, images.shape[-2] * images.shape[-1])
         return torch.cat([self.encode(c.to(device).float() / 127.5 - 1) for c in images.split(size)])
@@ -83,8 +83,8 @@ class LatentSpace:
         """Latents (N, C, h, w) to images (N, 3, H, W) in [0, 1].
 
         Args:
-            latents: on the autoencoder's device.
-            batch_size: images at once, at most; fewer of large ones.
+            latents: the latents, on the autoencoder's device.
+            batch_size: the most images in a batch; batches of large images are smaller.
         """
         size = _at_once(batch_size, latents.shape[-2] * latents.shape[-1] * self.factor**2)
         return torch.cat([self.decode(z) for z in latents.split(size)]).clamp(-1, 1) / 2 + 0.5

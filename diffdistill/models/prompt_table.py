@@ -66,12 +66,12 @@ class PromptTable:
 
 
 class PromptsOnDemand(PromptTable):
-    """Conditions of N prompts that are embedded anew each time they are asked for; the text encoders must stay.
+    """Conditions of N prompts that are embedded each time they are asked for, so the text encoders must stay.
 
     Args:
-        teacher: whose text encoders embed.
+        teacher: the teacher, whose text encoders embed.
         prompts: N texts.
-        device: where rows are wanted.
+        device: the device of the rows that `rows` returns.
     """
 
     on_demand = True
