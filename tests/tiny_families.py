@@ -58,17 +58,22 @@ def _clip(tokenizer: Any, width: int) -> Any:
 def save_tiny_sana(folder: Path, learned_variance: bool = False, timestep_scale: float = 1.0) -> Path:
     """SANA: linear attention, a Gemma text encoder with its instruction, a deep-compression autoencoder."""
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from tokenizers.processors import TemplateProcessing
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
     torch.manual_seed(0)
     letters = ["▁", *string.ascii_letters, *string.digits, *string.punctuation, "\n"]
     vocab = {t: i for i, t in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters, "ap", "re"])}
+    tokenizer = GemmaTokenizer(vocab=vocab, merges=[("a", "p"), ("r", "e")])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(  # as in Gemma's tokenizer.json
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", vocab["<bos>"])]
+    )
     text = Gemma2Config(
         vocab_size=len(vocab), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8,
     )  # fmt: skip
     pipeline = SanaPipeline(
-        tokenizer=GemmaTokenizer(vocab=vocab, merges=[("a", "p"), ("r", "e")]),
+        tokenizer=tokenizer,
         text_encoder=Gemma2Model(text),
         vae=AutoencoderDC(
             latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(8, 8, 16),

@@ -73,13 +73,17 @@ def _plain(value: Any) -> Any:
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
-    """Everything in a CLIP tokenizer that the ids of a prompt depend on.
+    """Everything in a tokenizer that the ids of a prompt depend on.
 
     These are its vocabulary and merges ("model") and the length of its longest prompt ("length"). Added tokens, special
-    tokens and sides are there if they are not CLIP's own. Case and word boundaries depend on the class alone.
+    tokens and sides are there if they are not CLIP's own. In CLIP's tokenizers, case and word boundaries depend on the
+    class alone; other tokenizers have settings for them ("around").
     """
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]  # the other entries change from call to call
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())  # its truncation and padding change from call to call
+    model = whole["model"]
     found: dict[str, Any] = {"model": model, "length": tokenizer.model_max_length}
+    if not type(tokenizer).__name__.startswith("CLIP"):
+        found["around"] = {key: whole[key] for key in ("normalizer", "pre_tokenizer", "post_processor")}
     special = set(tokenizer.all_special_tokens)
     if added := {token: i for token, i in tokenizer.get_added_vocab().items() if token not in special}:
         found["added"] = added

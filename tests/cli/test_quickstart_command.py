@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = emoji.load_emoji(ROOT / "assets" / "emoji")
-    monkeypatch.setattr(emoji, "load_emoji", lambda root: whole.subset(list(range(24))))
+    monkeypatch.setattr(emoji, "load_emoji", lambda *_: whole.subset(list(range(24))))
 
 
 def test_quickstart_distils_measures_and_draws(

@@ -11,16 +11,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import family_checks as checks
 import pytest
 import tiny_pipeline as tiny
 import torch
 from diffusers import DiffusionPipeline
 from made import made
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_families import save_tiny_sana, save_tiny_sdxl
 
 from diffdistill.diffusion import FlowSchedule
 from diffdistill.methods import DMD2, SwiftBrush
 from diffdistill.models.any_step_pipeline import AnyStepModel, export_stock_one_step
+from diffdistill.models.export import export_one_step
 from diffdistill.models.portable_text import make_portable
 from diffdistill.models.teacher import load_teacher
 from diffdistill.models.two_times import TwoTimeUNet
@@ -79,7 +82,7 @@ def exported(teacher: Path, to: Path) -> list[Path]:
     return [*(to / name for name in runs), to / "any_step"]
 
 
-@pytest.mark.skipif(not OLDEST.is_dir(), reason=f"the oldest packages are not at {OLDEST}")
+@needs_oldest
 def test_embeddings_and_pictures_are_the_same_in_the_oldest_packages(teacher: Path, tmp_path: Path) -> None:
     folders = [ROOT / "assets/student", ROOT / "assets/teacher", *exported(teacher, tmp_path)]
     out = tmp_path / "found.safetensors"
@@ -99,6 +102,46 @@ def test_embeddings_and_pictures_are_the_same_in_the_oldest_packages(teacher: Pa
         torch.testing.assert_close(old[f"{folder} embeddings"], new, rtol=1e-4, atol=1e-5)
         pictures = stock(TEXTS, **asked, output_type="pt").images
         torch.testing.assert_close(old[f"{folder} pictures"], pictures, rtol=1e-3, atol=1e-3)
+
+
+FAMILY_SCRIPT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import diffusers, torch
+from safetensors.torch import load_file, save_file
+found = {}
+for folder, options in json.loads(sys.argv[2]).items():
+    p = diffusers.DiffusionPipeline.from_pretrained(folder)
+    p.set_progress_bar_config(disable=True)
+    z = load_file(folder + "/z.safetensors")["z"]
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    asked = {"num_inference_steps": 1, "guidance_scale": 1.0, "latents": z, "output_type": "pt", **options}
+    found[folder] = p(json.loads(sys.argv[4]), **asked).images.contiguous()
+save_file(found, sys.argv[3])
+"""
+
+
+@needs_oldest
+def test_students_of_other_families_draw_the_same_in_the_oldest_packages(tmp_path: Path) -> None:
+    given, expected = {}, {}
+    for name, save_tiny in (("sdxl", save_tiny_sdxl), ("sana", save_tiny_sana)):
+        loaded, folder = load_teacher(str(save_tiny(tmp_path / name))), tmp_path / f"{name}-export"
+        last = loaded.schedule.last
+        export_one_step(loaded, loaded.backbone.inner, last, folder)
+        z = torch.randn((2, *loaded.latent_shape), generator=torch.Generator().manual_seed(0))
+        save_file({"z": z}, folder / "z.safetensors")
+        given[str(folder)] = checks.options(loaded)
+        with torch.no_grad():
+            x0 = loaded.denoiser()(z, torch.tensor(last), loaded.embed(checks.PROMPTS)).x0
+        expected[str(folder)] = loaded.latents.images(x0)
+    out = tmp_path / "found.safetensors"
+    told = [json.dumps(given), str(out), json.dumps(checks.PROMPTS)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", FAMILY_SCRIPT, str(OLDEST), *told]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, images in load_file(out).items():
+        torch.testing.assert_close(images, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_files_and_names_are_those_that_both_read(teacher: Path, tmp_path: Path) -> None:

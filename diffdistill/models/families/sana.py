@@ -13,7 +13,9 @@ shifted to high noise (`flow_shift`, `shift`). The network takes 1000 t times it
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -95,6 +97,13 @@ class Sana(Family):
 
         build: Any = SanaPipeline
         return build(**{name: parts[name] for name in self.parts}, scheduler=scheduler)
+
+    def save(self, pipeline: Any, folder: Path) -> None:
+        pipeline.save_pretrained(folder)
+        # the class of that name in transformers 4 needs sentencepiece and its file; tokenizer.json is read by this one
+        file = folder / "model_index.json"
+        index = {**json.loads(file.read_text()), "tokenizer": ["transformers", "GemmaTokenizerFast"]}
+        file.write_text(json.dumps(index, indent=2) + "\n")
 
     def process(self, config: Mapping[str, Any], written: Mapping[str, Any]) -> tuple[Schedule, PredictionType]:
         name = str(written.get("_class_name"))
