@@ -3,6 +3,7 @@
     python bench/leaderboard.py              # all methods, seed 0
     python bench/leaderboard.py --methods swiftbrush dmd2 --seeds 0 1 2 --images 25600
     python bench/leaderboard.py --write      # table in docs/results.md, plot, images, from what is there
+    python bench/leaderboard.py --redraw     # plot of KD against steps, from the table in docs/results.md
 
     train      each method by its config, cut to --images, product exported at every quarter     OUT/NAME-sSEED/
     measure    `diffdistill eval sweep` of the products at 1, 2, 4, 8 steps                      OUT/NAME-sSEED/final/
@@ -164,8 +165,15 @@ def main() -> None:
     )
     parser.add_argument("--train_only", action="store_true", help="measure nothing")
     parser.add_argument("--write", action="store_true", help="only table, plot and images, in docs/")
+    parser.add_argument("--redraw", action="store_true", help="only the plot of KD against steps, from the table")
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"))
     o = parser.parse_args()
+    results, picture = Path("docs/results.md"), Path("docs/images/leaderboard.png")
+    if o.redraw:
+        from leaderboard_report import from_table, plot
+
+        plot(*from_table(results), picture)
+        return
     if not o.write:
         for seed in o.seeds:
             for name in o.methods:
@@ -180,7 +188,7 @@ def main() -> None:
         from leaderboard_pictures import draw
 
         draw(o.out, ENTRIES, Path("docs/images/leaderboard_pictures.jpg"))
-    print(json.dumps(write(o.out, ENTRIES, Path("docs/results.md"), Path("docs/images/leaderboard.png")), indent=1))
+    print(json.dumps(write(o.out, ENTRIES, results, picture), indent=1))
 
 
 if __name__ == "__main__":

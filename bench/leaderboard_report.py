@@ -129,15 +129,39 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def from_table(results: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The runs and the teacher's rows as far as the table of `results` has them, for a plot of KD against steps."""
+    lines = results.read_text().partition(START)[2].partition(END)[0].strip().splitlines()
+    head, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    found, teacher = [], []
+    for row in rows[1:]:
+        cells = dict(zip(head, row, strict=True))
+        steps = {int(key.removeprefix("KD, ")): cell for key, cell in cells.items() if key.startswith("KD, ")}
+        kds = {n: float(cell.split(" ")[0]) for n, cell in steps.items() if cell}
+        if row[0] != "teacher":
+            found.append({"name": row[0], "curve": [], "best": {n: {"mean": {"kd": kd}} for n, kd in kds.items()}})
+            continue
+        number, _, kd = cells["at"].partition(", guidance ")
+        kds |= {int(number): float(kd.partition(": ")[2])}
+        teacher += [{"generator": "teacher", "steps": n, "guidance": 1.0, "mean": {"kd": kd}} for n, kd in kds.items()]
+    return found, teacher
+
+
 def plot(found: list[dict[str, Any]], teacher: list[dict[str, Any]], path: Path) -> None:
-    """KD against images, against CPU minutes, and against steps; each line has its name at its end."""
+    """KD against images, against CPU minutes, and against steps; each line has its name at its end.
+
+    Without curves there is KD against steps alone.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
-    lines: list[list[Line]] = [[], [], []]
+    labels = ["images seen", "CPU minutes", "steps"] if any(record["curve"] for record in found) else ["steps"]
+    size = (5 * len(labels) if len(labels) > 1 else 7, 5.2)
+    figure, grid = pyplot.subplots(1, len(labels), figsize=size, layout="constrained", squeeze=False)
+    axes = list(grid[0])
+    lines: list[list[Line]] = [[] for _ in labels]
     shown: dict[str, dict[str, Any]] = {}  # of several runs the one that has a curve
     for record in sorted(found, key=lambda record: not record["curve"]):
         shown.setdefault(record["name"], record)
@@ -149,16 +173,16 @@ def plot(found: list[dict[str, Any]], teacher: list[dict[str, Any]], path: Path)
             for own, key in zip(lines, ("images", "cpu_minutes"), strict=False):
                 own.append(Line(name, [p[key] for p in points], [p["kd"] for p in points], look))
         numbers = sorted(record["best"])
-        lines[2].append(Line(name, numbers, [record["best"][n]["mean"]["kd"] for n in numbers], look))
+        lines[-1].append(Line(name, numbers, [record["best"][n]["mean"]["kd"] for n in numbers], look))
     best = {n: row["mean"]["kd"] for n, row in best_by_steps(teacher).items()} if teacher else {}
     few = [n for n in best if n <= 8]
     if few:
-        lines[2].append(Line("teacher", few, [best[n] for n in few], {"color": "black", "linestyle": "--"}))
-    steps = sorted({x for line in lines[2] for x in line.x})
-    axes[2].set_xscale("log", base=2)
-    axes[2].set_xticks(steps, [str(n) for n in steps])
-    axes[2].minorticks_off()
-    for axis, own, label in zip(axes, lines, ("images seen", "CPU minutes", "steps"), strict=True):
+        lines[-1].append(Line("teacher", few, [best[n] for n in few], {"color": "black", "linestyle": "--"}))
+    steps = sorted({x for line in lines[-1] for x in line.x})
+    axes[-1].set_xscale("log", base=2)
+    axes[-1].set_xticks(steps, [str(n) for n in steps])
+    axes[-1].minorticks_off()
+    for axis, own, label in zip(axes, lines, labels, strict=True):
         for line in own:
             axis.plot(line.x, line.y, **line.look)
         axis.set_xlabel(label)

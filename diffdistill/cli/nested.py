@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import Namespace
@@ -52,6 +52,32 @@ def put(values: Namespace, key: str, value: Any) -> None:
     for part in way:
         values = values[part]
     values[last] = value
+
+
+def take_nulls(arguments: Sequence[str], keys: Collection[str]) -> tuple[list[str], list[str]]:
+    """Split the command line into what the parser reads and the keys that are null.
+
+    The parser takes null for the text "None" if a setting of a method is in a group. An option that comes later wins.
+
+    Args:
+        arguments: the command line.
+        keys: dotted keys of the method's settings.
+
+    >>> take_nulls(["--m.a.b", "null", "--m.c=null", "--m.d.e=null", "--m.d.e=2"], ["m.a.b", "m.c", "m.d.e"])
+    (['--m.c=null', '--m.d.e=2'], ['m.a.b'])
+    """
+    rest, last, i = [], {}, 0
+    while i < len(arguments):
+        name, is_whole, value = arguments[i].removeprefix("--").partition("=")
+        given = [arguments[i]] if is_whole else list(arguments[i : i + 2])
+        if arguments[i].startswith("--") and name.count(".") > 1 and name in keys and (is_whole or len(given) == 2):
+            last[name] = value if is_whole else given[1]
+            rest += given if last[name] != "null" else []
+            i += len(given)
+        else:
+            rest.append(arguments[i])
+            i += 1
+    return rest, [name for name, value in last.items() if value == "null"]
 
 
 def refuse_nulls(constructor: Any, values: Namespace, prefix: str) -> None:

@@ -24,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from diffdistill.cli.config_errors import explain, unknown_key
-from diffdistill.cli.nested import built, flattened, known_keys, put, refuse_nulls
+from diffdistill.cli.nested import built, flattened, known_keys, put, refuse_nulls, take_nulls
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 from diffdistill.launched import rank_and_processes
@@ -99,10 +99,13 @@ def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[Argum
     arguments = _config_first(argv, default_config)
     method = _chosen_method(arguments)
     parser = build_parser(for_help=method is None and not {"-h", "--help"}.isdisjoint(arguments))
+    arguments, nulls = take_nulls(arguments, [] if method is None else list(known_keys(method, "method")))
     try:
         namespace = parser.parse_args(arguments)
     except _ParserError as error:
         raise UserError(explain(str(error), _known_keys(parser, method))) from None
+    for key in nulls:
+        put(_init_args(namespace), key.removeprefix("method."), None)
     _refuse_nulls(namespace)
     return parser, namespace
 

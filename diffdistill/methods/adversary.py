@@ -9,6 +9,7 @@ Both are noised to the same times. The head is trained with the fake score, in o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,10 +37,12 @@ class Adversary:
     Args:
         settings: data and weights.
         teacher: the teacher, for its latent space and its size of image.
-        prompts: the run's prompts. With `settings.matched` each of them must be the caption of an image.
+        prompts: the run's prompts. With `settings.matched` each of them must be the caption of one or more images.
 
     Attributes:
-        latents: (N, C, h, w), after `prepare`. With `settings.matched`, row i is the image of prompt i.
+        latents: (N, C, h, w), after `prepare`. With `settings.matched`, these are the images of the prompts, in the
+            order of the prompts.
+        rows: with `settings.matched`, the rows of each prompt's images in `latents`; otherwise None.
         content: by setting, a digest of the images that are used, and of their captions if these are used too.
 
     Raises:
@@ -51,16 +54,23 @@ class Adversary:
         data = load_captioned(settings.data, teacher.image_size)
         images = data.images
         self._captions = data.captions
+        self.rows: list[list[int]] | None = None
         if settings.matched:
-            rows = {caption: i for i, caption in enumerate(data.captions)}
+            of_caption: dict[str, list[int]] = defaultdict(list)
+            for i, caption in enumerate(data.captions):
+                of_caption[caption].append(i)
             for prompt in prompts:
-                if prompt not in rows:
+                if prompt not in of_caption:
                     raise UserError(
                         f"adversary.data {settings.data.source} has no image of the prompt {prompt!r}; add one for "
                         "each prompt, or set adversary.matched to false"
                     )
-            images = images[[rows[prompt] for prompt in prompts]]
-            used = digest(images)
+            used_rows = list(dict.fromkeys(i for prompt in prompts for i in of_caption[prompt]))
+            at = {row: i for i, row in enumerate(used_rows)}
+            self.rows = [[at[i] for i in of_caption[prompt]] for prompt in prompts]
+            images = images if used_rows == list(range(len(images))) else images[used_rows]
+            counts = [len(rows) for rows in self.rows]
+            used = digest(images) if max(counts, default=1) == 1 else digest(images, counts)
         else:
             used = digest(images, data.captions)
         self.content = {"adversary.data.source": used}
@@ -84,9 +94,17 @@ class Adversary:
         return ScoreWithCritic(network, self.settings.tap)
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
-        """The real latents of a batch as "real" and, if they have captions of their own, these as "real_cond"."""
-        if self._table is None:
-            return {"real": self.latents[list(records)].to(self._device)}
+        """The real latents of a batch as "real" and, if they have captions of their own, these as "real_cond".
+
+        With `settings.matched` they are the images of the prompts; of several images of a prompt, one is drawn.
+        """
+        if self.rows is not None:
+            choices = [self.rows[record] for record in records]
+            several = max(len(choice) for choice in choices) > 1
+            drawn = random.uniform("real").tolist() if several else [0.0] * len(choices)
+            picked = [choice[int(u * len(choice))] for choice, u in zip(choices, drawn, strict=True)]
+            return {"real": self.latents[picked].to(self._device)}
+        assert self._table is not None, "`prepare` comes first"
         rows = random.integers("real", len(self.latents)).tolist()
         return {"real": self.latents[rows].to(self._device), "real_cond": self._table.rows(rows)}
 

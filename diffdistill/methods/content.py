@@ -30,7 +30,7 @@ def digest(*parts: Tensor | str | Sequence[str] | Sequence[int] | None) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             found.update(f"{tuple(part.shape)} {part.dtype} ".encode())
-            found.update(part.detach().cpu().contiguous().numpy().tobytes())
+            found.update(part.detach().cpu().contiguous().numpy().data)
         else:
             found.update(json.dumps(part if part is None or isinstance(part, str) else list(part)).encode() + b"\n")
     return found.hexdigest()[:16]

@@ -1,7 +1,8 @@
 """Latents of many variants of images, which are computed once and kept in the user's cache.
 
 An autoencoder, a set of images and a way to vary them have one file, `latents-HASH.safetensors`. It is put in place by
-one rename. A file that is damaged or holds other shapes is made again. Few images have no file.
+one rename. A file that is damaged or holds other shapes is made again. Few images have no file. Several processes that
+start together each encode the images, at the same time, and the last one's file stays.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def encoded(latents: LatentSpace, images: Tensor) -> Tensor:
         latents: the latent space, whose autoencoder encodes on its own device.
         images: uint8 Tensor of shape (N, 3, H, W), on the CPU.
     """
-    made_from = {"images": hashlib.sha256(images.numpy().tobytes()).hexdigest()}
+    made_from = {"images": hashlib.sha256(images.contiguous().numpy().data).hexdigest()}
     return varied_latents(latents, {"": (len(images), lambda _: images, 1)}, made_from)[""][:, 0]
 
 

@@ -19,11 +19,12 @@ def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path)
 
     Args:
         teacher: the teacher, whose other parts are written beside the network.
-        network: the student's diffusers model (`Backbone.inner`).
+        network: the student's `Backbone` or its diffusers model (`Backbone.inner`).
         scheduler: a scheduler of diffusers.
         folder: where to write; the folder may exist.
     """
     family = teacher.family
+    network = getattr(network, "inner", network)
     encoders: list[Any] = [] if family.casts_embeddings else list(teacher.text_encoders().values())
     dtypes = [encoder.dtype for encoder in encoders]
     try:

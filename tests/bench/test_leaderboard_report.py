@@ -56,3 +56,20 @@ def test_each_line_of_the_plot_has_its_name_beside_it(tmp_path: Path) -> None:
         assert all(box.x0 > axis.get_window_extent().x1 for box in boxes)  # nor over the lines
     assert [tick.get_text() for tick in figure.axes[2].get_xticklabels()] == ["1", "4"]
     pyplot.close(figure)
+
+
+def test_the_plot_of_steps_is_drawn_from_the_table_alone(tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    teacher = [{"generator": "teacher", "steps": n, "guidance": 2.0} for n in (1, 4, 8, 50)]
+    for row in teacher:
+        row["mean"] = {"kd": 0.25, "fd": 290.0, "align_score": 0.2, "recall": 0.4}
+    written = report.table([record("slow", 0, 0.4, CURVE), record("good", 0, 0.2, [])], teacher)
+    (tmp_path / "results.md").write_text(f"before\n{report.START}\n{written}\n{report.END}\nafter\n")
+    found, rows = report.from_table(tmp_path / "results.md")
+    kds = {run["name"]: {n: best["mean"]["kd"] for n, best in run["best"].items()} for run in found}
+    assert kds == {"good": {1: 0.2, 4: 0.2}, "slow": {1: 0.4, 4: 0.4}}
+    assert sorted(row["steps"] for row in rows) == [1, 4, 8, 50]
+    report.plot(found, rows, tmp_path / "plot.png")
+    (axis,) = pyplot.gcf().axes
+    assert axis.get_xlabel() == "steps" and {line.get_label() for line in axis.lines}
+    pyplot.close()

@@ -138,6 +138,12 @@ def test_ill_typed_value_and_what_was_expected(
     assert refusal(capsys, "train", SWIFTBRUSH, f"--{key}", value).endswith(f"{key} is {says}")
 
 
+@pytest.mark.parametrize("key", ["adversary.data.source", "teacher.variant", "fake.guidance_scale"])
+def test_null_on_the_command_line_is_null(key: str) -> None:
+    _, namespace = parse([SWIFTBRUSH, f"--method.{key}", "null"])
+    assert namespace.method.init_args[key] is None
+
+
 def test_unknown_method_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'SwiftBrush'" in refusal(capsys, "train", SWIFTBRUSH, "--method", "SwiftBrsh")
     assert "'SwiftBrush'" in refusal(capsys, "train", SWIFTBRUSH, "--method", "no.module.SwiftBrush")

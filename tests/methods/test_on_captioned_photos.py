@@ -1,5 +1,6 @@
 """Methods that need images, on a folder of captioned photographs of several sizes: a short run and an export."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_the_adversarial_term_on_photographs(folder: Path, tmp_path: Path, kind:
     exported = losses(method, tmp_path / "run")
     (images,) = list(generate(str(exported), ["an old clock"], 1, 1.0))
     assert images.shape[0] == 1 and bool(images.isfinite().all())
+
+
+def test_of_several_photographs_of_a_prompt_each_is_drawn(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "photo 3.txt").write_text("an old clock\n")  # beside photo 2, which has that caption
+    method = made(
+        DMD2, teacher__source=str(folder / "teacher"), prompts=str(folder / "prompts.txt"),
+        adversary__data__source=str(tmp_path / "photos"),
+    )  # fmt: skip
+    adversary = method.judge.adversary
+    assert adversary.rows == [[0], [1, 2]] and len(adversary.latents) == 3
+    real = adversary.batch([0, 1] * 20, SampleRandom(0, range(40)))["real"]
+    assert all(torch.equal(row, adversary.latents[0]) for row in real[::2])
+    clocks = [torch.equal(row, adversary.latents[1]) for row in real[1::2]]
+    assert 4 < sum(clocks) < 16
+    assert all(clock or torch.equal(row, adversary.latents[2]) for row, clock in zip(real[1::2], clocks, strict=True))
 
 
 def test_a_prompt_without_its_photograph_is_named(folder: Path, tmp_path: Path) -> None:
