@@ -109,9 +109,10 @@ def _made(kind: Any, value: Any, key: str) -> Any:
     """A value in its type: a group of settings, a tuple of groups, or the value as it is."""
     if get_origin(kind) is tuple and is_settings(get_args(kind)[0]) and isinstance(value, Sequence):
         return tuple(_made(get_args(kind)[0], each, f"{key}[{i}]") for i, each in enumerate(value))
-    if not is_settings(kind) or not isinstance(value, Namespace):
+    if not is_settings(kind) or not isinstance(value, Namespace | Mapping):
         return value
-    inner = value.get("init_args") or Namespace() if "class_path" in vars(value) else value
+    inner = value.get("init_args") or {} if "class_path" in value else value
+    inner = Namespace(**inner) if isinstance(inner, Mapping) else inner  # the parser's dump leaves dicts in tuples
     try:
         return built(kind, inner, key)
     except UserError as error:

@@ -35,3 +35,24 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
     assert main(["train", str(config), "--dry_run", *overrides]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "M of them trained" in said and "steps of" in said and not (tmp_path / "run").exists()
+
+
+def test_parameter_groups_in_a_file(stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = yaml.safe_load((ROOT / "configs" / "sd21_swiftbrush.yaml").read_text())
+    recipe["method"]["init_args"] |= {
+        "teacher": {"source": str(stand_ins / "sd")},
+        "prompts": str(stand_ins / "prompts.txt"),
+        "optimizer": {"learning_rate": 1e-5, "groups": [{"pattern": "conv_in", "learning_rate": 1e-6}]},
+    }
+    recipe["training"] |= {"samples": 2, "batch_size": 2, "cpu": True, "mixed_precision": "no"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run = ["train", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main(run) == 0, capsys.readouterr().err
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"]["init_args"]["optimizer"]
+    (group,) = kept["groups"]
+    assert group.get("init_args", group)["pattern"] == "conv_in"
+    assert main([*run, "--overwrite", "true", "--config", str(tmp_path / "run" / "config.yaml")]) == 0  # it reads itself
+    recipe["method"]["init_args"]["optimizer"]["groups"][0]["pattern"] = "no such name"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main([*run, "--overwrite", "true"]) == 2
+    assert "takes no parameter of the network student" in capsys.readouterr().err
