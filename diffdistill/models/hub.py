@@ -31,9 +31,7 @@ def open_pipeline(source: str, variant: str | None = None) -> PipelineFolder:
     if not folder.is_dir():
         local = folder.exists() or folder.parent.is_dir()  # beside other folders: a mistyped folder, not a hub id
         if local or source.startswith((".", "/", "~")) or source.count("/") != 1:
-            raise UserError(
-                f"there is no teacher at {source}: expected a pipeline folder or a hub id such as owner/name"
-            )
+            raise UserError(f"there is no model at {source}: expected a pipeline folder or a hub id such as owner/name")
         folder, where = _snapshot(source, variant)
     return PipelineFolder(source, folder, _index(source, folder, where), where, wanted_variant=variant)
 
@@ -55,7 +53,7 @@ def _snapshot(source: str, variant: str | None) -> tuple[Path, str]:
         names: list[str] | None = HfApi().list_repo_files(source)
     except (GatedRepoError, RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"there is no teacher at {source}: the hub has none, or does not give it to this user: {first_line(error)}"
+            f"there is no model at {source}: the hub has none, or does not give it to this user: {first_line(error)}"
         ) from error
     except (
         Exception
@@ -76,10 +74,10 @@ def _snapshot(source: str, variant: str | None) -> tuple[Path, str]:
             return Path(partial), where
         if names is None:
             raise UserError(
-                f"there is no teacher at {source}: the hub cannot be reached (offline), and the cache has no copy; "
+                f"there is no model at {source}: the hub cannot be reached (offline), and the cache has no copy; "
                 "name a folder, or download it once"
             ) from error
-        raise UserError(f"the files of teacher {source} cannot be downloaded: {first_line(error)}") from error
+        raise UserError(f"the files of the model {source} cannot be downloaded: {first_line(error)}") from error
 
 
 def wanted_files(names: Iterable[str], parts: Mapping[str, Part], variant: str | None = None) -> list[str]:

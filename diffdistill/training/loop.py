@@ -72,7 +72,11 @@ class Trainer:
         start = Start.of(run, resume, identity, settings)
         launch = read_launch(settings, stored_precision=start.values.get("precision"))
         self.precision = resolve_precision(launch.mixed_precision, launch.cpu)
-        auto = (f"mixed_precision auto: {self.precision}",) if settings.mixed_precision == "auto" else ()
+        auto = (
+            (f"mixed_precision auto: networks compute in {'float32' if self.precision == 'no' else self.precision}",)
+            if settings.mixed_precision == "auto"
+            else ()
+        )
         self.remarks = (*launch.remarks, *auto, *start.remarks)
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
@@ -225,6 +229,7 @@ class Trainer:
             raise KeyboardInterrupt
         if not self.clock.done:
             more = "--resume latest with more max_minutes continues"
-            self.folder.say(f"{s.max_minutes:g} minutes are over after {samples} of {s.samples} samples; {more}")
+            at = f"{samples:,} of {s.samples:,} samples"
+            self.folder.say(f"the limit of {s.max_minutes:g} minutes ended training as planned, after {at}; {more}")
         if self.state.ema.updates == 0:
             self.folder.say(f"no update of the {self.method.averaged} was made: what is exported is its start")

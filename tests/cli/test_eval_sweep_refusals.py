@@ -83,7 +83,7 @@ def test_refusals(sweep_folder: Path, capsys: pytest.CaptureFixture[str], made: 
         ((*models, "--seeds", "-1"), "--seeds has -1"),
         ((*models, "--students", "model"), "two generators are called 'model'; name them as in model-2=PATH"),
         ((*models, "--students", "a/b=model"), "gives a generator the name 'a/b'"),
-        ((*SWEEP, "--models", "./nowhere"), "no teacher at ./nowhere"),
+        ((*SWEEP, "--models", "./nowhere"), "no model at ./nowhere"),
         ((*models, "--pictures", "20"), "the set has 24, of which 6 must stay as the reference"),
         ((*models, "--pictures", "5"), "prdc needs at least 6 images"),
         ((*models, "--agreement_pictures", "1"), "it must be at least 2"),

@@ -52,7 +52,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypat
         (["--guidance", "inf"], "--guidance is inf"),
         (["--seed", str(10**20)], "--seed is 1"),
         (["--out", str(tmp_path / "file" / "x.png")], "file is a file, not a folder"),
-        (["--model", "assets/teachr"], "no teacher at assets/teachr"),
+        (["--model", "assets/teachr"], "no model at assets/teachr"),
     ):
         assert main(["generate", "--model", "m", "--prompt", "x", "--out", out, *options]) == 2
         error = capsys.readouterr().err

@@ -314,8 +314,8 @@ def test_what_a_launcher_asks_and_training_does_not_do_writes_nothing(
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("missing", "no teacher at"),
-        ("relative", "no teacher at tests/nowhere"),
+        ("missing", "no model at"),
+        ("relative", "no model at tests/nowhere"),
         ("pickled", "unet has no *.safetensors weights"),
         ("prediction", "direction"),
         ("empty prompts", "no prompt"),

@@ -237,7 +237,7 @@ def test_a_start_that_does_not_fit_is_named(pictures: str, tmp_path: Path) -> No
         ("self_e", {"flow_matching_share": 1.5}, "flow_matching_share"),
         ("self_e", {"flow_matching_share": 1.0, "fake_from": 0.5}, "set fake_from to null"),
         ("self_e", {"ema_decay": 1.0}, "decay"),
-        ("self_e", {"network__init_from": "nowhere"}, "no teacher at nowhere"),
+        ("self_e", {"network__init_from": "nowhere"}, "no model at nowhere"),
         ("self_e", {"time_mean": 1e4}, "above 0 and finite"),
         ("self_e", {"augmentation__drop_text": 0.0}, "drop_text is 0"),
         ("self_e", {"span_from": 1.0}, "their sum must be at most 1"),
@@ -290,5 +290,5 @@ def test_what_to_start_from_is_looked_at_before_pictures_are(monkeypatch: pytest
     from diffdistill.methods import any_step
 
     monkeypatch.setattr(any_step, "load_captioned", lambda *_: pytest.fail("images were read"))
-    with pytest.raises(UserError, match="no teacher at nonsense"):
+    with pytest.raises(UserError, match="no model at nonsense"):
         made(SelfE, network__init_from="nonsense")

@@ -89,6 +89,7 @@ def consistency_scheduler(teacher: Teacher, grid: int, boundary_scale: float) ->
         prediction_type=DIFFUSERS_PREDICTION[teacher.prediction_type],
         original_inference_steps=grid,
         timestep_scaling=boundary_scale,
+        steps_offset=1,  # this scheduler does not read it, but pipelines warn if it is not 1
         clip_sample=False,
     )
 
