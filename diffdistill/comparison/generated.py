@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffdistill.data.source import Source
-from diffdistill.errors import UserError
-from diffdistill.models.generate import check_eta, generate, load_generator
+from diffdistill.models.generate import check_eta, check_guidance, generate, load_generator
+from diffdistill.models.text import text_list
 
 CHUNK = 16  # the networks always run on so many images, since kernels round differently at other sizes
 
@@ -26,12 +27,12 @@ class Generated(Source):
         prompts: at least one.
         n: number of images.
         steps: number of sampling steps.
-        guidance: guidance scale; 1 is unguided.
+        guidance: guidance scale, from 1, which is unguided.
         seed: of the first image's noise.
         eta: noise while sampling, from 0 to 1; None for the model's own.
 
     Raises:
-        UserError: no such pipeline, no prompt, or an eta that the pipeline does not take.
+        UserError: no such pipeline, no prompt, a guidance below 1, or an eta that the pipeline does not take.
     """
 
     together = True
@@ -40,18 +41,18 @@ class Generated(Source):
     def __init__(
         self,
         model: Any,
-        prompts: Sequence[str],
+        prompts: Iterable[str],
         n: int,
         steps: int,
         guidance: float,
         seed: int,
         eta: float | None = None,
     ) -> None:
-        if not prompts:
-            raise UserError("there is no prompt to generate from")
-        self.model = load_generator(model, steps) if isinstance(model, str) else model
-        self.prompts, self.n, self.steps, self.guidance, self.seed = list(prompts), n, steps, guidance, seed
-        self.name = f"{model if isinstance(model, str) else 'pipeline'}, {steps} steps, guidance {guidance:g}"
+        texts, named = text_list(prompts), isinstance(model, str | Path)
+        check_guidance(guidance)
+        self.model = load_generator(model, steps) if named else model
+        self.prompts, self.n, self.steps, self.guidance, self.seed = texts, n, steps, guidance, seed
+        self.name = f"{model if named else 'pipeline'}, {steps} steps, guidance {guidance:g}"
         self.model.report_cut(self.prompts)
         self.eta = eta
         if eta is not None:

@@ -99,7 +99,7 @@ def load_captioned(data: CaptionedData, size: tuple[int, int] | None = None, cap
         from diffdistill.data.emoji import load_emoji
 
         emoji = load_emoji(data.source)
-        return CaptionedImages(_sized(emoji.images, size, enlarge), emoji.names, emoji.styles)
+        return CaptionedImages(_sized(emoji.images, size, enlarge, data.source), emoji.names, emoji.styles)
     from diffdistill.data.sources import open_source
 
     source = open_source(data.source)
@@ -199,14 +199,17 @@ def _refuse_enlarging(image: Tensor, size: tuple[int, int], enlarge: bool) -> No
     """Raise ValueError for an image that is smaller than the model's, unless its user asks for that size."""
     height, width = image.shape[-2:]
     if not enlarge and (height < size[0] or width < size[1]):
-        raise UserError(
-            f"an image has {width} by {height} pixels, but the model takes {size[1]} by {size[0]}; to enlarge smaller "
+        raise ValueError(  # `batches` adds the image's name
+            f"the image has {width} by {height} pixels, but the model takes {size[1]} by {size[0]}; to enlarge smaller "
             f"images, set size to {min(size)}"
         )
 
 
-def _sized(images: Tensor, size: tuple[int, int] | None, enlarge: bool) -> Tensor:
+def _sized(images: Tensor, size: tuple[int, int] | None, enlarge: bool, name: str) -> Tensor:
     if size is None or images.shape[-2:] == size:
         return images
-    _refuse_enlarging(images[0], size, enlarge)
+    try:
+        _refuse_enlarging(images[0], size, enlarge)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
     return torch.stack([fitted(image, size) for image in images])

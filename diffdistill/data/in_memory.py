@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from diffdistill.data.source import Source
-from diffdistill.errors import UserError
+from diffdistill.errors import UserError, shown
 
 
 class InMemory(Source):
@@ -50,3 +51,33 @@ class InMemory(Source):
 
     def read(self, index: int) -> Tensor:
         return self.images[index]
+
+
+def gathered(images: Iterable[Tensor], name: str = "images") -> InMemory:
+    """Images from a list or an iterator, such as that of `models.generate.generate`; it is read to its end.
+
+    Args:
+        images: images of shape (3, H, W), batches (N, 3, H, W), or both; all of one size and one dtype.
+        name: the name of the argument, for errors.
+
+    Raises:
+        UserError: there is no image, an item is no such tensor, or sizes or dtypes differ.
+    """
+    kept: list[Tensor] = []
+    for i, item in enumerate(images):
+        if not isinstance(item, Tensor):
+            raise UserError(
+                f"{name}[{i}] is {shown(item)}; it must be a tensor of shape (3, H, W) or (N, 3, H, W); "
+                "torch.from_numpy makes one of an array"
+            )
+        batch = item.detach().cpu()
+        batch = batch[None] if batch.ndim == 3 else batch
+        if batch.ndim != 4 or batch.shape[1] != 3:
+            raise UserError(f"{name}[{i}] has shape {tuple(item.shape)}; it should be (3, H, W) or (N, 3, H, W)")
+        if kept and (batch.dtype, batch.shape[1:]) != (kept[0].dtype, kept[0].shape[1:]):
+            found, first = (f"{b.dtype} {tuple(b.shape[1:])}" for b in (batch, kept[0]))
+            raise UserError(f"{name}[{i}] holds {found} and {name}[0] {first}; they must be of one size and dtype")
+        kept.append(batch)
+    if not kept:
+        raise UserError(f"{name} holds no image")
+    return InMemory(torch.cat(kept))

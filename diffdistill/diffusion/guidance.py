@@ -51,7 +51,8 @@ def guided(
         batched: run one pass of 2 B samples rather than two of B.
 
     Raises:
-        ValueError: conditions with another number of rows than x_t, or that do not match each other.
+        ValueError: conditions with another number of rows than x_t, or that do not match each other, or a scale that is
+            not finite.
     """
     check_condition(cond, len(x_t))
     if not isinstance(scale, Tensor):

@@ -11,6 +11,7 @@ Notable:
   every kind can be read at every time.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -146,7 +147,7 @@ def combine(null: Prediction, cond: Prediction, scale: float | Tensor) -> Predic
         scale: 1 is unguided, 0 unconditional. A tensor of shape (B,) has a scale for each sample.
 
     Raises:
-        ValueError: the two have different kinds or shapes.
+        ValueError: the two have different kinds or shapes, or the scale is a number that is not finite.
     """
     if null.kind != cond.kind or null.value.shape != cond.value.shape:
         raise ValueError(
@@ -155,4 +156,6 @@ def combine(null: Prediction, cond: Prediction, scale: float | Tensor) -> Predic
         )
     if isinstance(scale, Tensor):
         scale = broadcast(scale, cond.value).to(cond.value)
+    elif not math.isfinite(scale):
+        raise ValueError(f"the guidance scale is {scale}; it must be a finite number")
     return replace(cond, value=null.value + scale * (cond.value - null.value))

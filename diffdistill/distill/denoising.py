@@ -59,7 +59,7 @@ def denoising_loss(
     Args:
         denoiser: the score model that learns; the gradient goes into its network.
         x0: clean samples of shape (B, ...), used as constants: the graph of a generator ends here.
-        t: times of shape (B,), in the schedule's own units.
+        t: times of shape (B,), in the schedule's own units. A score model that takes a time per token gets (B, L).
         eps: standard normal noise of the shape of x0.
         cond: condition of the batch; see `diffusion.drop_condition` for the unconditional score.
         weight: a name in the table of this module, or a function like those in it.
@@ -68,11 +68,14 @@ def denoising_loss(
         A scalar.
 
     Raises:
-        ValueError: an unknown weight, shapes that differ, or a condition of another number of rows.
+        ValueError: an unknown weight, shapes that differ, another number of times than samples, or a condition of
+            another number of rows.
     """
     error = look_up(DENOISING_WEIGHTS, weight, "denoising weight")
     if eps.shape != x0.shape:
         raise ValueError(f"noise has shape {tuple(eps.shape)}, x0 {tuple(x0.shape)}; they must be equal")
+    if t.shape[:1] != x0.shape[:1]:
+        raise ValueError(f"t has shape {tuple(t.shape)}; one time per sample is ({len(x0)},)")
     check_condition(cond, len(x0))
     x0 = x0.detach()
     schedule = denoiser.schedule

@@ -9,17 +9,17 @@ generated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffdistill.data.in_memory import InMemory
+from diffdistill.data.in_memory import InMemory, gathered
 from diffdistill.data.source import Source
 from diffdistill.data.sources import open_source
-from diffdistill.errors import UserError
+from diffdistill.errors import UserError, shown
 from diffdistill.evaluation.agreement.scores import Towers
 from diffdistill.evaluation.agreement.towers import PairedCaptions, agreement_numbers, paired_captions
 from diffdistill.evaluation.distances.floor import set_aside
@@ -32,7 +32,7 @@ from diffdistill.evaluation.protocols import Protocol, protocol_named
 from diffdistill.evaluation.reference import SUFFIX, read_reference
 from diffdistill.launched import is_first
 
-Images = str | Path | Source | Tensor
+Images = str | Path | Source | Tensor | Iterable[Tensor]
 
 
 def evaluate(
@@ -55,7 +55,8 @@ def evaluate(
 
     Args:
         images: a path that `open_source` takes (folder, .zip, .npz, .tar, shards, emoji set), a source such as
-            `comparison.generated.Generated`, or a Tensor of shape (N, 3, H, W), uint8 or floating point in [0, 1].
+            `comparison.generated.Generated`, a Tensor of shape (N, 3, H, W), uint8 or floating point in [0, 1], or a
+            list or iterator of such tensors or of images (3, H, W), which is read into memory.
         reference: real images in one of these forms, features, or the path of a file of features, which `diffdistill
             eval ref` writes. None measures no distance.
         metrics: of "fd", "kd", "prdc" and "cmmd".
@@ -90,7 +91,7 @@ def evaluate(
         raise UserError("the floor is measured on real images or on a part of the reference; name one of the two")
     reading = reading or Reading()
     protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
-    source = _opened(images)
+    source = _opened(images, "images")
     wanted, rows = how_many(source, protocol, n), any(name in ROWS for name in metrics)
     paired = paired_captions(captions, source, wanted) if towers is not None else None
     passes, sides = [], None
@@ -176,13 +177,13 @@ class _RealImages(NamedTuple):
     extractor: Extractor
     reading: Reading
 
-    def features(self, what: Images | Features, rows: bool) -> tuple[Features, dict[str, int]]:
+    def features(self, what: Images | Features, rows: bool, name: str) -> tuple[Features, dict[str, int]]:
         """Features of real images, and what was left out of them; of a file that was said when it was written."""
         if isinstance(what, FeatureRows | FeatureStatistics) or (
             isinstance(what, str | Path) and Path(what).suffix == SUFFIX
         ):
             return read_reference(what, self.protocol, self.extractor, rows, self.reading), {}
-        source = _opened(what)
+        source = _opened(what, name)
         features = read_reference(source, self.protocol, self.extractor, rows, self.reading)
         return features, left_out_of(source, len(source) - features.n)
 
@@ -198,14 +199,14 @@ def _sides(
 ) -> _Sides:
     """The reference, and, for a floor, as many other real images as there are generated ones."""
     left_out: dict[str, dict[str, int]] = {}
-    found, lost = measured.features(reference, rows or split_reference)
+    found, lost = measured.features(reference, rows or split_reference, "reference")
     if lost:
         left_out["left_out_of_reference"] = lost
     if split_reference:
         assert isinstance(found, FeatureRows)
         aside, found = set_aside(found, min(n, found.n // 2))
     elif real is not None:
-        others, lost = measured.features(real, True)
+        others, lost = measured.features(real, True, "real")
         if lost:
             left_out["left_out_of_real"] = lost
         assert isinstance(others, FeatureRows)
@@ -219,10 +220,17 @@ def _sides(
     return _Sides(found, aside, left_out)
 
 
-def _opened(images: Images) -> Source:
+def _opened(images: Images, name: str) -> Source:
+    """The source of images in any form; `name` is the argument's, for errors."""
+    if isinstance(images, Source):
+        return images
+    if isinstance(images, str | Path):
+        return open_source(images)
     if isinstance(images, Tensor):
         return InMemory(images)
-    return images if isinstance(images, Source) else open_source(images)
+    if isinstance(images, Iterable) and not isinstance(images, FeatureRows | FeatureStatistics):
+        return gathered(images, name)
+    raise UserError(f"{name} is {shown(images)}; it must be a path, a source, a tensor of images or a list of tensors")
 
 
 def _device() -> str:

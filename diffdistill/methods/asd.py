@@ -21,7 +21,7 @@ from diffdistill.diffusion import Condition
 from diffdistill.distill import WEIGHTS, SampleRandom
 from diffdistill.distill.tables import look_up
 
-from .base import Loss, OptimizerSettings, Phase, check_eta, check_guidance
+from .base import Loss, OptimizerSettings, Phase, check_eta, check_guidance, open_teacher
 from .judge import Judge
 from .one_step import OneStep
 from .settings import ExportSettings, JudgedTimes, TeacherSettings
@@ -61,7 +61,7 @@ class ASD(OneStep):
         look_up(WEIGHTS, weight, "weight")
         check_eta(eta=eta)
         self.eta, self.weight = eta, weight
-        texts, loaded = read_prompts(prompts), teacher.load()
+        texts, loaded = read_prompts(prompts), open_teacher(teacher)
         judge = Judge(loaded, times, guidance_scale)
         super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)
 

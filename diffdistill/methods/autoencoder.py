@@ -130,7 +130,8 @@ class Autoencoder(Method):
             )
         self.images = load_captioned(data, captioned=False).images
         self.content = {"data.source": digest(self.images)}
-        self.crop, self.edge_weight, self.kl_weight = crop or self.images.shape[-1], edge_weight, kl_weight
+        side = min(self.images.shape[-2:])
+        self.crop, self.edge_weight, self.kl_weight = side if crop is None else crop, edge_weight, kl_weight
         self.permute_colours, self.latent_noise, self.train_encoder = permute_colours, latent_noise, train_encoder
         vae: Any
         if init_from is not None:
@@ -160,18 +161,30 @@ class Autoencoder(Method):
             )
             start_near_linear(vae)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        if not (self.factor <= self.crop <= self.images.shape[-1]) or self.crop % self.factor:
-            side = self.images.shape[-1]
-            raise UserError(f"crop is {self.crop}; it must be a multiple of {self.factor}, at most {side}")
+        self._check_crop(crop, side)
         self.latent_channels = vae.config.latent_channels
         self.networks = {"autoencoder": ReconstructionNetwork(vae, train_encoder).to(memory_format=torch.channels_last)}
         self.optimizers = {"autoencoder": optimizer}
+
+    def _check_crop(self, crop: int | None, side: int) -> None:
+        """Raise UserError for a crop, or for whole images, that the autoencoder cannot halve so often."""
+        factor, below = self.factor, side // self.factor * self.factor
+        if factor <= self.crop <= side and self.crop % factor == 0:
+            return
+        if crop is None or not below:
+            height, width = self.images.shape[-2:]
+            sizes = f"{below} or {below + factor}" if below else str(factor)
+            raise UserError(
+                f"the images have {width} by {height} pixels, and sides must be multiples of {factor}; set data.size "
+                f"to {sizes}" + (f", or crop to {below}" if below else "")
+            )
+        raise UserError(f"crop is {crop}; it must be a multiple of {factor}, at most {below}")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
-        span = self.images.shape[-1] - self.crop + 1
+        span = min(self.images.shape[-2:]) - self.crop + 1
         tops, lefts = random.integers("top", span).tolist(), random.integers("left", span).tolist()
         flips = random.bernoulli("flip", 0.5).tolist()
         permuted = random.bernoulli("permute", self.permute_colours).tolist()
@@ -199,8 +212,10 @@ class Autoencoder(Method):
         return loss, {"pixel": pixel.detach(), "edge": edge.detach(), "kl": kl.detach(), "psnr_db": psnr}
 
     def validate(self) -> Validation:
-        """16 images beside their reconstructions."""
-        x = self.images[:: max(1, len(self.images) // 16)][:16].to(self.device, torch.float32) / 127.5 - 1.0
+        """16 images beside their reconstructions, which are cut to multiples of the factor."""
+        height, width = (side // self.factor * self.factor for side in self.images.shape[-2:])
+        chosen = self.images[:: max(1, len(self.images) // 16), :, :height, :width][:16]
+        x = chosen.to(self.device, torch.float32) / 127.5 - 1.0
         vae = unwrap(self.networks["autoencoder"]).vae
         y = vae.decode(vae.encode(x).latent_dist.mode()).sample.float()
         return Validation(torch.stack([x, y], 1).flatten(0, 1).clamp(-1, 1) / 2 + 0.5)

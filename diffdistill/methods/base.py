@@ -7,15 +7,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from diffdistill.distill.randomness import SampleRandom
-from diffdistill.errors import UserError
+from diffdistill.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from diffdistill.models.teacher import Teacher
+
+    from .settings import TeacherSettings
 
 # `Method.free` of a method with these settings, by dotted name
 FREE_ARGUMENTS: Mapping[str, str] = MappingProxyType(
@@ -78,17 +84,22 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         _check_adamw(self.learning_rate, self.weight_decay)
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas are {self.betas}; both must be in [0, 1)")
-        if not 0 < self.eps < math.inf:
-            raise UserError(f"eps is {self.eps}; it must be above 0")
+        pair = self.betas if isinstance(self.betas, tuple | list) else ()
+        if len(pair) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in pair):
+            raise UserError(f"betas are {shown(self.betas)}; they must be two numbers in [0, 1), such as (0.9, 0.999)")
+        if not (_is_number(self.eps) and 0 < self.eps < math.inf):
+            raise UserError(f"eps is {shown(self.eps)}; it must be above 0")
 
 
 def _check_adamw(learning_rate: float, weight_decay: float) -> None:
-    if not 0 < learning_rate < math.inf:
-        raise UserError(f"a learning rate is {learning_rate}; it must be above 0")
-    if not 0 <= weight_decay < math.inf:
-        raise UserError(f"weight_decay is {weight_decay}; it must be a number from 0")
+    if not (_is_number(learning_rate) and 0 < learning_rate < math.inf):
+        raise UserError(f"a learning rate is {shown(learning_rate)}; it must be above 0")
+    if not (_is_number(weight_decay) and 0 <= weight_decay < math.inf):
+        raise UserError(f"weight_decay is {shown(weight_decay)}; it must be a number from 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 @dataclass(frozen=True)
@@ -221,6 +232,17 @@ class Method(ABC):
             UserError: the method cannot do so.
         """
         raise UserError(f"training.gradient_checkpointing: {type(self).__name__} cannot do it; set it to false")
+
+
+def open_teacher(teacher: TeacherSettings) -> Teacher:
+    """Load the teacher of a method.
+
+    Raises:
+        UserError: there are no settings but, for example, a folder alone; or as `TeacherSettings.load`.
+    """
+    if not hasattr(teacher, "load"):
+        raise UserError(f"teacher is {shown(teacher)}; it must be settings, such as TeacherSettings('assets/teacher')")
+    return teacher.load()
 
 
 def check_shares(**values: float) -> None:

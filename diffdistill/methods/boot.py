@@ -38,7 +38,7 @@ from diffdistill.errors import UserError
 from diffdistill.models.target_time import TargetTime, TargetTimeUNet
 from diffdistill.models.teacher import Teacher
 
-from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, unwrap
+from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, open_teacher, unwrap
 from .one_step import OneStep
 from .settings import ExportSettings, TeacherSettings
 from .student import first_time, require_variance_preserving
@@ -142,7 +142,7 @@ class BOOT(OneStep):
                 "boundary_share is 0, so no sample would be at the boundary; to leave the loss out, set "
                 "boundary_weight to 0"
             )
-        texts, loaded = read_prompts(prompts), teacher.load()
+        texts, loaded = read_prompts(prompts), open_teacher(teacher)
         count = require_variance_preserving(loaded, "BOOT").num_train_timesteps
         time = first_time(loaded, noise_ratio)
         self.t_star, self.t_end = int(time), round(t_min * count)

@@ -29,7 +29,18 @@ from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.export import export_student, halve
 from diffdistill.models.prompt_table import PromptTable, embed_prompts
 
-from .base import FREE_ARGUMENTS, Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_guidance, unwrap
+from .base import (
+    FREE_ARGUMENTS,
+    Batch,
+    Loss,
+    Method,
+    OptimizerSettings,
+    Phase,
+    Validation,
+    check_guidance,
+    open_teacher,
+    unwrap,
+)
 from .content import of_data, of_teacher
 from .settings import ExportSettings, TeacherSettings
 from .student import require_variance_preserving
@@ -74,7 +85,7 @@ class Consistency(Method):
                 f"ema_decay is {ema_decay}, huber {huber} and boundary_scale {boundary_scale}; ema_decay must be from "
                 "0 to below 1, and the others above 0"
             )
-        self.teacher = teacher.load()
+        self.teacher = open_teacher(teacher)
         require_variance_preserving(self.teacher, "Consistency")
         self.schedule = self.teacher.schedule
         try:

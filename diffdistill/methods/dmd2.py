@@ -26,7 +26,7 @@ from diffdistill.distill import WEIGHTS, SampleRandom
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 
-from .base import Loss, OptimizerSettings, Phase, check_guidance
+from .base import Loss, OptimizerSettings, Phase, check_guidance, open_teacher
 from .judge import Judge
 from .one_step import OneStep, adversary_of
 from .settings import AdversarySettings, ExportSettings, FakeScore, JudgedTimes, TeacherSettings
@@ -78,7 +78,7 @@ class DMD2(OneStep):
         if steps < 1:
             raise UserError(f"steps is {steps}; a student takes at least 1")
         self.weight = weight
-        texts, loaded = read_prompts(prompts), teacher.load()
+        texts, loaded = read_prompts(prompts), open_teacher(teacher)
         judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts))
         one = steps == 1
         student = OneStepStudent(loaded, noise_ratio) if one else FewStepStudent(loaded, noise_ratio, steps)

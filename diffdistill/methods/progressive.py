@@ -40,7 +40,7 @@ from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.teacher import Teacher
 
-from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, unwrap
+from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, open_teacher, unwrap
 from .one_step import OneStep
 from .settings import ExportSettings, TeacherSettings
 from .student import first_time, require_variance_preserving
@@ -155,7 +155,7 @@ class Progressive(OneStep):
         if len(self.shares) != len(self.steps) or not all(share > 0 for share in self.shares):
             raise UserError(f"shares are {list(self.shares)}; they must be {len(self.steps)} numbers above 0")
         self.weight, self.guidance_scale, self.stage_lr_final = weight, guidance_scale, stage_lr_final
-        texts, loaded = read_prompts(prompts), teacher.load()
+        texts, loaded = read_prompts(prompts), open_teacher(teacher)
         require_variance_preserving(loaded, "Progressive")
         # a stock DDIM sampler has steps of equal length, which are those of the student if final_steps divides T* + 1
         time = (first_time(loaded, noise_ratio) + 1) // final_steps * final_steps - 1

@@ -24,7 +24,7 @@ from diffdistill.diffusion import Condition
 from diffdistill.distill import SampleRandom, on_the_sample, score_identity_loss
 from diffdistill.errors import UserError
 
-from .base import Loss, OptimizerSettings, Phase, check_guidance
+from .base import Loss, OptimizerSettings, Phase, check_guidance, open_teacher
 from .judge import Judge
 from .one_step import OneStep, adversary_of
 from .settings import AdversarySettings, ExportSettings, FakeScore, JudgedTimes, TeacherSettings
@@ -76,10 +76,10 @@ class SiD(OneStep):
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
-        if teacher.dtype == "float16":
+        if getattr(teacher, "dtype", None) == "float16":  # a teacher without settings is refused below
             raise UserError("teacher.dtype is float16; SiD's gradient goes through the teacher, so set it to bfloat16")
         self.alpha = alpha
-        texts, loaded = read_prompts(prompts), teacher.load()
+        texts, loaded = read_prompts(prompts), open_teacher(teacher)
         judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts))
         self.fake_guidance_scale = fake.judging_scale(guidance_scale)
         super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)

@@ -23,7 +23,7 @@ from diffdistill.distill import RESIDUALS, WEIGHTS, SampleRandom
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 
-from .base import Loss, OptimizerSettings, Phase, check_eta, check_guidance
+from .base import Loss, OptimizerSettings, Phase, check_eta, check_guidance, open_teacher
 from .judge import Judge
 from .one_step import OneStep, adversary_of
 from .settings import AdversarySettings, ExportSettings, FakeScore, JudgedTimes, TeacherSettings
@@ -86,7 +86,7 @@ class SwiftBrush(OneStep):
                 "set residual to vsd"
             )
         self.residual, self.weight, self.eta = residual, weight, eta
-        texts, loaded = read_prompts(prompts), teacher.load()
+        texts, loaded = read_prompts(prompts), open_teacher(teacher)
         real = adversary_of(adversary, loaded, texts)
         judge = Judge(loaded, times, guidance_scale, fake if needs_fake else None, real)
         super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)

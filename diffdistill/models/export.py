@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from diffdistill.errors import UserError, shown
+
 from .teacher import Teacher
 
 
-def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path) -> None:
+def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: str | Path) -> None:
     """Write the stock pipeline of a student.
 
     Args:
@@ -22,9 +24,15 @@ def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path)
         network: the student's `Backbone` or its diffusers model (`Backbone.inner`).
         scheduler: a scheduler of diffusers.
         folder: where to write; the folder may exist.
+
+    Raises:
+        UserError: the network is neither; nothing is written.
     """
-    family = teacher.family
+    family, folder = teacher.family, Path(folder)
     network = getattr(network, "inner", network)
+    if not hasattr(network, "save_pretrained"):  # a `Denoiser` has the network that is meant
+        hint = ", which is its .network" if hasattr(network, "network") else ""
+        raise UserError(f"the network is {shown(network)}; it must be a Backbone or a diffusers model{hint}")
     encoders: list[Any] = [] if family.casts_embeddings else list(teacher.text_encoders().values())
     dtypes = [encoder.dtype for encoder in encoders]
     try:
@@ -36,13 +44,31 @@ def export_student(teacher: Teacher, network: Any, scheduler: Any, folder: Path)
             encoder.to(dtype)
 
 
-def export_one_step(teacher: Teacher, network: Any, time: float | Tensor, folder: Path) -> None:
-    """Write the stock pipeline of a one-step student that takes noise at the time."""
+def export_one_step(teacher: Teacher, network: Any, time: float | Tensor, folder: str | Path) -> None:
+    """Write the stock pipeline of a one-step student that takes noise at the time.
+
+    Args:
+        teacher, network, folder: as in `export_student`.
+        time: in the units of the teacher's schedule, such as `teacher.schedule.last`.
+
+    Raises:
+        UserError: as `export_student`.
+        ValueError: the time is none of the schedule's, or no stock scheduler starts there.
+    """
     export_student(teacher, network, teacher.family.one_step_scheduler(teacher, time), folder)
 
 
-def export_few_steps(teacher: Teacher, network: Any, time: float | Tensor, steps: int, folder: Path) -> None:
-    """Write the stock pipeline of a student of several steps that takes noise at the time."""
+def export_few_steps(teacher: Teacher, network: Any, time: float | Tensor, steps: int, folder: str | Path) -> None:
+    """Write the stock pipeline of a student of several steps that takes noise at the time.
+
+    Args:
+        teacher, network, time, folder: as in `export_one_step`.
+        steps: number of steps.
+
+    Raises:
+        UserError: as `export_student`.
+        ValueError: as `export_one_step`.
+    """
     export_student(teacher, network, teacher.family.few_step_scheduler(teacher, time, steps), folder)
 
 

@@ -16,7 +16,7 @@ from .families import family_of
 from .pipeline_folder import WEIGHTS, Part, PipelineFolder, first_line, read_object, variants
 
 
-def open_pipeline(source: str, variant: str | None = None) -> PipelineFolder:
+def open_pipeline(source: str | Path, variant: str | None = None) -> PipelineFolder:
     """Find the files of a pipeline; those of a hub id are downloaded, or taken from the cache.
 
     Args:
@@ -27,6 +27,7 @@ def open_pipeline(source: str, variant: str | None = None) -> PipelineFolder:
         UserError: there is nothing at `source`, it is no pipeline, or a repository has a pipeline class that is not
             supported.
     """
+    source = str(source)
     folder, where = Path(source), ""
     if not folder.is_dir():
         local = folder.exists() or folder.parent.is_dir()  # beside other folders: a mistyped folder, not a hub id

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from diffdistill.diffusion import Denoiser, Network, PredictionType, Schedule
 from diffdistill.diffusion.condition import Condition, concatenate
-from diffdistill.errors import UserError
+from diffdistill.errors import UserError, shown
 
 from .backbone import Backbone
 from .digests import pipeline_settings, weights_digest
@@ -25,6 +26,7 @@ from .families import Family, family_of
 from .hub import open_pipeline
 from .latents import LatentSpace
 from .pipeline_folder import PipelineFolder
+from .text import text_list
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,7 +81,7 @@ class Teacher:
         return Denoiser(network or self.backbone, self.schedule, self.prediction_type)
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str], batch_size: int = 64) -> Condition:
+    def embed(self, prompts: Iterable[str], batch_size: int = 64) -> Condition:
         """The condition of prompts, N rows, as the stock pipeline makes it.
 
         Args:
@@ -87,11 +89,10 @@ class Teacher:
             batch_size: number of texts that the text encoders read at once.
 
         Raises:
-            ValueError: there are no prompts.
+            UserError: there are no prompts, there is one text in place of a list, or an item is no text.
         """
-        if not prompts:
-            raise ValueError("there are no prompts to embed")
-        chunks = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+        texts = text_list(prompts)
+        chunks = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
         found = {f"batch {i}": self.family.embed(self.pipeline, chunk) for i, chunk in enumerate(chunks)}
         if len(found) == 1:
             return found["batch 0"]
@@ -139,7 +140,7 @@ class Teacher:
         return found.hexdigest()[:16]
 
 
-def load_teacher(source: str | PipelineFolder, dtype: str = "float32", variant: str | None = None) -> Teacher:
+def load_teacher(source: str | Path | PipelineFolder, dtype: str = "float32", variant: str | None = None) -> Teacher:
     """Load a pipeline from a folder or the hub, with frozen weights.
 
     Args:
@@ -155,7 +156,9 @@ def load_teacher(source: str | PipelineFolder, dtype: str = "float32", variant: 
     """
     if dtype not in DTYPES:
         raise UserError(f"the teacher's dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-    files = open_pipeline(source, variant) if isinstance(source, str) else source
+    if not isinstance(source, str | Path | PipelineFolder):
+        raise UserError(f"the teacher is {shown(source)}; it must be a folder or a hub id")
+    files = source if isinstance(source, PipelineFolder) else open_pipeline(source, variant)
     source = files.source
     family = family_of(files.index.get("_class_name"), source)
     wanted = {name: part for name, part in family.parts.items() if not (part.optional and files.lacks(name))}

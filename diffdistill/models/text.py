@@ -6,17 +6,36 @@ Like `encode_prompt` of the stock pipelines, this expands textual-inversion toke
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from diffdistill.errors import UserError
+from diffdistill.errors import UserError, shown
 from diffdistill.launched import rank_and_processes
 
 from .pipeline_folder import quiet
 
 VERY_LARGE = 10**9  # transformers gives a tokenizer without a length the length 1e30
+
+
+def text_list(prompts: Iterable[str]) -> list[str]:
+    """Prompts as a list; an iterator is read to its end.
+
+    Raises:
+        UserError: there is one text in place of a list, an item is no text, or there are no prompts.
+    """
+    if isinstance(prompts, str):  # otherwise each letter would be a prompt
+        raise UserError(f"prompts is {shown(prompts)}; it must be a list of texts, so put the text into brackets")
+    if not isinstance(prompts, Iterable):
+        raise UserError(f"prompts is {shown(prompts)}; it must be a list of texts")
+    texts = list(prompts)
+    wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise UserError(f"prompts[{wrong}] is {shown(texts[wrong])}; it must be a text")
+    if not texts:
+        raise UserError("there are no prompts; give one for each image")
+    return texts
 
 
 def fit_length(tokenizer: Any, text_encoder: Any) -> None:

@@ -93,6 +93,12 @@ def test_sizes_that_do_not_fit_are_refused(photos: Path, monkeypatch: pytest.Mon
     assert load_captioned(CaptionedData(str(photos), size=16)).images.shape == (5, 3, 16, 16)
     with pytest.raises(UserError, match="size is 16, and the model takes images of 32 by 32 pixels"):
         load_captioned(CaptionedData(str(photos), size=16), (32, 32))
+    small = "photos: 4.png: the image has 8 by 8 pixels, but the model takes 32 by 32; .* set size to 32"
+    with pytest.raises(UserError, match=small):
+        load_captioned(CaptionedData(str(photos)), (32, 32))
+    emoji = str(save_tiny_pictures(photos.parent / "set"))
+    with pytest.raises(UserError, match="set: the image has 64 by 64 pixels, but the model takes 96 by 96"):
+        load_captioned(CaptionedData(emoji), (96, 96))
     monkeypatch.setattr(module, "MOST_BYTES", 1000)
     with pytest.raises(UserError, match="take fewer, or set size"):
         load_captioned(CaptionedData(str(photos), size=16))

@@ -19,7 +19,7 @@ from diffdistill.diffusion import (
     perpendicular,
     predictions,
 )
-from diffdistill.distill import RESIDUALS, JudgingOptions, judge
+from diffdistill.distill import RESIDUALS, JudgingOptions, judge, score_distillation_loss
 
 VP = VPSchedule.from_config({"beta_schedule": "linear"})
 SCALE = 7.5
@@ -182,3 +182,16 @@ def test_samples_of_a_mixture_have_its_moments() -> None:
     second = weights @ (MEANS.square() + model.stds[:, None] ** 2)
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.04)
     torch.testing.assert_close(x.square().mean(0), second, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")])
+def test_a_scale_that_is_not_finite_is_refused(scale: float) -> None:
+    model, x_t, t = setting("eps")
+    says = f"the guidance scale is {scale}; it must be a finite number"
+    with pytest.raises(ValueError, match=says):
+        guided(model, x_t, t, prompt(0), prompt(1), scale)
+    args = (model, x_t, t, torch.ones_like(x_t), prompt(0), prompt(1))
+    with pytest.raises(ValueError, match=says):
+        score_distillation_loss("vsd", "sigma2", *args, scale, fake=model)
+    with pytest.raises(ValueError, match=says):
+        score_distillation_loss("vsd", "sigma2", *args, 2.0, fake=model, fake_guidance_scale=scale)

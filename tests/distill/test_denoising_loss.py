@@ -96,3 +96,14 @@ def test_errors() -> None:
         denoising_loss(model, x0, t, eps, None, "alpha_eps")
     with pytest.raises(ValueError, match="must be equal"):
         denoising_loss(model, x0, t, eps[:, :2], None)
+    for wrong in (t[:1], t[0], t[:2]):
+        with pytest.raises(ValueError, match=r"t has shape .*; one time per sample is \(6,\)"):
+            denoising_loss(model, x0, wrong, eps, None)
+
+
+def test_a_time_per_token() -> None:
+    schedule = SCHEDULES[0]
+    x0, t, eps = batch(schedule)
+    model = GaussianTeacher(schedule, 0.3, 0.6, "eps")
+    tokens = t[:, None].expand(6, 4)
+    assert torch.equal(denoising_loss(model, x0, tokens, eps, None), denoising_loss(model, x0, t, eps, None))

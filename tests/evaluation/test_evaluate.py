@@ -68,6 +68,8 @@ def test_images_in_every_form_have_the_numbers_of_their_features() -> None:
         (pixels("made"), pixels("real")),
         (pixels("made").float() / 255, features),
         (open_source("made"), InMemory(pixels("real"))),
+        (list(pixels("made")), pixels("real").split(5)),
+        ((batch.float() / 255 for batch in pixels("made").split(4)), iter(pixels("real"))),
     )
     for images, reference in forms:
         report = measured(images, reference)
@@ -75,7 +77,10 @@ def test_images_in_every_form_have_the_numbers_of_their_features() -> None:
             assert report[name] == pytest.approx(value, rel=1e-9), (name, images)
         assert (report["n"], report["n_reference"]) == (9, 12)
         assert report["protocol"]["protocol"] == str(PROTOCOL) and "floor" not in report
-    assert report["pictures"] == "made" and measured(pixels("made"), "real")["pictures"] == "images in memory"
+    assert (
+        measured("made", "real")["pictures"] == "made"
+        and measured(pixels("made"), "real")["pictures"] == "images in memory"
+    )
     assert measured("made", "real", n=5)["n"] == 5
 
 
@@ -122,6 +127,21 @@ def test_what_makes_no_sense_is_refused() -> None:
         measured("made", "real", metrics=("fids",))
     with pytest.raises(UserError, match=r"should have shape \(N, 3, H, W\), got \(3, 4, 4\)"):
         measured(torch.zeros(3, 4, 4), "real")
+    for images, says in (
+        (None, "images is None; it must be a path, a source, a tensor of images or a list of tensors"),
+        (FeatureRows(4), "images is a FeatureRows|images is FeatureRows"),
+        (torch.zeros(2, 3, 4, 4).numpy(), r"images\[0\] is a ndarray; .*torch.from_numpy"),
+        (["made/0.png"], r"images\[0\] is 'made/0.png'; it must be a tensor"),
+        ([torch.zeros(4, 4)], r"images\[0\] has shape \(4, 4\)"),
+        ([], "images holds no image"),
+        ([torch.zeros(3, 4, 4), torch.zeros(3, 5, 5)], r"images\[1\] holds torch.float32 \(3, 5, 5\)"),
+        ([torch.zeros(3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)], "they must be of one size and dtype"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            measured(images, "real")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"reference\[0\] is 1;"):
+        measured("made", [1, 2])
     other = FeatureRows(4, {"extractor": "large"}, "elsewhere")
     other.update(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(UserError, match="elsewhere .* measured under different protocols"):

@@ -8,7 +8,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from made import made
+from PIL import Image
 
+from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods.autoencoder import (
     Autoencoder,
@@ -151,3 +153,43 @@ def test_a_start_that_is_no_autoencoder_is_one_line(tmp_path: Path, edit: Callab
     with pytest.raises(UserError, match=says) as caught:
         made(Autoencoder, data__source=str(EMOJI), init_from=str(tmp_path / "vae"), latent_channels=4)
     assert "\n" not in str(caught.value) and "teacher" not in str(caught.value)
+
+
+def folder_of(tmp_path: Path, width: int, height: int) -> str:
+    folder = tmp_path / f"{width}x{height}"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (width, height), (40 * i, 90, 200)).save(folder / f"{i}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("sides", "more", "says"),
+    [
+        (
+            (64, 64),
+            {"data__size": 20},
+            "have 20 by 20 pixels.*multiples of 8; set data.size to 16 or 24, or crop to 16",
+        ),
+        ((65, 63), {}, "have 65 by 63 pixels.*set data.size to 56 or 64, or crop to 56"),
+        ((64, 64), {"data__size": 5}, "have 5 by 5 pixels.*set data.size to 8$"),
+        ((64, 64), {"data__size": 20, "crop": 20}, "crop is 20; it must be a multiple of 8, at most 16"),
+    ],
+)
+def test_sides_that_cannot_be_halved_name_the_setting(
+    tmp_path: Path, sides: tuple[int, int], more: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        made(Autoencoder, data__source=folder_of(tmp_path, *sides), block_out_channels=(8, 8, 8, 8), **more)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sides", [(20, 22), (22, 20)])
+def test_crops_of_images_with_other_sides_train_and_are_shown(tmp_path: Path, sides: tuple[int, int]) -> None:
+    source = folder_of(tmp_path, *sides)
+    method = made(Autoencoder, data__source=source, block_out_channels=(8, 8, 8, 8), crop=16)
+    random = SampleRandom(0, range(8))
+    assert method.batch([0, 1, 2, 0, 1, 2, 0, 1], random)["images"].shape == (8, 3, 16, 16)
+    with torch.no_grad():
+        shown = method.validate().images
+    assert shown is not None and shown.shape == (6, 3, 16, 16)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from made import made
 
+from diffdistill.data.captioned import CaptionedData
 from diffdistill.errors import UserError
 from diffdistill.methods import ASD, BOOT, DMD2, Consistency, OptimizerSettings, Progressive, SiD, SwiftBrush
 from diffdistill.training.loop import Trainer
@@ -96,3 +97,28 @@ def test_an_eps_that_is_none_is_refused(folder: Path, value: float) -> None:
 def test_a_decay_that_is_none_is_refused(pictures: str, value: float) -> None:
     with pytest.raises(UserError, match=f"weight_decay is {value}; it must be a number from 0"):
         any_step_builds.build(pictures, "mean_flow", optimizer__weight_decay=value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"betas": 0.9}, r"betas are 0.9; they must be two numbers in \[0, 1\), such as \(0.9, 0.999\)"),
+        ({"betas": (0.9,)}, r"betas are \(0.9,\); they must be two numbers"),
+        ({"betas": ("0.9", "0.99")}, "they must be two numbers"),
+        ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\)"),
+        ({"learning_rate": "1e-3"}, "a learning rate is '1e-3'; it must be above 0"),
+        ({"learning_rate": None}, "a learning rate is None"),
+        ({"weight_decay": "0"}, "weight_decay is '0'; it must be a number from 0"),
+        ({"eps": "1e-8"}, "eps is '1e-8'; it must be above 0"),
+    ],
+)
+def test_values_of_another_type_are_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        OptimizerSettings(**{"learning_rate": 1e-3, **given})
+
+
+@pytest.mark.parametrize("kind", [*ONE_STEP, Consistency])
+def test_a_teacher_without_settings_is_refused(kind: Any, pictures: str, folder: Path) -> None:
+    source: Any = {"data": CaptionedData(pictures)} if kind is Consistency else {"prompts": str(folder / "prompts.txt")}
+    with pytest.raises(UserError, match=r"teacher is 'a/b'; it must be settings, such as TeacherSettings\("):
+        kind("a/b", **source)

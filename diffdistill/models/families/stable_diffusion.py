@@ -72,10 +72,10 @@ class StableDiffusion(Family):
         pipeline.check_inputs("a photo", height, width, None)
 
     def one_step_scheduler(self, teacher: Teacher, time: float | Tensor) -> Any:
-        return vp.one_step_scheduler(teacher, int(time))
+        return vp.one_step_scheduler(teacher, time)
 
     def few_step_scheduler(self, teacher: Teacher, time: float | Tensor, steps: int) -> Any:
-        return vp.few_step_scheduler(teacher, int(time))
+        return vp.few_step_scheduler(teacher, time)
 
 
 def stock_pipeline(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any = None) -> Any:

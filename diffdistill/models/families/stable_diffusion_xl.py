@@ -126,7 +126,7 @@ class StableDiffusionXL(Family):
         pipeline.check_inputs("a photo", None, height, width, None)
 
     def one_step_scheduler(self, teacher: Teacher, time: float | Tensor) -> Any:
-        return vp.one_step_scheduler(teacher, int(time))
+        return vp.one_step_scheduler(teacher, time)
 
     def few_step_scheduler(self, teacher: Teacher, time: float | Tensor, steps: int) -> Any:
-        return vp.few_step_scheduler(teacher, int(time))
+        return vp.few_step_scheduler(teacher, time)

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from diffdistill.diffusion import PredictionType, VPSchedule, from_diffusers_prediction_type
 
 if TYPE_CHECKING:
@@ -43,10 +45,15 @@ def process(config: Mapping[str, Any], written: Mapping[str, Any]) -> tuple[VPSc
     return schedule, kind
 
 
-def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
-    """A DDIMScheduler whose only trailing step is at t_star; the betas after t_star are cut off."""
+def one_step_scheduler(teacher: Teacher, time: float | Tensor) -> Any:
+    """A DDIMScheduler whose only trailing step is at the time t_star; the betas after t_star are cut off.
+
+    Raises:
+        ValueError: the time is none of the schedule's.
+    """
     from diffusers import DDIMScheduler
 
+    t_star = _whole(teacher, time)
     return DDIMScheduler(
         num_train_timesteps=t_star + 1,
         trained_betas=_betas(teacher, t_star),
@@ -58,10 +65,15 @@ def one_step_scheduler(teacher: Teacher, t_star: int) -> Any:
     )
 
 
-def few_step_scheduler(teacher: Teacher, t_star: int) -> Any:
-    """An LCMScheduler on the schedule cut after t_star, so that the first of any number of steps is at t_star."""
+def few_step_scheduler(teacher: Teacher, time: float | Tensor) -> Any:
+    """An LCMScheduler on the schedule cut after the time t_star, so that the first of any number of steps is there.
+
+    Raises:
+        ValueError: the time is none of the schedule's.
+    """
     from diffusers import LCMScheduler
 
+    t_star = _whole(teacher, time)
     return LCMScheduler(
         num_train_timesteps=t_star + 1,
         trained_betas=_betas(teacher, t_star),
@@ -98,6 +110,16 @@ def _schedule(teacher: Teacher) -> VPSchedule:
     if not isinstance(teacher.schedule, VPSchedule):
         raise ValueError(f"teacher {teacher.source} has no variance-preserving schedule")
     return teacher.schedule
+
+
+def _whole(teacher: Teacher, time: float | Tensor) -> int:
+    """The time as an index of the teacher's schedule; a fraction of the schedule is none, nor is a time between two."""
+    value, last = float(time), _schedule(teacher).last
+    if not (value.is_integer() and 0 <= value <= last):
+        raise ValueError(
+            f"the time is {value:g}; the times of this teacher's schedule are the whole numbers from 0 to {last}"
+        )
+    return int(value)
 
 
 def _betas(teacher: Teacher, t_star: int) -> list[float]:
