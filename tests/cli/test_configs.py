@@ -51,7 +51,9 @@ def test_parameter_groups_in_a_file(stand_ins: Path, tmp_path: Path, capsys: pyt
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"]["init_args"]["optimizer"]
     (group,) = kept["groups"]
     assert group.get("init_args", group)["pattern"] == "conv_in"
-    assert main([*run, "--overwrite", "true", "--config", str(tmp_path / "run" / "config.yaml")]) == 0  # it reads itself
+    assert (
+        main([*run, "--overwrite", "true", "--config", str(tmp_path / "run" / "config.yaml")]) == 0
+    )  # it reads itself
     recipe["method"]["init_args"]["optimizer"]["groups"][0]["pattern"] = "no such name"
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main([*run, "--overwrite", "true"]) == 2
