@@ -13,6 +13,18 @@ _UNKNOWN = (
 )
 _LONGEST = 300
 
+# keys of recipes before settings were nested, and where they are now; the first that the method has is named
+_RENAMED = {
+    "images": ("adversary.data.source", "data.source"),
+    "real_images": ("adversary.data.source", "data.source"),
+    "captions": ("adversary.data.captions", "data.captions"),
+    "adam_eps": ("optimizer.eps",),
+    "betas": ("optimizer.betas",),
+    "learning_rate": ("optimizer.learning_rate",),
+    "fake_score": ("fake.network",),
+    "half_export": ("export.half",),
+}
+
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """The error for a key that is not in `known`, which holds dotted keys; it always names the nearest one.
@@ -20,6 +32,10 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     >>> unknown_key("training.batchsize", ["output_dir", "training.batch_size"])
     "unknown key 'training.batchsize'; the nearest is 'training.batch_size'"
     """
+    old = key.removeprefix("method.").removeprefix("init_args.")
+    for new in (f"method.{new}" for new in _RENAMED.get(old, ()) if key.startswith("method.")):
+        if new in known:
+            return f"unknown key {key!r}; the nearest is {new!r}"
     dotted = difflib.get_close_matches(key, known, 1, cutoff=0.7)
     word = key.split(".")[-1]
     section = [k for k in known if "." in key and k.startswith(key.split(".")[0] + ".")]
@@ -36,12 +52,16 @@ def explain(message: str, known: Sequence[str]) -> str:
         known: the dotted keys that are valid.
     """
     owners = re.findall(r'Parser key "([\w.]+)":', message)
-    inside = owners[0] + "." if len(owners) > 1 else ""
+    inside = owners[0] + "." if len(set(owners)) > 1 else ""
     for pattern in _UNKNOWN:
         if odd := re.search(pattern, message):
             parts = odd.groupdict()
             group = parts.get("group") or (owners[0] if owners else "")
-            return unknown_key(f"{group}.{parts['key']}" if group else parts["key"], known)
+            path = f"{group}.{parts['key']}" if group else parts["key"]
+            begins = {name.split(".")[0] for name in known}
+            if owners and path.split(".")[0] not in begins and owners[0] in begins:  # a group of the method
+                path = f"{owners[0]}.{path}"
+            return unknown_key(path, known)
     for nest in re.finditer(r'Parser key "([\w.]+)":\s+Unable to load config [\'"](.*?)[\'"]', message):
         key = inside + nest[1]
         if inner := [name for name in known if name.startswith(f"{key}.")]:
@@ -55,7 +75,8 @@ def explain(message: str, known: Sequence[str]) -> str:
     innermost = message[message.rfind('Parser key "') :] if owners else message
     key = inside + owners[-1] if owners else ""
     if wrong := re.search(r"Expected an? (.+?)\. Got value: (.*)", innermost):
-        return f"{key} is {_value(wrong[2])}; expected {_type_name(wrong[1])}"
+        hint = " (.inf for infinity)" if wrong[2].strip().lower() in ("inf", "-inf") else ""
+        return f"{key} is {_value(wrong[2])}; expected {_type_name(wrong[1])}{hint}"
     if wrong := re.search(r"Subtypes: \[(.+?)\]\s.*?Given value: (.*?)\s*$", innermost, re.DOTALL | re.MULTILINE):
         return f"{key} is {_value(wrong[2])}; expected {_type_name(wrong[1])}"
     line = " ".join(message.split())

@@ -24,7 +24,18 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from diffdistill.cli.config_errors import explain, unknown_key
-from diffdistill.cli.nested import built, flattened, known_keys, put, refuse_nulls, take_nulls
+from diffdistill.cli.config_files import check_method, check_options, config_first, read_config, value_of, without_value
+from diffdistill.cli.nested import (
+    built,
+    check_groups,
+    flattened,
+    known_keys,
+    known_types,
+    put,
+    refuse_null,
+    refuse_nulls,
+    take_nulls,
+)
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 from diffdistill.launched import rank_and_processes
@@ -47,11 +58,18 @@ class _ParserError(Exception):
 
 
 class _Parser(ArgumentParser):
+    nulls: Sequence[str] = ()  # dotted keys that `take_nulls` found; `--print_config` prints before `parse` puts them
+
+    def dump(self, cfg: Namespace, *args: Any, **options: Any) -> str:
+        for key in self.nulls:
+            put(cfg, key, None)
+        return super().dump(cfg, *args, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise _ParserError(str(message))
 
 
-def build_parser(for_help: bool = False) -> ArgumentParser:
+def build_parser(for_help: bool = False) -> _Parser:
     """The schema: `method`, `training` and a few keys of the run. It needs torch, not diffusers.
 
     Args:
@@ -96,14 +114,26 @@ def parse(argv: Sequence[str], default_config: str | None = None) -> tuple[Argum
         UserError: the file is missing, a key is unknown (the message names the nearest one), or a value has another
             type.
     """
-    arguments = _config_first(argv, default_config)
+    from diffdistill.training.settings import TrainingSettings
+
+    arguments = config_first(argv, default_config)
     method = _chosen_method(arguments)
-    parser = build_parser(for_help=method is None and not {"-h", "--help"}.isdisjoint(arguments))
-    arguments, nulls = take_nulls(arguments, [] if method is None else list(known_keys(method, "method")))
+    for_help = method is None and not {"-h", "--help"}.isdisjoint(arguments)
+    parser = build_parser(for_help)
+    types = {} if method is None else known_types(method, "method")
+    known = [] if for_help else _known_keys(parser, method)  # of all methods if none is chosen, which takes seconds
+    if not for_help:
+        _check_files(arguments, method, known)
+        check_options(arguments, types | {"training": TrainingSettings})
+    arguments, nulls = take_nulls(arguments, types)
+    for key in nulls:
+        refuse_null(types[key], key)
+    parser.nulls = [key.replace("method.", "method.init_args.", 1) for key in nulls]
     try:
         namespace = parser.parse_args(arguments)
     except _ParserError as error:
-        raise UserError(explain(str(error), _known_keys(parser, method))) from None
+        problem = without_value(str(error), arguments) or explain(str(error), known or _known_keys(parser, method))
+        raise UserError(problem) from None
     for key in nulls:
         put(_init_args(namespace), key.removeprefix("method."), None)
     _refuse_nulls(namespace)
@@ -167,58 +197,6 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
 # ---- before parsing -------------------------------------------------------------------------------------------
 
 
-def _config_first(argv: Sequence[str], default: str | None) -> list[str]:
-    """The arguments with the config file (positional, --config X, --config=X, or a resumed run's own) in front."""
-    rest, files = list(argv), []
-    if rest and not rest[0].startswith("-"):
-        files.append(rest.pop(0))
-    options: list[str] = []
-    while rest:
-        argument = rest.pop(0)
-        if argument.startswith("--config="):
-            files.append(argument.removeprefix("--config="))
-        elif argument == "--config" and rest:
-            files.append(rest.pop(0))
-        else:
-            options.append(argument)
-    folder = _value_of(options, "--output_dir")
-    if not files and folder and _value_of(options, "--resume") and (Path(folder) / "config.yaml").is_file():
-        files.append(str(Path(folder) / "config.yaml"))
-    elif not files and default is None and _value_of(options, "--resume"):
-        raise UserError(
-            f"there is no run to resume in {folder}" if folder else "--resume needs --output_dir of the run"
-        )
-    if not files and default is not None:
-        files.append(default)
-    front: list[str] = []
-    for file in map(find, files):
-        if not Path(file).is_file():
-            raise UserError(f"there is no config file {file}{_nearest(Path(file))}")
-        front += ["--config", file]
-    return front + options
-
-
-def _nearest(missing: Path) -> str:
-    """The hint "; did you mean ...?" with a file of a similar name in its folder or in configs/; or nothing."""
-    for folder in (missing.parent, Path(find("configs"))) if missing.name else ():
-        there = [path.name for path in folder.glob("*.yaml")]
-        close = difflib.get_close_matches(missing.with_suffix(".yaml").name, there, 1, 0.8)
-        if close:
-            return f"; did you mean {folder / close[0]}?"
-    return ""
-
-
-def _value_of(arguments: Sequence[str], option: str) -> str | None:
-    """The last value that is given to an option as `--option value` or `--option=value`."""
-    value = None
-    for i, argument in enumerate(arguments):
-        if argument.startswith(option + "="):
-            value = argument[len(option) + 1 :]
-        elif argument == option and i + 1 < len(arguments):
-            value = arguments[i + 1]
-    return value
-
-
 def _chosen_method(arguments: Sequence[str]) -> type | None:
     """The class of the method; None if the parser will say what is wrong.
 
@@ -226,9 +204,9 @@ def _chosen_method(arguments: Sequence[str]) -> type | None:
         UserError: the file is no YAML mapping, there is no such class, or the `method` section has other keys than
             class_path and init_args.
     """
-    name: Any = _value_of(arguments, "--method.class_path") or _value_of(arguments, "--method")
-    file = _value_of(arguments, "--config")
-    content = _read_config(file) if file is not None else {}
+    name: Any = value_of(arguments, "--method.class_path") or value_of(arguments, "--method")
+    file = value_of(arguments, "--config")
+    content = read_config(file) if file is not None else {}
     if name is None:
         name = content.get("method")
         if isinstance(name, Mapping):
@@ -240,14 +218,23 @@ def _chosen_method(arguments: Sequence[str]) -> type | None:
     return _method_class(name) if isinstance(name, str) else None
 
 
-def _read_config(file: str) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"config file {file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"config file {file} holds no keys; it should have method, training and output_dir")
-    return content
+def _check_files(arguments: Sequence[str], method: type | None, known: Sequence[str]) -> None:
+    """Refuse what the parser would take from the config files without a word, or refuse in words of its own."""
+    from diffdistill.training.settings import TrainingSettings
+
+    sections = {key.split(".")[0] for key in known}
+    for i in (i for i, argument in enumerate(arguments[:-1]) if argument == "--config"):
+        content = read_config(arguments[i + 1])
+        for key in content:
+            if str(key).split(".")[0] not in sections:
+                raise UserError(unknown_key(str(key), known))
+        if not isinstance(content.get("training", ""), str):
+            check_groups(TrainingSettings, content["training"], "training", known)
+        section = content.get("method")
+        if isinstance(section, Mapping) and "init_args" in section:
+            name = section.get("class_path")
+            if chosen := _method_class(name) if isinstance(name, str) else method:
+                check_method(chosen, section["init_args"], known if chosen is method else ())
 
 
 def _method_class(name: str) -> type:
@@ -299,6 +286,8 @@ def _check_run(namespace: Namespace, run: Path) -> None:
     """Raise UserError where the folder of the run, or a tracker, cannot be used."""
     if namespace.resume and namespace.overwrite:
         raise UserError("resume continues a run and overwrite removes it; give only one of them")
+    if not str(namespace.output_dir).strip():
+        raise UserError("output_dir is empty; name a folder")
     if run.exists() and not run.is_dir():
         raise UserError(f"output_dir {run} is a file; name a folder")
     check_writable(run, "output_dir")

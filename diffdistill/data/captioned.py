@@ -6,6 +6,7 @@ names the images. All images are read into memory, as uint8 and in one size.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from diffdistill.errors import UserError
+from diffdistill.launched import rank_and_processes
 
 if TYPE_CHECKING:
     from diffdistill.data.source import Source
@@ -40,6 +42,8 @@ class CaptionedData:
     size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.source is not None and not self.source.strip():
+            raise UserError("source is empty; name a folder, .zip, .npz or .tar of images")
         if self.size is not None and self.size < 1:
             raise UserError(f"size is {self.size}; it must be a number of pixels from 1, or null")
 
@@ -127,7 +131,10 @@ def _captions(source: Source, data: CaptionedData) -> list[str]:
     if data.captions is not None:
         from diffdistill.data.captions import captions_for, captions_of_file
 
-        return captions_for(captions_of_file(data.captions), source, len(source))[0]
+        texts, how = captions_for(captions_of_file(data.captions), source, len(source))
+        if how.get("paired_by") == "order" and rank_and_processes()[0] == 0:
+            print(f"note: captions of {data.captions} are paired with images by order", file=sys.stderr, flush=True)
+        return texts
     found = source.captions()
     if found is None:
         raise UserError(

@@ -140,9 +140,11 @@ class VPSchedule(Schedule):
                 `rescale_betas_zero_snr`, with diffusers' default values where missing.
 
         Raises:
-            ValueError: a beta schedule that is not supported.
+            ValueError: a beta schedule that is not supported, or a number of steps that is none.
         """
-        trained = config.get("trained_betas")
+        trained, steps = config.get("trained_betas"), config.get("num_train_timesteps", 1000)
+        if trained is None and (not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"num_train_timesteps is {steps!r}; it must be a whole number from 1")
         if trained is not None:
             betas = torch.as_tensor(trained, dtype=torch.float64)
         else:
@@ -150,7 +152,7 @@ class VPSchedule(Schedule):
                 config.get("beta_schedule", "linear"),
                 config.get("beta_start", 0.0001),
                 config.get("beta_end", 0.02),
-                config.get("num_train_timesteps", 1000),
+                steps,
             )
         schedule = cls.from_betas(betas)
         rescale = config.get("rescale_betas_zero_snr", False)

@@ -95,7 +95,7 @@ class Judge:
                     "fake.network is lora, and the gradients of a teacher in float16 underflow; set teacher.dtype to "
                     "bfloat16"
                 )
-            targets = fake.lora.targets or self.teacher.family.lora_targets
+            targets = self.teacher.family.lora_targets if fake.lora.targets is None else fake.lora.targets
             network = add_lora(self.teacher.backbone, fake.lora.rank, fake.lora.alpha, targets)
         else:
             network = full_copy(self.teacher.backbone)

@@ -112,11 +112,22 @@ class LoraSettings:
         rank: rank of the adapters.
         alpha: scale of the adapters times their rank.
         targets: endings of the names of the layers that get an adapter; null for those of the teacher's family.
+
+    Raises:
+        UserError: a number is out of its range, or there are no targets.
     """
 
     rank: int = 64
     alpha: float = 108.0
     targets: tuple[str, ...] | None = ("to_q", "to_v")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"rank is {self.rank}; it must be at least 1")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"alpha is {self.alpha}; it must be a number above 0")
+        if self.targets is not None and not self.targets:
+            raise UserError("targets is empty; name at least one, such as to_q, or set null for the family's own")
 
 
 @dataclass(frozen=True)
@@ -156,6 +167,9 @@ class FakeScore:
     lora: LoraSettings = field(default_factory=LoraSettings)
 
     def __post_init__(self) -> None:
+        for name, valid in (("network", ("lora", "full")), ("train_times", ("all", "judged"))):
+            if getattr(self, name) not in valid:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(repr, valid))}")
         look_up(DENOISING_WEIGHTS, self.weight, "weight")
         check_shares(drop_text=self.drop_text or 0.0)
         scales = {"guidance_scale": self.guidance_scale, "train_guidance_scale": self.train_guidance_scale}

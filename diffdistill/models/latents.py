@@ -9,6 +9,8 @@ keep none.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ class LatentSpace:
     Attributes:
         channels: number of channels of a latent, C.
         factor: number of pixels along the side of a latent's cell.
+
+    Raises:
+        UserError: the scaling factor is no number above 0, or the shift factor no number.
     """
 
     def __init__(self, autoencoder: Any) -> None:
@@ -40,8 +45,10 @@ class LatentSpace:
         widths = config.get("block_out_channels") or config.get("encoder_block_out_channels")
         self.channels: int = config.latent_channels
         self.factor: int = 2 ** (len(widths) - 1)
-        self.scale: float = config.get("scaling_factor") or 1.0
-        self.shift: float = config.get("shift_factor") or 0.0
+        self.scale = _number(config, "scaling_factor", 1.0)
+        self.shift = _number(config, "shift_factor", 0.0)
+        if not self.scale > 0:
+            raise UserError(f"the autoencoder's scaling_factor is {self.scale}; it must be above 0, or null for 1")
         mean, std = config.get("latents_mean"), config.get("latents_std")
         # mean and standard deviation of each channel, (C, 1, 1), if the autoencoder has both
         self.statistics = None if mean is None or std is None else (_column(mean), _column(std))
@@ -117,6 +124,16 @@ def load_autoencoder(source: str) -> Any:
     if not folder.is_dir():
         raise UserError(f"there is no autoencoder at {source}: expected a folder with an AutoencoderKL")
     return PipelineFolder(source, folder, {}, noun="autoencoder", kind="autoencoder").load(".", KL)
+
+
+def _number(config: Mapping[str, Any], name: str, default: float) -> float:
+    """A number of an autoencoder's settings; the default value if it is absent or null."""
+    value = config.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"the autoencoder's {name} is {value!r}; it must be a finite number, or null for {default:g}")
+    return value
 
 
 def _column(values: Any) -> Tensor:

@@ -114,7 +114,9 @@ class PipelineFolder:
             UserError: there are no weights in safetensors; or there are no plain files and several variants, none of
                 which was asked for.
         """
-        found = variants(path.name for path in (self.folder / part).glob("*.safetensors"))
+        found = self._variants(part)
+        if not found and part != "." and not (self.folder / part).is_dir():
+            raise UserError(f"{self._named(part)} is missing{self.missing_where}: there is no folder {part}")
         if not found:
             raise UserError(
                 f"{self._named(part)} has no *.safetensors weights{self.missing_where}; "
@@ -130,6 +132,18 @@ class PipelineFolder:
                 f"{self._named(part)} has weights of the variants {names} and no plain ones; keep one variant"
             )
         return found.pop()
+
+    def check_variant(self, parts: Iterable[str]) -> None:
+        """Raise UserError where a variant is asked for and no part has it. A part may lack it: it is then as stored."""
+        found = set[str | None]().union(*map(self._variants, parts))
+        if self.wanted_variant is not None and self.wanted_variant not in found:
+            there = ", ".join(sorted("plain files" if name is None else name for name in found))
+            raise UserError(
+                f"{self.noun} {self.source} has no weights of the variant {self.wanted_variant!r}; there are: {there}"
+            )
+
+    def _variants(self, part: str) -> set[str | None]:
+        return variants(path.name for path in (self.folder / part).glob("*.safetensors"))
 
     def lacks(self, part: str) -> bool:
         """Whether the index lists the part as null or not at all."""

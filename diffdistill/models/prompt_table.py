@@ -110,10 +110,13 @@ def embed_prompts(teacher: Teacher, prompts: Sequence[str], device: torch.device
             )
         return PromptsOnDemand(teacher, prompts, device)
     first = int(os.environ.get("LOCAL_RANK") or rank_and_processes()[0]) == 0 or rank_and_processes()[1] == 1
-    while (found := _read(file)) is None:
+    two = _parts(teacher.family.embed(teacher.pipeline, ["", ""]))
+    shared = {name for name, part in two.items() if len(part) == 1}  # one row for any number of prompts
+    rows = {name: 1 if name in shared else len(prompts) for name in two}
+    while (found := _read(file, rows)) is None:
         if first:
-            _write(file, teacher, prompts)
-            if _read(file) is None:
+            _write(file, teacher, prompts, shared)
+            if _read(file, rows) is None:
                 raise UserError(f"{file} was written and cannot be read; set DIFFDISTILL_CACHE to another folder")
         else:
             time.sleep(0.2)  # a barrier would time out after minutes
@@ -149,21 +152,23 @@ def _key(teacher: Teacher, prompts: Sequence[str], device: torch.device | str) -
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def _read(file: Path) -> Condition | None:
-    """The table in a file, mapped into memory; None if the file is absent or damaged."""
+def _read(file: Path, rows: Mapping[str, int]) -> Condition | None:
+    """The table in a file, mapped into memory; None if the file is absent or damaged, or its parts have other rows."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
             parts = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            parts = {name: part.clone() if len(part) == 1 else part for name, part in parts.items()}
+            parts = {name: part.clone() if part.dim() and len(part) == 1 else part for name, part in parts.items()}
             absent = json.loads((opened.metadata() or {}).get("absent", "[]"))
     except (OSError, SafetensorError):
+        return None
+    if {name: len(part) if part.dim() else 0 for name, part in parts.items()} != rows:
         return None
     return parts[WHOLE] if WHOLE in parts else {**parts, **dict.fromkeys(absent)}
 
 
-def _write(file: Path, teacher: Teacher, prompts: Sequence[str]) -> None:
+def _write(file: Path, teacher: Teacher, prompts: Sequence[str], shared: set[str]) -> None:
     """Embed in batches into a file that appears when it is complete; memory holds one batch at a time."""
     from tqdm import tqdm
 
@@ -172,8 +177,6 @@ def _write(file: Path, teacher: Teacher, prompts: Sequence[str]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as out, tqdm(total=len(prompts), desc="prompts", unit="prompt") as bar:
             places: dict[str, int] = {}
-            two = _parts(teacher.family.embed(teacher.pipeline, ["", ""]))
-            shared = {name for name, part in two.items() if len(part) == 1}  # one row for any number of prompts
             for i in range(0, len(prompts), BATCH):
                 chunk = prompts[i : i + BATCH]
                 cond = teacher.embed(chunk, BATCH)

@@ -1,8 +1,8 @@
 """Checks a teacher against the stock pipeline, so that what is exported is what was trained.
 
 The stock pipeline and the code that training calls each embed one prompt and take one step. The two calls of the
-network are compared: times, conditions and predictions. The latents are at most 8 x 8, so the two passes take a
-fraction of the time of one pass at full size.
+network are compared: times, conditions and predictions. Then the autoencoder decodes latents. The latents are at most
+8 x 8, so the two passes take a fraction of the time of one pass at full size.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def check_against_stock(teacher: Teacher) -> None:
 
     Raises:
         UserError: the network predicts more channels than it takes (a learned variance), the stock pipeline refuses the
-            size of image or cannot call the network, or something differs; the message says what.
+            size of image or cannot call the network, something differs, or the autoencoder decodes to values that are
+            not finite; the message says what.
     """
     p, name = teacher.pipeline, f"teacher {teacher.source}"
     channels, predicted = teacher.family.channels(teacher.backbone.inner.config)
@@ -81,6 +82,8 @@ def check_against_stock(teacher: Teacher) -> None:
         what = "its prompt embedding" if key == "encoder_hidden_states" else f"{key} of its network"
         _compare(f"{name}: {what}", ours.inputs[key], expected, tolerance)
     _compare(f"{name}: a step of its network", value, stock.output[:, :channels], tolerance)
+    if not teacher.latents.decode(noise).isfinite().all():
+        raise UserError(f"{name}: the images of its autoencoder are not finite; check its weights and settings")
 
 
 def _stock_step(teacher: Teacher, prompt: str, noise: Tensor, height: int, width: int) -> Call:

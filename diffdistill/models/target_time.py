@@ -41,7 +41,7 @@ class TargetTimeUNet(nn.Module):
 
     def __init__(self, inner: Any, t_star: int, target_time: TargetTime = "added") -> None:
         super().__init__()
-        unet: Any = check_plain_unet(inner, "a target time")
+        unet: Any = check_plain_unet(inner, "the target time of BOOT's student")
         if unet.time_embedding.post_act is not None:
             raise UserError("the teacher's time embedding ends in an activation; a target time cannot be exported")
         if target_time == "added":

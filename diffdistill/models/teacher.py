@@ -168,6 +168,7 @@ def load_teacher(source: str | Path | PipelineFolder, dtype: str = "float32", va
         else:
             files.check_class(name, part)
             files.variant(name)
+    files.check_variant(name for name, part in wanted.items() if not part.tokenizer)
     scheduler, problem = files.load_scheduler()
     written = files.read_json("scheduler/scheduler_config.json")
     config = {**written, **({} if scheduler is None else scheduler.config)}
@@ -182,7 +183,10 @@ def load_teacher(source: str | Path | PipelineFolder, dtype: str = "float32", va
             parts[name] = files.load_tokenizer(name, part)
         else:
             parts[name] = files.load(name, part, torch.float32 if name == family.autoencoder else DTYPES[dtype])
-    latents = LatentSpace(parts[family.autoencoder])
+    try:
+        latents = LatentSpace(parts[family.autoencoder])
+    except UserError as error:
+        raise UserError(f"teacher {source}: {error}") from error
     channels, _ = family.channels(parts[family.network].config)
     if channels != latents.channels:
         raise UserError(f"teacher {source}: its network takes {channels} channels, but a latent has {latents.channels}")

@@ -23,7 +23,7 @@ class TrainingSettings:
         lr_schedule: "constant" or "cosine" (to `lr_final` of the peak).
         lr_final: share of the peak that a cosine ends at.
         warmup_samples: samples over which the learning rate rises from 0.
-        max_grad_norm: norm that the gradient of each network is clipped to; inf for no clipping.
+        max_grad_norm: norm that the gradient of each network is clipped to; .inf for no clipping.
         ema_decay: decay per step of the exponential moving average, whose weights are exported.
         ema_warmup: limit the decay to (1 + step) / (10 + step), so that a short run is not an average of its start.
         on_nonfinite: at a loss or gradient that is not finite, "stop" the run, or "skip" and count the update.
@@ -96,7 +96,7 @@ class TrainingSettings:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"training.seed is {self.seed}; it must be in [0, 2^63)")
         if not self.max_grad_norm > 0:
-            raise UserError(f"training.max_grad_norm is {self.max_grad_norm}; it must be above 0, inf for no clipping")
+            raise UserError(f"training.max_grad_norm is {self.max_grad_norm}; it must be above 0, .inf for no clipping")
         for name in ("ema_decay", "lr_final"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be in [0, 1]")

@@ -29,6 +29,7 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
     arguments = yaml.safe_load(config.read_text())["method"]["init_args"]
     if not arguments.get("teacher", {"source": "assets/"})["source"].startswith("assets/"):
         overrides += ["--method.teacher.source", str(stand_ins / config.stem.split("_")[0].rstrip("0123456789"))]
+        overrides += ["--method.teacher.variant", "null"]  # the stand-ins are plain files
         overrides += ["--method.prompts", str(stand_ins / "prompts.txt")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
         overrides += ["--method.network.autoencoder", "assets/teacher/vae"]

@@ -57,6 +57,19 @@ def test_captions_of_a_file_go_by_the_name_of_the_image(photos: Path, tmp_path: 
     assert load_captioned(CaptionedData(str(photos)), captioned=False).captions == [""] * 4
 
 
+def test_captions_that_pair_by_order_are_reported(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "captions.csv"
+    rows = [("my", "caption"), *((str(i), CAPTIONS[i]) for i in (3, 2, 1, 0))]
+    table.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    assert load_captioned(CaptionedData(str(photos), f"{table}::caption")).captions == CAPTIONS[::-1]
+    assert capsys.readouterr().err == f"note: captions of {table}::caption are paired with images by order\n"
+    table.write_text(table.read_text().replace("my,", "file_name,"))
+    assert load_captioned(CaptionedData(str(photos), f"{table}::caption")).captions == CAPTIONS
+    assert capsys.readouterr().err == ""
+
+
 def test_the_emoji_layout_has_styles_and_whole_captions(tmp_path: Path) -> None:
     emoji = load_captioned(CaptionedData(str(save_tiny_pictures(tmp_path / "set"))))
     assert emoji.captions[0] == "red apple, noto" and emoji.images.shape == (16, 3, 64, 64)
@@ -104,5 +117,7 @@ def test_sizes_that_do_not_fit_are_refused(photos: Path, monkeypatch: pytest.Mon
         load_captioned(CaptionedData(str(photos), size=16))
     with pytest.raises(UserError, match="size is 0"):
         CaptionedData("x", size=0)
+    with pytest.raises(UserError, match="source is empty"):
+        CaptionedData("")
     with pytest.raises(UserError, match="source is null"):
         load_captioned(CaptionedData(None))

@@ -13,6 +13,7 @@ from made import made
 from diffdistill.data.captioned import CaptionedData
 from diffdistill.errors import UserError
 from diffdistill.methods import ASD, BOOT, DMD2, Consistency, OptimizerSettings, Progressive, SiD, SwiftBrush
+from diffdistill.methods.settings import FakeScore, LoraSettings
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -85,6 +86,20 @@ def test_a_loss_times_n_is_adam_with_eps_over_n(scale: float, eps: float) -> Non
 
     torch.testing.assert_close(run(scale, eps), run(1.0, eps / scale), rtol=0, atol=1e-12)
     assert (run(scale, eps) - run(1.0, eps)).abs().max() > 1e-5  # and eps as it is does matter at such gradients
+
+
+def test_a_fake_score_of_unknown_kind_and_adapters_of_no_size_are_refused() -> None:
+    for name in ("network", "train_times"):
+        with pytest.raises(UserError, match=f"{name} is 'lorra'; it must be one of '"):
+            FakeScore(**{name: "lorra"})
+    for value in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"alpha is {value}; it must be a number above 0"):
+            LoraSettings(alpha=value)
+    with pytest.raises(UserError, match="rank is 0; it must be at least 1"):
+        LoraSettings(rank=0)
+    with pytest.raises(UserError, match="targets is empty"):
+        LoraSettings(targets=())
+    assert LoraSettings(targets=None).targets is None
 
 
 @pytest.mark.parametrize("value", [0.0, -1e-8, float("nan"), float("inf")])

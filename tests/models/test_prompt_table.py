@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_families import save_tiny_sana, save_tiny_sdxl
 from tiny_pipeline import save_tiny_pipeline
 
@@ -83,6 +85,19 @@ def test_a_torn_file_is_made_again(teacher: Teacher, cache: Path) -> None:
         file.write_bytes(data)
         assert same(embed_prompts(teacher, PROMPTS, "cpu").rows([0, 6]), expected)
     assert list(cache.iterdir()) == [file]
+
+
+def test_a_file_that_lacks_a_row_is_made_again(teacher: Teacher, cache: Path) -> None:
+    expected = embed_prompts(teacher, PROMPTS, "cpu").rows([0, 6])
+    (file,) = cache.iterdir()
+    with safe_open(file, "pt") as opened:
+        metadata, parts = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    name = next(name for name, part in sorted(parts.items()) if len(part) == 7)
+    for short in (parts[name][:6].clone(), parts[name][:1].clone(), parts[name][0, 0].clone()):
+        save_file({**parts, name: short}, file, metadata)
+        assert same(embed_prompts(teacher, PROMPTS, "cpu").rows([0, 6]), expected)
+    save_file({key: part for key, part in parts.items() if key != name} or {"x": torch.zeros(7)}, file, metadata)
+    assert same(embed_prompts(teacher, PROMPTS, "cpu").rows([0, 6]), expected)
 
 
 def test_no_room_is_one_line(teacher: Teacher, cache: Path) -> None:

@@ -107,3 +107,9 @@ def test_parameters_and_lora_targets_at_real_size() -> None:
         assert any(name.endswith(f".{target}") for name in names), target
     backbone = StableDiffusionXL().backbone(unet)
     assert backbone.tap_channels(backbone.bottleneck) == 1280 and len(backbone.taps()) == 7
+
+
+def test_a_target_time_is_refused_by_name(folder: Path) -> None:
+    inner = load_teacher(str(folder)).backbone.inner
+    with pytest.raises(UserError, match="^the target time of BOOT's student needs .* UNet2DConditionModel is of SDXL$"):
+        TargetTimeUNet(inner, 999)

@@ -84,6 +84,48 @@ def test_two_variants_and_no_plain_files_are_refused_by_name(folder: Path) -> No
         load_teacher(str(folder))
 
 
+def test_a_variant_that_no_part_has_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no weights of the variant 'fp61'; there are: plain files$"):
+        load_teacher(str(folder), variant="fp61")
+    half = rewritten(folder, tmp_path / "half", dtype=torch.float16, variant="fp16")
+    with pytest.raises(UserError, match="no weights of the variant 'bf16'; there are: fp16$"):
+        load_teacher(str(half), variant="bf16")
+    expected = load_teacher(str(half)).pipeline.unet.state_dict()
+    shutil.copy(half / "unet/diffusion_pytorch_model.fp16.safetensors", folder / "unet")  # one part that has it
+    found = load_teacher(str(folder), variant="fp16").pipeline.unet.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(0, "is 0; it must be above 0"), (-1.0, "is -1.0"), ("x", "is 'x'; it must be a finite number")]
+)
+def test_a_scaling_factor_that_is_none_is_refused(folder: Path, value: Any, says: str) -> None:
+    edit(folder / "vae/config.json", scaling_factor=value)
+    with pytest.raises(UserError, match=f"teacher .*: the autoencoder's scaling_factor {says}"):
+        load_teacher(str(folder))
+    edit(folder / "vae/config.json", scaling_factor=None, shift_factor="x")
+    with pytest.raises(UserError, match="the autoencoder's shift_factor is 'x'; it must be a finite number"):
+        load_teacher(str(folder))
+    edit(folder / "vae/config.json", shift_factor=None)
+    assert (load_teacher(str(folder)).latents.scale, load_teacher(str(folder)).latents.shift) == (1.0, 0.0)
+
+
+def test_an_autoencoder_that_decodes_to_nan_is_refused(folder: Path) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.bias[0] = float("nan")
+    pipeline.save_pretrained(folder)
+    with pytest.raises(UserError, match="the images of its autoencoder are not finite"):
+        load_checked_teacher(str(folder))
+
+
+@pytest.mark.parametrize("steps", ["x", 0, 10.5])
+def test_a_number_of_times_that_is_none_is_one_line(folder: Path, steps: Any) -> None:
+    edit(folder / "scheduler/scheduler_config.json", num_train_timesteps=steps)
+    with pytest.raises(UserError, match=f"num_train_timesteps is {steps!r}; it must be a whole number from 1"):
+        load_teacher(str(folder))
+
+
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_shards_are_put_together(folder: Path, tmp_path: Path, variant: str | None) -> None:
     sharded = rewritten(folder, tmp_path / "sharded", max_shard_size="20KB", variant=variant)
@@ -193,6 +235,12 @@ def test_other_classes_and_broken_settings_are_one_line(
     with pytest.raises(UserError, match=says) as caught:
         load_teacher(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_that_is_not_there_is_said_to_be_missing(folder: Path) -> None:
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(UserError, match="its text_encoder is missing: there is no folder text_encoder$"):
+        load_teacher(str(folder))
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -116,9 +116,8 @@ def check_plain_unet(network: Any, what: str) -> Any:
     """
     config = getattr(network, "config", {})
     if not hasattr(network, "time_embedding") or config.get("addition_embed_type") is not None:
-        raise UserError(
-            f"{what} needs a UNet of Stable Diffusion 1.x or 2.x; this {type(network).__name__} is of another family"
-        )
+        of = "SDXL" if config.get("addition_embed_type") == "text_time" else "another family"
+        raise UserError(f"{what} needs a UNet of Stable Diffusion 1.x or 2.x; this {type(network).__name__} is of {of}")
     return network
 
 
