@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a recipe from its config file",
     "generate": "draw images with a pipeline folder, a teacher's or a student's",
     "eval": "measure images and generators under a named protocol",
+    "codec": "compress images with a trained codec",
 }
 USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:12}{v}\n" for k, v in COMMANDS.items())
 

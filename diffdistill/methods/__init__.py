@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         unwrap,
     )
     from diffdistill.methods.boot import BOOT
+    from diffdistill.methods.codec import ImageCodec
     from diffdistill.methods.consistency import Consistency
     from diffdistill.methods.dmd2 import DMD2
     from diffdistill.methods.latent_diffusion import LatentDiffusion
@@ -38,6 +39,7 @@ __all__ = [
     "Batch",
     "Consistency",
     "DMD2",
+    "ImageCodec",
     "LatentDiffusion",
     "Loss",
     "MeanFlow",
@@ -59,6 +61,7 @@ _MODULES = {
     "autoencoder": ("Autoencoder",),
     "base": ("Batch", "Loss", "Method", "OptimizerSettings", "ParameterGroup", "Phase", "Validation", "unwrap"),
     "boot": ("BOOT",),
+    "codec": ("ImageCodec",),
     "consistency": ("Consistency",),
     "dmd2": ("DMD2",),
     "latent_diffusion": ("LatentDiffusion",),

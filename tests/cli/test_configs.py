@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_families
 import tiny_pipeline as tiny
 import yaml
+from PIL import Image
 
 from diffdistill.cli.main import main
 
@@ -20,6 +22,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_families.save_tiny_sdxl(folder / "sdxl")
     tiny_families.save_tiny_sana(folder / "sana")
     (folder / "prompts.txt").write_text("red apple\nblue car\n")
+    (folder / "photos").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (260, 300, 3), np.uint8)).save(folder / "photos/a.png")
     return folder
 
 
@@ -31,6 +35,8 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
         overrides += ["--method.teacher.source", str(stand_ins / config.stem.split("_")[0].rstrip("0123456789"))]
         overrides += ["--method.teacher.variant", "null"]  # the stand-ins are plain files
         overrides += ["--method.prompts", str(stand_ins / "prompts.txt")]
+    if config.stem.startswith("codec_"):
+        overrides += ["--method.data", str(stand_ins / "photos")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
         overrides += ["--method.network.autoencoder", "assets/teacher/vae"]
     assert main(["train", str(config), "--dry_run", *overrides]) == 0, capsys.readouterr().err

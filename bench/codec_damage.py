@@ -1,0 +1,96 @@
+"""Damaged and made-up files: each must be refused with one of the codec's errors, quickly, and never decode.
+
+    python bench/codec_damage.py --codec runs/codec_small/export --files 100000
+
+Files are cut at every length, bits are flipped at every place, headers are spliced before random bytes with a right
+checksum, and sizes are absurd. One JSON line counts the errors by kind; "decoded" and "other" must be 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import struct
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from diffdistill.cli.main import guard
+from diffdistill.codec import Codec, CodecError
+from diffdistill.codec.bitstream import CodedImage, from_bytes, to_bytes
+
+
+def main() -> None:
+    """Try all files, and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codec", type=Path, required=True, help="folder of a saved codec")
+    parser.add_argument("--files", type=int, default=100_000, help="number of files")
+    o = parser.parse_args()
+    torch.set_num_threads(1)
+    codec = Codec(o.codec)
+    draw = torch.Generator().manual_seed(0)
+    image = (torch.rand(3, 64, 64, generator=draw) * 255).to(torch.uint8)
+    codec.decode(codec.encode(image, 10))
+    before, slowest, counts = _memory(), 0.0, Counter()
+    for kind, data in tqdm(damaged(codec.encode(image, 10), o.files), total=o.files, unit="file"):
+        begin = time.perf_counter()
+        try:
+            codec.decode(data)
+            counts[f"decoded: {kind}"] += 1
+        except CodecError as error:
+            counts[type(error).__name__] += 1
+        except Exception as error:
+            counts[f"other: {type(error).__name__}: {kind}"] += 1
+        slowest = max(slowest, time.perf_counter() - begin)
+    more = _memory() - before
+    print(json.dumps({"files": o.files, "slowest_ms": round(1000 * slowest, 1), "more_mb": round(more, 1), **counts}))
+
+
+def damaged(data: bytes, count: int) -> Iterator[tuple[str, bytes]]:
+    """So many files of all kinds, with the name of the kind."""
+    coded, draw = from_bytes(data), np.random.default_rng(0)
+    made = 0
+    fixed = [("cut", data[:n]) for n in range(len(data))]
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        fixed.append(("flipped", bytes(flipped)))
+    for item in fixed[:count]:
+        made += 1
+        yield item
+    while made < count:
+        made += 1
+        noise = draw.integers(0, 256, int(draw.integers(0, 2 * len(data))), dtype=np.uint8).tobytes()
+        width, height = (int(2 ** draw.uniform(0, 34)) for _ in range(2))
+        kind = ("noise", "magic", "header", "absurd size", "payload")[made % 5]
+        content = {
+            "noise": noise,
+            "magic": _signed(data[:5] + noise),
+            "header": _signed(data[:11] + noise),
+            "absurd size": to_bytes(
+                CodedImage(width, height, made % 101, coded.model, noise[: len(noise) // 4 * 4], 1)
+            ),
+            "payload": to_bytes(CodedImage(64, 64, 10, coded.model, noise[: len(noise) // 4 * 4], 1)),
+        }[kind]
+        yield kind, content
+
+
+def _signed(content: bytes) -> bytes:
+    return content + struct.pack("<I", zlib.crc32(content))
+
+
+def _memory() -> float:
+    """The largest resident set of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main))

@@ -1,0 +1,94 @@
+"""`diffdistill codec encode photo.png -o photo.ddc`: compress images."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.codec.jobs import Job, jobs, run
+from diffdistill.cli.paths import find
+from diffdistill.data.listing import PICTURES
+from diffdistill.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compress images to .ddc files: one file, several files, or folders, which the output folder mirrors.
+
+    Raises:
+        UserError: bad input; no file is left half-written.
+    """
+    parser = OneLineParser(prog="diffdistill codec encode", description=(main.__doc__ or "").splitlines()[0])
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="images, folders of images, or - for standard input")
+    parser.add_argument("-o", "--out", required=True, help="a .ddc file, a folder, or - for standard output")
+    parser.add_argument("-m", "--model", default="assets/codec", help="folder of a codec (default: assets/codec)")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("-q", "--quality", type=int, help="0 (smallest) to 100 (best); 50 by default")
+    rate.add_argument("--target_bpp", type=float, help="the best quality of at most so many bits a pixel")
+    rate.add_argument("--target_size", type=int, help="the best quality of at most so many bytes")
+    parser.add_argument("--verify", action="store_true", help="decode each file again, and store a checksum of it")
+    parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a file")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    o = parser.parse_args(list(argv))
+    quality = 50 if o.quality is None else o.quality
+    if not 0 <= quality <= 100:
+        raise UserError(f"--quality is {quality}; it must be in [0, 100]")
+    for name in ("target_bpp", "target_size"):
+        value = getattr(o, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{name} is {value:g}; it must be above 0")
+    found = jobs(o.inputs, o.out, PICTURES, ".ddc", o.overwrite)
+
+    from diffdistill.codec import Codec
+    from diffdistill.data.decode import decode
+    from diffdistill.files import write_atomic
+
+    codec = Codec(find(o.model), o.device)
+
+    def work(job: Job) -> dict[str, Any]:
+        image = decode(job.content(), job.name)
+        begin, (height, width) = time.perf_counter(), image.shape[1:]
+        most = o.target_size if o.target_bpp is None else int(o.target_bpp * height * width / 8)
+        data, used = codec.encode(image, quality, o.verify), quality
+        if most is not None:
+            data, used = best_within(lambda q: codec.encode(image, q, o.verify), most, job.name)
+        if o.verify and codec.decode(data, job.name).shape != image.shape:
+            raise UserError(f"{job.name} decodes to another size")
+        took = time.perf_counter() - begin
+        if job.write is None:
+            sys.stdout.buffer.write(data)
+        else:
+            write_atomic(job.write, data)
+        bits = f"{8 * len(data) / (height * width):.4f} bpp"
+        return {
+            "size": f"{width}x{height}",
+            "bytes": len(data) if o.json else f"{len(data):,} bytes",
+            "bpp": round(8 * len(data) / (height * width), 5) if o.json else bits,
+            "quality": used if o.json else f"quality {used}",
+            "seconds": round(took, 3) if o.json else f"{took:.2f} s",
+        }
+
+    run(found, work, o.json)
+
+
+def best_within(encode: Callable[[int], bytes], most: int, name: str) -> tuple[bytes, int]:
+    """The file of the highest quality that has at most `most` bytes, and its quality.
+
+    Raises:
+        UserError: even the lowest quality takes more.
+    """
+    low, best = encode(0), 0
+    if len(low) > most:
+        raise UserError(f"{name} takes {len(low):,} bytes at the lowest quality; {most:,} were asked for")
+    above = 101
+    while above - best > 1:  # sizes rise with quality
+        middle = (best + above) // 2
+        data = encode(middle)
+        if len(data) <= most:
+            low, best = data, middle
+        else:
+            above = middle
+    return low, best

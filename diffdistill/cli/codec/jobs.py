@@ -1,0 +1,123 @@
+"""Which files a command reads and writes: single files, folders, and - for standard input and output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffdistill.cli.paths import check_writable
+from diffdistill.errors import UserError
+
+STANDARD = "-"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read and one to write.
+
+    Attributes:
+        name: for messages.
+        read: the file; None for standard input.
+        write: the file; None for standard output.
+    """
+
+    name: str
+    read: Path | None
+    write: Path | None
+
+    def content(self) -> bytes:
+        """The bytes to read."""
+        if self.read is None:
+            return sys.stdin.buffer.read()
+        try:
+            return self.read.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.name} cannot be read: {error.strerror}") from error
+
+
+def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overwrite: bool) -> list[Job]:
+    """The files that a command reads, and where each result goes.
+
+    A folder is read with all folders in it, and the output folder mirrors it. A single file goes to `out` as it is
+    named, or into `out` if that is a folder.
+
+    Args:
+        inputs: files, folders, or "-".
+        out: a file, a folder, or "-".
+        endings: of the files that are taken from folders, such as ".png".
+        to: the ending of results, such as ".ddc".
+        overwrite: whether files that exist are replaced.
+
+    Raises:
+        UserError: an input is missing, two results would have one name, or a result exists.
+    """
+    if STANDARD in inputs or out == STANDARD:
+        if len(inputs) != 1 or inputs[0] != STANDARD and not Path(inputs[0]).is_file():
+            raise UserError("with - there is one input: a file or -")
+        read = None if inputs[0] == STANDARD else Path(inputs[0])
+        write = None if out == STANDARD else Path(out)
+        found = [Job("standard input" if read is None else str(read), read, write)]
+    else:
+        found = _files(inputs, Path(out), tuple(endings), to)
+    written: dict[Path, str] = {}
+    for job in found:
+        if job.write is None:
+            continue
+        if job.write.is_dir():
+            raise UserError(f"{job.write} is a folder; name a file for the result of {job.name}")
+        if job.write in written:
+            raise UserError(f"{written[job.write]} and {job.name} would both be written to {job.write}")
+        if job.write.exists() and not overwrite:
+            raise UserError(f"{job.write} is there already; add --overwrite or name another")
+        written[job.write] = job.name
+        check_writable(job.write, "--out")
+    return found
+
+
+def _files(inputs: Sequence[str], out: Path, endings: tuple[str, ...], to: str) -> list[Job]:
+    found = []
+    into = out.is_dir() or len(inputs) > 1 or any(Path(name).is_dir() for name in inputs) or not out.suffix
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
+            inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            if not inside:
+                raise UserError(f"{name} holds no file that ends in {', '.join(endings)}")
+            found += [Job(str(p), p, out / p.relative_to(path).with_suffix(to)) for p in inside]
+        elif path.is_file():
+            found.append(Job(name, path, out / path.with_suffix(to).name if into else out))
+        else:
+            raise UserError(f"there is no file {name}")
+    return found
+
+
+def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bool) -> None:
+    """Do all jobs. A file that fails is reported, and the others go on.
+
+    Args:
+        found: the jobs.
+        work: does one and returns what is said of it.
+        as_json: print one JSON object a file rather than a line.
+
+    Raises:
+        UserError: a file failed.
+    """
+    quiet = any(job.write is None for job in found)
+    failed = []
+    for job in found:
+        try:
+            said = {"file": job.name, **work(job)}
+        except UserError as error:
+            failed.append(str(error))
+            if len(found) > 1:
+                print(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+            continue
+        line = json.dumps(said) if as_json else "  ".join(str(value) for value in said.values())
+        print(line, file=sys.stderr if quiet else sys.stdout, flush=True)
+    if failed:
+        raise UserError(failed[0] if len(found) == 1 else f"{len(failed)} of {len(found)} files failed")

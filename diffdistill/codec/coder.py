@@ -1,0 +1,127 @@
+"""Integers to bytes and back: the range coder of constriction, with integer tables of probabilities.
+
+The payload has z first, channel by channel, then r, grouped by scale index: the values of index 0 in the order of the
+code (channel, row, column), then those of index 1, and so on. A value that its table does not cover is coded as the
+escape, and the escaped values of an index follow it as 16 bits each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diffdistill.errors import UserError
+
+from .bitstream import DamagedFileError
+
+TOTAL = 1 << 16
+OFFSET = 1 << 15  # of an escaped value
+
+
+class RangeCoder:
+    """Codes z and r by tables.
+
+    Args:
+        z_tables: (Z, 255) integers that sum to 65,536 in each row.
+        r_tables: one table of integers a scale index.
+
+    Raises:
+        UserError: the package constriction is not installed.
+    """
+
+    def __init__(self, z_tables: np.ndarray, r_tables: Sequence[np.ndarray]) -> None:
+        self._stream = _constriction().stream
+        self._z, self._r = ([self._model(table) for table in tables] for tables in (z_tables, r_tables))
+        # the fewest bits that the integers of 64 x 64 pixels can take
+        self._least_bits = float(sum(_fewest(table) for table in z_tables))
+        self._least_bits_of_r = min(_fewest(table) for table in r_tables)
+        self._halves = [(len(table) - 2) // 2 for table in r_tables]
+        self._z_most = (z_tables.shape[1] - 1) // 2
+
+    def _model(self, table: np.ndarray) -> Any:
+        return self._stream.model.Categorical(table.astype(np.float64) / TOTAL, perfect=False)
+
+    def encode(self, z: np.ndarray, r: np.ndarray, indexes: np.ndarray) -> bytes:
+        """The payload of z (Z, h, w) and r (C, 4 h, 4 w), with scale indexes of r's shape."""
+        coder = self._stream.queue.RangeEncoder()
+        for channel, model in zip(z, self._z, strict=True):
+            coder.encode((channel.ravel() + self._z_most).astype(np.int32), model)
+        values, order, ends = _grouped(r.ravel(), indexes.ravel(), len(self._r))
+        del order
+        escape = self._stream.model.Uniform(TOTAL)
+        for index, (begin, end) in enumerate(ends):
+            if begin == end:
+                continue
+            half, part = self._halves[index], values[begin:end]
+            outside = np.abs(part) > half
+            coder.encode(np.where(outside, 2 * half + 1, part + half).astype(np.int32), self._r[index])
+            if outside.any():
+                coder.encode((part[outside] + OFFSET).clip(0, TOTAL - 1).astype(np.int32), escape)
+        return coder.get_compressed().astype("<u4").tobytes()
+
+    def least_bytes(self, cells: int, values: int) -> int:
+        """The fewest bytes that a payload can have, for so many positions of z and so many values of r."""
+        bits = cells * self._least_bits + values * self._least_bits_of_r
+        return max(0, int(bits / 8) - 8)
+
+    def decode_z(self, payload: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, Any]:
+        """z (Z, h, w) and the decoder, which `decode_r` goes on with.
+
+        Raises:
+            DamagedFileError: the payload does not decode.
+        """
+        if len(payload) % 4:
+            raise DamagedFileError(f"the payload has {len(payload)} bytes; it should be a multiple of 4")
+        try:
+            coder = self._stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
+            z = [coder.decode(model, shape[0] * shape[1]) - self._z_most for model in self._z]
+        except (AssertionError, ValueError, KeyError) as error:
+            raise DamagedFileError("the payload does not decode") from error
+        return np.stack(z).reshape(-1, *shape), coder
+
+    def decode_r(self, coder: Any, indexes: np.ndarray) -> np.ndarray:
+        """r, of the shape of the scale indexes.
+
+        Raises:
+            DamagedFileError: the payload does not decode, or holds more than that.
+        """
+        _, order, ends = _grouped(indexes.ravel(), indexes.ravel(), len(self._r))
+        values = np.empty(indexes.size, np.int32)
+        escape = self._stream.model.Uniform(TOTAL)
+        try:
+            for index, (begin, end) in enumerate(ends):
+                if begin == end:
+                    continue
+                half = self._halves[index]
+                part = coder.decode(self._r[index], int(end - begin)) - half
+                outside = part == half + 1
+                if outside.any():
+                    part[outside] = coder.decode(escape, int(outside.sum())) - OFFSET
+                values[order[begin:end]] = part
+        except (AssertionError, ValueError, KeyError) as error:
+            raise DamagedFileError("the payload does not decode") from error
+        if not coder.maybe_exhausted():
+            raise DamagedFileError("the payload holds more than the image")
+        return values.reshape(indexes.shape)
+
+
+def _fewest(table: np.ndarray) -> float:
+    """Bits of a table's most probable value."""
+    return float(np.log2(TOTAL / table.max()))
+
+
+def _grouped(values: np.ndarray, indexes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values in the order of their indexes, that order, and where each index begins and ends."""
+    order = np.argsort(indexes, kind="stable")
+    bounds = np.searchsorted(indexes[order], np.arange(count + 1))
+    return values[order], order, np.stack([bounds[:-1], bounds[1:]], 1)
+
+
+def _constriction() -> Any:
+    try:
+        import constriction
+    except ImportError as error:
+        raise UserError("the codec needs constriction: pip install 'diffdistill[codec]'") from error
+    return constriction

@@ -1,0 +1,99 @@
+"""The codec's networks as one module: images to code to images, for training and for `Codec`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .decoder import Decoder
+from .encoder import Encoder
+from .lapped import LappedTransform
+from .latent_codec import LatentCodec
+
+STEPS = (1.3, 0.93, 0.61, 0.42, 0.28, 0.19)  # quantisation steps of the levels, on the scale of the coefficients
+MULTIPLE = 64  # of pixels, which the hyper-latent needs
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """The shape of the networks; a saved codec holds it as JSON.
+
+    Args:
+        channels: C of the code at f16, a multiple of 4.
+        hyper: Z of the hyper-latent at f64.
+        latent: channels of the latent in which a denoiser runs, at f16.
+        levels: levels of quality, from 0 to 100; 100 is a multiple of `levels` - 1.
+        encoder_widths: widths of the encoder at f4, f8 and f16.
+        decoder_widths: widths of the decoder at f4, f8 and f16.
+    """
+
+    channels: int = 192
+    hyper: int = 48
+    latent: int = 32
+    levels: int = 6
+    encoder_widths: tuple[int, int, int] = (32, 64, 96)
+    decoder_widths: tuple[int, int, int] = (48, 96, 160)
+
+
+class Reconstruction(NamedTuple):
+    """Attributes:
+    images: (B, 3, H, W) in about [0, 1], not clamped.
+    y_bits: (B,) estimated bits of the code.
+    z_bits: (B,) estimated bits of the hyper-latent.
+    """
+
+    images: Tensor
+    y_bits: Tensor
+    z_bits: Tensor
+
+
+class CodecNetwork(nn.Module):
+    """Encoder, entropy model and decoder.
+
+    Args:
+        settings: the shape.
+        order: (C,) numbers of the channels of the lapped transform, with the largest variance first.
+        scales: (C,) root mean squares of their coefficients.
+    """
+
+    def __init__(self, settings: CodecSettings, order: Sequence[int], scales: Tensor) -> None:
+        super().__init__()
+        self.settings = settings
+        self.lapped = LappedTransform(order)
+        self.encoder = Encoder(settings.channels, settings.encoder_widths)
+        self.latent_codec = LatentCodec(settings.channels, scales, level_steps(settings.levels), settings.hyper)
+        self.decoder = Decoder(settings.channels, settings.levels, settings.latent, settings.decoder_widths)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], whose sides are multiples of 64, to coefficients (B, C, H/16, W/16)."""
+        x = images - 0.5
+        return self.lapped(x).float() + self.encoder(x).float()
+
+    def decode(self, y: Tensor, quality: Tensor) -> Tensor:
+        """Coefficients (B, C, h, w) and quality (B,) in [0, 100] to images (B, 3, H, W), not clamped."""
+        with torch.autocast(y.device.type, enabled=False):
+            linear = self.lapped.inverse(y)
+        return self.decoder(linear, y, quality) + 0.5  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor, quality: Tensor, noise: Tensor, z_noise: Tensor) -> Reconstruction:
+        """Train: code with noise for the bits and rounding for the values, then decode; see `LatentCodec`."""
+        coded = self.latent_codec(self.encode(images), quality, noise, z_noise)
+        return Reconstruction(self.decode(coded.y, quality), coded.y_bits, coded.z_bits)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, quality: Tensor) -> tuple[Tensor, float]:
+        """What the decoder makes of images (B, 3, H, W), and the bits that all of them are estimated to take."""
+        coded = self.latent_codec.rounded(self.encode(images), quality)
+        return self.decode(coded.y, quality).float(), float(coded.y_bits.sum() + coded.z_bits.sum())
+
+
+def level_steps(levels: int) -> Tensor:
+    """Quantisation steps of so many levels, between the six that are known to give 0.05 to 0.5 bits a pixel."""
+    known = torch.tensor(STEPS).log()
+    places = torch.linspace(0, len(STEPS) - 1, levels)
+    low = places.floor().long().clamp(max=len(STEPS) - 2)
+    return (known[low] + (places - low) * (known[low + 1] - known[low])).exp()

@@ -1,0 +1,116 @@
+"""A second decoder of the format's integers, by docs/file-format.md: plain Python, without torch or constriction."""
+
+import struct
+import zlib
+
+WORD = 1 << 32
+PRECISION = 24
+
+
+class Reader:
+    """The range decoder."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.words = list(struct.unpack(f"<{len(payload) // 4}I", payload))
+        self.lower, self.range, self.point, self.place = 0, (1 << 64) - 1, 0, 0
+        for _ in range(2):
+            self.point = self.point << 32 | self._word()
+
+    def _word(self) -> int:
+        word = self.words[self.place] if self.place < len(self.words) else 0
+        self.place += 1
+        return word
+
+    def value(self, edges: list[int]) -> int:
+        """The number of the interval of `edges` (in units of 2^-24) that holds the point."""
+        scale = self.range >> PRECISION
+        quantile = ((self.point - self.lower) % (1 << 64)) // scale
+        assert quantile < 1 << PRECISION, "damaged"
+        low, high = 0, len(edges) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if edges[middle] <= quantile else (low, middle)
+        self.lower = (self.lower + scale * edges[low]) % (1 << 64)
+        self.range = scale * (edges[low + 1] - edges[low])
+        if self.range < WORD:
+            self.lower, self.range = self.lower << 32 & (1 << 64) - 1, self.range << 32
+            self.point = self.point << 32 & (1 << 64) - 1 | self._word()
+        return low
+
+
+def edges_of(table: list[int]) -> list[int]:
+    """The bounds of a table's values: cumulative shares of 65,536 stretched to 2^24, with 1 more for each value."""
+    free, edges, total = (1 << PRECISION) - len(table), [], 0
+    for i, share in enumerate(table):
+        edges.append((total * free >> 16) + i)
+        total += share
+    return [*edges, 1 << PRECISION]
+
+
+def scale_indexes(z: list[list[list[int]]], quality: int, net: dict) -> list[list[list[int]]]:
+    """The index of each code value, (C, 4 h, 4 w), from z (Z, h, w) and the integers of the scale network."""
+    levels = len(net["offset"])
+    span = 100 // (levels - 1)
+    low = min(quality // span, levels - 2)
+    f = quality - low * span
+
+    def between(table: list[list[int]]) -> list[int]:
+        return [(a * (span - f) + b * f + span // 2) // span for a, b in zip(table[low], table[low + 1], strict=True)]
+
+    first_bias, offset = between(net["first_bias"]), between(net["offset"])
+    height, width, channels = len(z[0]), len(z[0][0]), len(offset)
+    indexes = [[[0] * (4 * width) for _ in range(4 * height)] for _ in range(channels)]
+    for y in range(height):
+        for x in range(width):
+            cell = [plane[y][x] for plane in z]
+            inner = []
+            for row, bias in zip(net["first"], first_bias, strict=True):
+                total = 16 * sum(w * v for w, v in zip(row, cell, strict=True)) + bias
+                inner.append(min(255, max(0, (total + 32) >> 6)))
+            for i, (row, bias) in enumerate(zip(net["second"], net["second_bias"], strict=True)):
+                c, place = divmod(i, 16)
+                total = (sum(w * v for w, v in zip(row, inner, strict=True)) + bias + 512) >> 10
+                indexes[c][4 * y + place // 4][4 * x + place % 4] = min(63, max(0, total + offset[c]))
+    return indexes
+
+
+def varint(data: bytes, place: int) -> tuple[int, int]:
+    """A LEB128 number, and where it ends."""
+    value = shift = 0
+    while True:
+        value |= (data[place] & 127) << shift
+        shift, place = shift + 7, place + 1
+        if data[place - 1] < 128:
+            return value, place
+
+
+def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
+    """Width, height, quality, z and r of a file."""
+    assert data[:4] == b"\x89DDC" and data[4] == 1 and data[5] in (0, 1)
+    assert zlib.crc32(data[:-4]) == struct.unpack("<I", data[-4:])[0]
+    quality = data[10]
+    width, place = varint(data, 11)
+    height, place = varint(data, place)
+    length, place = varint(data, place)
+    place += 4 * data[5]
+    reader = Reader(data[place : place + length])
+    rows, columns = -(-height // 64), -(-width // 64)
+    z = []
+    for table in z_tables:
+        edges = edges_of(table)
+        z.append([[reader.value(edges) - 127 for _ in range(columns)] for _ in range(rows)])
+    indexes = scale_indexes(z, quality, net)
+    r = [[[0] * (4 * columns) for _ in range(4 * rows)] for _ in indexes]
+    for index, table in enumerate(r_tables):
+        edges, half, escaped = edges_of(table), (len(table) - 2) // 2, []
+        for c, plane in enumerate(indexes):
+            for y, line in enumerate(plane):
+                for x, found in enumerate(line):
+                    if found == index:
+                        value = reader.value(edges) - half
+                        r[c][y][x] = value
+                        if value == half + 1:
+                            escaped.append((c, y, x))
+        for c, y, x in escaped:
+            r[c][y][x] = reader.value([v << 8 for v in range(65537)]) - 32768
+    return {"width": width, "height": height, "quality": quality, "z": z, "r": r}

@@ -1,0 +1,87 @@
+"""The transform is orthonormal and has an inverse; training sees what a file holds; a new denoiser changes nothing."""
+
+import pytest
+import torch
+from small_codec import SETTINGS, network, picture
+
+from diffdistill.codec.denoiser import DenoisingTransformer
+from diffdistill.codec.lapped import LappedTransform, channels_by_variance, lapped_basis
+from diffdistill.codec.latent_codec import HyperPrior, gaussian_probabilities, quadrants
+from diffdistill.codec.network import level_steps
+from diffdistill.codec.scales import ScaleNetwork, scale_of
+
+
+def test_the_basis_is_orthonormal_across_blocks() -> None:
+    basis, signs = lapped_basis()
+    eye = torch.eye(16, dtype=torch.float64)
+    torch.testing.assert_close(basis @ basis.T, eye, rtol=0, atol=1e-12)
+    torch.testing.assert_close(basis[:, :16] @ basis[:, 16:].T, 0 * eye, rtol=0, atol=1e-12)
+    assert torch.equal(basis.flip(1) * signs[:, None].double(), basis) or torch.allclose(
+        basis.flip(1) * signs[:, None].double(), basis, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 96), (32, 160)])
+def test_all_channels_give_the_image_back(size: tuple[int, int]) -> None:
+    images, transform = picture(*size)[None].float() / 255 - 0.5, LappedTransform(range(768))
+    coefficients = transform(images)
+    assert coefficients.shape == (1, 768, size[0] // 16, size[1] // 16)
+    torch.testing.assert_close(transform.inverse(coefficients), images, rtol=0, atol=1e-5)
+    if min(size) > 16:  # energy is kept
+        torch.testing.assert_close(coefficients.square().sum(), images.square().sum(), rtol=2e-2, atol=0)
+
+
+def test_channels_come_by_their_variance() -> None:
+    images = torch.stack([picture(64, 64, seed) for seed in range(6)]).float() / 255 - 0.5
+    order, scales = channels_by_variance(images, 10)
+    assert order[0] % 256 == 0 and (scales.diff() <= 0).all()
+    torch.testing.assert_close(LappedTransform(order)(images).square().mean((0, 2, 3)).sqrt(), scales)
+
+
+def test_probabilities_add_up_to_one() -> None:
+    values = torch.arange(-600, 601, dtype=torch.float64)
+    for index in (0, 20, 50):
+        scale = scale_of(torch.tensor(float(index), dtype=torch.float64))
+        assert abs(float(gaussian_probabilities(values, scale).sum()) - 1) < 1e-9
+    prior = HyperPrior(2).double()
+    total = prior.probabilities(values.expand(1, 2, -1)).sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    far = HyperPrior(1).probabilities(torch.tensor([[[40.0]]]))  # where a difference of sigmoids would be zero
+    assert far > 0
+
+
+def test_the_steps_settle_each_value_once() -> None:
+    masks = torch.stack(quadrants(8, 6, 4, torch.device("cpu")))
+    assert torch.equal(masks.sum(0), torch.ones(1, 8, 6, 4))
+    assert torch.equal(masks.sum((1, 3, 4)), torch.full((4, 8), 6.0))
+
+
+def test_scale_indexes_start_at_the_channels_scales_and_pass_gradients() -> None:
+    scales, steps = torch.tensor([5.0, 1.0, 0.3, 0.2]), level_steps(6)
+    made = ScaleNetwork(3, 4, 6, scales, -steps.log())
+    z = torch.zeros(2, 3, 1, 1, requires_grad=True)
+    found = made(z, torch.tensor([0.0, 100.0]))
+    wanted = torch.stack([scales / steps[0], scales / steps[-1]])
+    ratio = scale_of(found[:, :, 0, 0]) / wanted.clamp_min(0.11)
+    assert ratio.log().abs().max() < 0.11
+    made.second.data.normal_()
+    made(z, torch.tensor([0.0, 100.0])).sum().backward()
+    assert made.first.grad is not None and z.grad is not None and z.grad.abs().sum() > 0
+
+
+def test_training_sees_the_code_that_a_file_holds() -> None:
+    codec, images = network(), torch.stack([picture(64, 128), picture(64, 128, 1)]).float() / 255
+    quality = torch.tensor([10.0, 90.0])
+    with torch.no_grad():
+        y = codec.encode(images)
+        zero = torch.zeros_like(y), torch.zeros(2, SETTINGS.hyper, 1, 2)
+        trained, kept = codec.latent_codec(y, quality, *zero), codec.latent_codec.rounded(y, quality)
+    assert torch.equal(trained.y, kept.y) and torch.equal(trained.indexes, kept.indexes)
+    assert (kept.y_bits > 0).all() and kept.y_bits[1] > kept.y_bits[0]
+
+
+def test_a_new_denoiser_predicts_zero_at_any_size() -> None:
+    denoiser = DenoisingTransformer(8, 16, width=32, depth=2)
+    for time in (torch.rand(2), torch.rand(2, 3, 4)):
+        flow = denoiser(torch.randn(2, 8, 6, 8), time, torch.randn(2, 16, 6, 8))
+        assert flow.shape == (2, 8, 6, 8) and flow.abs().max() == 0
