@@ -3,7 +3,8 @@
     python bench/codec_damage.py --codec runs/codec_small/export --files 100000
 
 Files are cut at every length, bits are flipped at every place, headers are spliced before random bytes with a right
-checksum, and sizes are absurd. One JSON line counts the errors by kind; "decoded" and "other" must be 0.
+checksum, and sizes are absurd. Made-up files have a checksum of their integers too, since any integers are an image.
+One JSON line counts the errors by kind; "decoded" and "other" must be 0.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def damaged(data: bytes, count: int) -> Iterator[tuple[str, bytes]]:
         kind = ("noise", "magic", "header", "absurd size", "payload")[made % 5]
         content = {
             "noise": noise,
-            "magic": _signed(data[:5] + noise),
-            "header": _signed(data[:11] + noise),
+            "magic": _signed(data[:5] + b"\1" + noise),
+            "header": _signed(data[:5] + b"\1" + data[6:11] + noise),
             "absurd size": to_bytes(
                 CodedImage(width, height, made % 101, coded.model, noise[: len(noise) // 4 * 4], 1)
             ),

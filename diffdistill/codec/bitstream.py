@@ -25,7 +25,7 @@ from diffdistill.errors import UserError
 MAGIC = b"\x89DDC"
 VERSION = 1
 INTEGERS_CHECKED = 1  # a flag
-MOST_PIXELS = 1 << 28
+MOST_PIXELS = 1 << 26  # whole images are decoded at once, with some 100 bytes of memory a pixel
 MOST_SIDE = 1 << 15
 HIGHEST_QUALITY = 100
 
@@ -129,12 +129,17 @@ def from_bytes(data: bytes, what: str = "the file") -> CodedImage:
         raise DamagedFileError(f"{what} says quality {data[10]}; it must be in [0, {HIGHEST_QUALITY}]")
     if not width or not height:
         raise DamagedFileError(f"{what} says that its image is {width}x{height} pixels")
-    if width * height > MOST_PIXELS or max(width, height) > MOST_SIDE:
-        raise TooLargeError(
-            f"{what} is {width}x{height}; at most {MOST_PIXELS:,} pixels and {MOST_SIDE:,} a side are decoded"
-        )
+    check_size(width, height, what)
     crc = struct.unpack("<I", data[place - 4 : place])[0] if flags & INTEGERS_CHECKED else None
     return CodedImage(width, height, data[10], data[6:10], data[place:-4], crc)
+
+
+def check_size(width: int, height: int, what: str) -> None:
+    """Raise TooLargeError for an image that is larger than files may hold."""
+    if width * height > MOST_PIXELS or max(width, height) > MOST_SIDE:
+        raise TooLargeError(
+            f"{what} is {width}x{height}; files hold at most {MOST_PIXELS:,} pixels and {MOST_SIDE:,} a side"
+        )
 
 
 def varint(value: int) -> bytes:

@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 
-from .bitstream import HIGHEST_QUALITY, CodedImage, DamagedFileError, OtherModelError, from_bytes, to_bytes
+from .bitstream import HIGHEST_QUALITY, CodedImage, DamagedFileError, OtherModelError, check_size, from_bytes, to_bytes
 from .coder import RangeCoder
+from .latent_codec import nearest_level
 from .network import MULTIPLE
 from .saved import load_codec
 from .scales import Z_MOST
@@ -73,10 +74,13 @@ class Codec:
         """
         _check(image, quality)
         found, _ = self.integers(image, quality)
-        payload = self._coder.encode(found.z, found.r, found.indexes)
+        payload = self._coder.encode(found.z, found.r, found.indexes, self._level(quality))
         crc = checksum(found) if check_integers else None
         height, width = image.shape[1:]
         return to_bytes(CodedImage(width, height, quality, self.model, payload, crc))
+
+    def _level(self, quality: int) -> int:
+        return int(nearest_level(torch.tensor([quality]), self.network.settings.levels))
 
     @torch.inference_mode()
     def integers(self, image: Tensor, quality: int) -> tuple[Integers, Tensor]:
@@ -116,7 +120,7 @@ class Codec:
                 f"{len(coded.payload):,}"
             )
         try:
-            z, decoder = self._coder.decode_z(coded.payload, (h, w))
+            z, decoder = self._coder.decode_z(coded.payload, (h, w), self._level(coded.quality))
             of = torch.tensor([float(coded.quality)], device=self.device)
             indexes = self._scales(torch.from_numpy(z).to(self.device)[None].double(), of)
             made = indexes[0].cpu().to(torch.int32).numpy()
@@ -133,8 +137,9 @@ class Codec:
         of = torch.tensor([float(quality)], device=self.device)
         codec = self.network.latent_codec
         z, r = (torch.from_numpy(x).to(self.device)[None].float() for x in (found.z, found.r))
-        settled, _ = codec.settle(codec.features(z, of), r, None)
-        pixels = self.network.decode(codec.unscaled(settled, of), of)[0, :, : size[0], : size[1]]
+        with torch.autocast(self.device.type, enabled=False):
+            settled, _ = codec.settle(codec.features(z, of), r, None)
+            pixels = self.network.decode(codec.unscaled(settled, of), of)[0, :, : size[0], : size[1]]
         return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
@@ -153,5 +158,6 @@ def _padded(image: Tensor) -> Tensor:
 def _check(image: Tensor, quality: int) -> None:
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ValueError(f"an image should be uint8 of shape (3, H, W), got {image.dtype} of {tuple(image.shape)}")
+    check_size(image.shape[2], image.shape[1], "the image")
     if not isinstance(quality, int) or not 0 <= quality <= HIGHEST_QUALITY:
         raise UserError(f"quality is {quality}; it must be a whole number in [0, {HIGHEST_QUALITY}]")

@@ -24,7 +24,7 @@ class RangeCoder:
     """Codes z and r by tables.
 
     Args:
-        z_tables: (Z, 255) integers that sum to 65,536 in each row.
+        z_tables: (L, Z, 255) integers that sum to 65,536 in each row, for each level of quality.
         r_tables: one table of integers a scale index.
 
     Raises:
@@ -33,23 +33,23 @@ class RangeCoder:
 
     def __init__(self, z_tables: np.ndarray, r_tables: Sequence[np.ndarray]) -> None:
         self._stream = _constriction().stream
-        self._z, self._r = ([self._model(table) for table in tables] for tables in (z_tables, r_tables))
+        self._z = [[self._model(table) for table in level] for level in z_tables]
+        self._r = [self._model(table) for table in r_tables]
         # the fewest bits that the integers of 64 x 64 pixels can take
-        self._least_bits = float(sum(_fewest(table) for table in z_tables))
+        self._least_bits = min(float(sum(_fewest(table) for table in level)) for level in z_tables)
         self._least_bits_of_r = min(_fewest(table) for table in r_tables)
         self._halves = [(len(table) - 2) // 2 for table in r_tables]
-        self._z_most = (z_tables.shape[1] - 1) // 2
+        self._z_most = (z_tables.shape[2] - 1) // 2
 
     def _model(self, table: np.ndarray) -> Any:
         return self._stream.model.Categorical(table.astype(np.float64) / TOTAL, perfect=False)
 
-    def encode(self, z: np.ndarray, r: np.ndarray, indexes: np.ndarray) -> bytes:
-        """The payload of z (Z, h, w) and r (C, 4 h, 4 w), with scale indexes of r's shape."""
+    def encode(self, z: np.ndarray, r: np.ndarray, indexes: np.ndarray, level: int) -> bytes:
+        """The payload of z (Z, h, w) and r (C, 4 h, 4 w), with scale indexes of r's shape and z's level of quality."""
         coder = self._stream.queue.RangeEncoder()
-        for channel, model in zip(z, self._z, strict=True):
+        for channel, model in zip(z, self._z[level], strict=True):
             coder.encode((channel.ravel() + self._z_most).astype(np.int32), model)
-        values, order, ends = _grouped(r.ravel(), indexes.ravel(), len(self._r))
-        del order
+        values, _, ends = _grouped(r.ravel(), indexes.ravel(), len(self._r))
         escape = self._stream.model.Uniform(TOTAL)
         for index, (begin, end) in enumerate(ends):
             if begin == end:
@@ -66,8 +66,8 @@ class RangeCoder:
         bits = cells * self._least_bits + values * self._least_bits_of_r
         return max(0, int(bits / 8) - 8)
 
-    def decode_z(self, payload: bytes, shape: tuple[int, int]) -> tuple[np.ndarray, Any]:
-        """z (Z, h, w) and the decoder, which `decode_r` goes on with.
+    def decode_z(self, payload: bytes, shape: tuple[int, int], level: int) -> tuple[np.ndarray, Any]:
+        """z (Z, h, w) of a level of quality, and the decoder, which `decode_r` goes on with.
 
         Raises:
             DamagedFileError: the payload does not decode.
@@ -76,7 +76,7 @@ class RangeCoder:
             raise DamagedFileError(f"the payload has {len(payload)} bytes; it should be a multiple of 4")
         try:
             coder = self._stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
-            z = [coder.decode(model, shape[0] * shape[1]) - self._z_most for model in self._z]
+            z = [coder.decode(model, shape[0] * shape[1]) - self._z_most for model in self._z[level]]
         except (AssertionError, ValueError, KeyError) as error:
             raise DamagedFileError("the payload does not decode") from error
         return np.stack(z).reshape(-1, *shape), coder

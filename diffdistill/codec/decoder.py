@@ -75,6 +75,6 @@ class Decoder(nn.Module):
 
 
 def modulated(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:
-    """x (1 + a) + b, with a and b (B, K) of the quality; x is (B, K, h, w), and the table (L, 2 K)."""
+    """x + x a + b, with a and b (B, K) of the quality; x is (B, K, h, w), and the table (L, 2 K)."""
     a, b = between_levels(table, quality)[:, :, None, None].to(x.dtype).chunk(2, 1)
-    return x * (1 + a) + b
+    return x + x * a + b

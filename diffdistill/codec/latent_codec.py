@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import Enlarge, activate, between_levels, convolution, round_through
-from .scales import Z_MOST, ScaleNetwork, scale_of
+from .scales import QUALITIES, Z_MOST, ScaleNetwork, scale_of
 
 ORDERS = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))  # position of each group of channels in each step
 LEAST_PROBABILITY = 1e-9
@@ -52,20 +52,30 @@ def quadrants(channels: int, height: int, width: int, device: torch.device) -> l
 
 
 class HyperPrior(nn.Module):
-    """The distribution of each channel of z: a mixture of three logistic distributions."""
+    """The distribution of each channel of z at each level of quality: a mixture of three logistic distributions."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, levels: int, channels: int) -> None:
         super().__init__()
-        self.means = nn.Parameter(torch.linspace(-1.5, 1.5, 3).repeat(channels, 1))
-        self.log_scales = nn.Parameter(torch.tensor([0.3, -0.5, 0.3]).repeat(channels, 1))
-        self.weights = nn.Parameter(torch.zeros(channels, 3))
+        self.means = nn.Parameter(torch.linspace(-1.5, 1.5, 3).repeat(levels, channels, 1))
+        self.log_scales = nn.Parameter(torch.tensor([0.3, -0.5, 0.3]).repeat(levels, channels, 1))
+        self.weights = nn.Parameter(torch.zeros(levels, channels, 3))
 
-    def probabilities(self, z: Tensor) -> Tensor:
-        """The probability of each value; z is (B, Z, ...), and so is the result."""
-        away = (z.movedim(1, -1)[..., None] - self.means).abs()  # the tail below the mean, where sigmoids do not cancel
-        scales = self.log_scales.exp()
-        upper, lower = (torch.sigmoid((half - away) / scales) for half in (0.5, -0.5))
-        return ((upper - lower) * self.weights.softmax(-1)).sum(-1).movedim(-1, 1)
+    def probabilities(self, z: Tensor, level: Tensor, fixed: bool = False) -> Tensor:
+        """The probability of each value.
+
+        Args:
+            z: (B, Z, h, w).
+            level: (B,), the level of each sample; see `nearest_level`.
+            fixed: give the parameters no gradient.
+
+        Returns:
+            (B, Z, h, w).
+        """
+        own = [x.detach() if fixed else x for x in (self.means, self.log_scales, self.weights)]
+        means, log_scales, weights = (x[level][:, :, None, None] for x in own)  # (B, Z, 1, 1, 3)
+        away = (z[..., None] - means).abs()  # the tail below the mean, where sigmoids do not cancel
+        upper, lower = (torch.sigmoid((half - away) / log_scales.exp()) for half in (0.5, -0.5))
+        return ((upper - lower) * weights.softmax(-1)).sum(-1)
 
 
 class LatentCodec(nn.Module):
@@ -88,11 +98,8 @@ class LatentCodec(nn.Module):
         self.analysis = nn.ModuleList(
             [convolution(2 * channels, width), convolution(width, width, stride=2), convolution(width, hyper, stride=2)]
         )
-        for layer in self.analysis:  # z must be wide enough at the start to survive rounding
-            assert isinstance(layer, nn.Conv2d)
-            layer.weight.data *= 1.5 / float(layer.weight.data.norm() / layer.weight.shape[0] ** 0.5)
         self.hyper_gain = nn.Parameter(torch.linspace(-0.7, 0.0, levels)[:, None].repeat(1, hyper))  # logarithm
-        self.prior = HyperPrior(hyper)
+        self.prior = HyperPrior(levels, hyper)
         self.scales = ScaleNetwork(hyper, channels, levels, scales, gains)
         self.synthesis = nn.ModuleList([Enlarge(hyper, width), Enlarge(width, width)])
         self.of_quality = nn.Parameter(torch.zeros(levels, width))
@@ -119,6 +126,17 @@ class LatentCodec(nn.Module):
         first, second, third = self.analysis
         z: Tensor = third(activate(second(activate(first(torch.cat([a, a.abs()], 1))))))
         return z.float() * between_levels(self.hyper_gain, quality).exp()[:, :, None, None]
+
+    @torch.no_grad()
+    def calibrate(self, y: Tensor, wanted: float = 2.0) -> None:
+        """Scale the hyper-encoder's last layer so that z of coefficients y (B, C, h, w) has this rms at quality 50.
+
+        A narrower z would be rounded to zero, and would never be used.
+        """
+        quality = torch.full((len(y),), 50.0, device=y.device)
+        last = self.analysis[2]
+        assert isinstance(last, nn.Conv2d)
+        last.weight *= wanted / self.hyper_latent(self.scaled(y, quality), quality).square().mean().sqrt()
 
     def features(self, z: Tensor, quality: Tensor) -> Tensor:
         """What the means know of z: (B, width, h, w)."""
@@ -152,7 +170,10 @@ class LatentCodec(nn.Module):
         return settled, means
 
     def forward(self, y: Tensor, quality: Tensor, noise: Tensor, z_noise: Tensor) -> Coded:
-        """Train: bits by additive noise, values by rounding.
+        """Train: the bits of rounded values, and values as the decoder has them.
+
+        Rounded values train the distributions. The gradient of the values themselves is that with noise in place of
+        rounding.
 
         Args:
             y: coefficients (B, C, h, w); h and w are multiples of 4.
@@ -160,20 +181,27 @@ class LatentCodec(nn.Module):
             noise: (B, C, h, w), uniform in [-0.5, 0.5).
             z_noise: (B, Z, h/4, w/4), the same.
         """
-        scaled = self.scaled(y, quality)
+        scaled, level = self.scaled(y, quality), nearest_level(quality, len(self.gain))
         z = self.hyper_latent(scaled, quality).clamp(-Z_MOST, Z_MOST)
-        z_bits = _bits(self.prior.probabilities(z + z_noise))
+        z_bits = _both(
+            _bits(self.prior.probabilities(z.detach().round(), level)),
+            _bits(self.prior.probabilities(z + z_noise, level, fixed=True)),
+        )
         rounded = round_through(z)
         indexes = self.scales(rounded, quality)
         settled, means = self.settle(self.features(rounded, quality), None, scaled)
-        y_bits = _bits(gaussian_probabilities(scaled - means + noise, scale_of(indexes)))
+        residual, scale = scaled - means, scale_of(indexes)
+        y_bits = _both(
+            _bits(gaussian_probabilities(residual.detach().round(), scale)),
+            _bits(gaussian_probabilities(residual + noise, scale.detach())),
+        )
         return Coded(self.unscaled(settled, quality), y_bits, z_bits, indexes)
 
     def rounded(self, y: Tensor, quality: Tensor) -> Coded:
         """What a file would hold: as `forward`, with rounding in place of noise."""
         scaled = self.scaled(y, quality)
         z = self.hyper_latent(scaled, quality).clamp(-Z_MOST, Z_MOST).round()
-        z_bits = _bits(self.prior.probabilities(z))
+        z_bits = _bits(self.prior.probabilities(z, nearest_level(quality, len(self.gain))))
         indexes = self.scales(z, quality)
         settled, means = self.settle(self.features(z, quality), None, scaled)
         y_bits = _bits(gaussian_probabilities((scaled - means).round(), scale_of(indexes)))
@@ -184,6 +212,21 @@ def gaussian_probabilities(x: Tensor, scale: Tensor) -> Tensor:
     """The probability of the interval of length 1 around x, of a Gaussian with mean 0."""
     x, root = x.abs(), 1 / (scale * math.sqrt(2))
     return 0.5 * (torch.erfc((x - 0.5) * root) - torch.erfc((x + 0.5) * root))
+
+
+def nearest_level(quality: Tensor, levels: int) -> Tensor:
+    """The level that is nearest to a quality, the upper one halfway: (quality + span // 2) // span.
+
+    >>> nearest_level(torch.tensor([0.0, 9.0, 10.0, 100.0]), 6).tolist()
+    [0, 0, 1, 5]
+    """
+    span = QUALITIES // (levels - 1)
+    return (quality.long() + span // 2) // span
+
+
+def _both(value: Tensor, proxy: Tensor) -> Tensor:
+    """The value, with the gradients of both."""
+    return value + proxy - proxy.detach()
 
 
 def _bits(probabilities: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ def activate(x: Tensor) -> Tensor:
 
 
 def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, zero: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the size but for its stride; orthogonal at the start, or zero."""
+    """A convolution that keeps the size but for its stride; orthogonal at the start, which keeps the rms, or zero."""
     made = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
     if zero:
         nn.init.zeros_(made.weight)
     else:
-        nn.init.orthogonal_(made.weight, min(1.0, (outputs / (inputs * kernel**2)) ** -0.5))
+        nn.init.orthogonal_(made.weight, max(1.0, (outputs / (inputs * kernel**2)) ** 0.5))
     nn.init.zeros_(made.bias)  # type: ignore[arg-type]
     return made
 
@@ -87,6 +87,26 @@ class _Straight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return gradient, None
+
+
+class _Clamp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
+        outward = (x < low) & (gradient > 0) | (x > high) & (gradient < 0)  # descent would move x further out
+        return gradient.masked_fill(outward, 0), None, None
+
+
+def clamp_through(x: Tensor, low: float, high: float) -> Tensor:
+    """x clamped; beyond a bound, only gradients that lead back are passed."""
+    result: Tensor = _Clamp.apply(x, low, high)
+    return result
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:

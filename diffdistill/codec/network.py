@@ -9,10 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffdistill.errors import UserError
+
 from .decoder import Decoder
 from .encoder import Encoder
 from .lapped import LappedTransform
 from .latent_codec import LatentCodec
+from .scales import QUALITIES
 
 STEPS = (1.3, 0.93, 0.61, 0.42, 0.28, 0.19)  # quantisation steps of the levels, on the scale of the coefficients
 MULTIPLE = 64  # of pixels, which the hyper-latent needs
@@ -37,6 +40,16 @@ class CodecSettings:
     levels: int = 6
     encoder_widths: tuple[int, int, int] = (32, 64, 96)
     decoder_widths: tuple[int, int, int] = (48, 96, 160)
+
+    def __post_init__(self) -> None:
+        widths = (*self.encoder_widths, *self.decoder_widths)
+        numbers = (self.channels, self.hyper, self.latent, self.levels, *widths)
+        if not all(isinstance(n, int) and 1 <= n <= 4096 for n in numbers) or len(widths) != 6:
+            raise UserError(f"the shape of the codec is {self}; its numbers must be whole, from 1 to 4096")
+        if self.channels % 4 or self.channels > 768:
+            raise UserError(f"channels is {self.channels}; it must be a multiple of 4, at most 768")
+        if self.levels < 2 or QUALITIES % (self.levels - 1):
+            raise UserError(f"levels is {self.levels}; levels - 1 must divide {QUALITIES}")
 
 
 class Reconstruction(NamedTuple):
@@ -71,7 +84,9 @@ class CodecNetwork(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], whose sides are multiples of 64, to coefficients (B, C, H/16, W/16)."""
         x = images - 0.5
-        return self.lapped(x).float() + self.encoder(x).float()
+        with torch.autocast(images.device.type, enabled=False):
+            linear: Tensor = self.lapped(x)
+        return linear + self.encoder(x).float()
 
     def decode(self, y: Tensor, quality: Tensor) -> Tensor:
         """Coefficients (B, C, h, w) and quality (B,) in [0, 100] to images (B, 3, H, W), not clamped."""

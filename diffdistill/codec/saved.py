@@ -23,7 +23,7 @@ from diffdistill.errors import UserError
 from diffdistill.files import write_atomic
 
 from .network import CodecNetwork, CodecSettings
-from .scales import FIRST_BIAS_UNIT, SECOND_UNIT, WEIGHT_UNIT
+from .scales import FIRST_BIAS_UNIT, SCALES, SECOND_UNIT, WEIGHT_UNIT, Z_MOST
 from .tables import gaussian_tables, hyper_tables
 
 FORMAT = 1
@@ -45,7 +45,7 @@ class SavedCodec:
 
     Attributes:
         network: its networks, in float32.
-        z_tables: (Z, 255) integers.
+        z_tables: (L, Z, 255) integers.
         r_tables: 64 arrays of integers.
         fingerprint: SHA-256 of its files, 64 hex digits.
     """
@@ -97,13 +97,36 @@ def load_codec(folder: str | Path) -> SavedCodec:
             state[_SCALES + name] = state[_SCALES + name].float() / unit
         network.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
         r_tables = np.split(flat.numpy(), np.cumsum(lengths.numpy())[:-1])
-        if any(int(table.sum()) != 1 << 16 or int(table.min()) < 1 for table in (*z.numpy(), *r_tables)):
-            raise UserError(f"the codec at {folder} has tables that do not sum to 65,536")
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        _check_tables(z.numpy(), r_tables, settings, network)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f"the codec at {folder} is damaged: {str(error).splitlines()[0]}") from error
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode() + data).hexdigest()
     network.eval().requires_grad_(False)
     return SavedCodec(network.to(memory_format=torch.channels_last), z.numpy(), r_tables, digest)  # type: ignore[call-overload]
+
+
+def _check_tables(z: np.ndarray, r_tables: list[np.ndarray], settings: CodecSettings, network: CodecNetwork) -> None:
+    """Raise ValueError where tables have another shape or sum, or the scale network's integers are out of range."""
+    if z.shape != (settings.levels, settings.hyper, 2 * Z_MOST + 1):
+        raise ValueError(f"its tables of z have the shape {z.shape}")
+    if len(r_tables) != SCALES or any(len(table) % 2 or len(table) < 4 for table in r_tables):
+        raise ValueError(f"it has {len(r_tables)} tables of r, or one of an odd length; there are {SCALES}")
+    flat = [*z.reshape(-1, z.shape[-1]), *r_tables]
+    if any(int(table.sum()) != 1 << 16 or int(table.min()) < 1 for table in flat):
+        raise ValueError("a table does not sum to 65,536")
+    scales = network.latent_codec.scales
+    if any(float(bias.detach().abs().max()) * unit > 1 << 20 for bias, unit in (
+        (scales.first_bias, FIRST_BIAS_UNIT), (scales.second_bias, SECOND_UNIT)
+    )):  # fmt: skip
+        raise ValueError("a bias of its scale network is above 2^20")
 
 
 def _read(file: Path) -> bytes:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import straight_through
+from .layers import clamp_through, straight_through
 
 SCALES = 64
 SMALLEST, LARGEST = 0.11, 64.0
@@ -52,7 +52,8 @@ class ScaleNetwork(nn.Module):
         self.second = nn.Parameter(torch.zeros(outputs * 16, width, 1, 1))
         base = (scales / SMALLEST).log() / LOG_STEP
         self.second_bias = nn.Parameter(base.repeat_interleave(16).clone())
-        self.offset = nn.Parameter((gains / LOG_STEP)[:, None].repeat(1, outputs))
+        # where a scale is below the smallest, the index starts just below 0, from where it can rise
+        self.offset = nn.Parameter((base + (gains / LOG_STEP)[:, None]).clamp_min(-1) - base)
 
     def integers(self) -> dict[str, Tensor]:
         """The integers of the network, in float64, with straight-through gradients; the format's tables hold these.
@@ -94,7 +95,7 @@ def scale_indexes(z: Tensor, quality: Tensor, integers: dict[str, Tensor]) -> Te
     a = _shift(a, 6).clamp(0, 255)
     y = F.conv2d(a, integers["second"]) + integers["second_bias"][:, None, None]
     y = F.pixel_shuffle(_shift(y, 10), 4) + integers_between(integers["offset"], quality)[:, :, None, None]
-    return straight_through(y, y.detach().clamp(0, SCALES - 1))
+    return clamp_through(y, 0, SCALES - 1)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

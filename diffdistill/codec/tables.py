@@ -1,13 +1,14 @@
 """Integer tables of probabilities, which sum to 65,536. A saved codec holds them; they are never computed again.
 
     r    64 tables, one a scale index: values from -half to half, and one escape
-    z    one table a channel: values from -127 to 127
+    z    one table a level of quality and channel: values from -127 to 127
 
 Every value has a share of at least 1 / 65,536, so that every value can be coded.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -59,9 +60,14 @@ def gaussian_tables() -> list[np.ndarray]:
 
 @torch.no_grad()
 def hyper_tables(prior: HyperPrior) -> Tensor:
-    """The tables of z: (Z, 255) int32."""
-    values = torch.arange(-Z_MOST, Z_MOST + 1, dtype=torch.float64)
-    channels = len(prior.means)
-    found = prior.double().probabilities(values.expand(1, channels, -1))[0].cpu().numpy()
-    prior.float()
-    return torch.from_numpy(np.stack([to_integers(row) for row in found])).to(torch.int32)
+    """The tables of z: (L, Z, 255) int32."""
+    levels, channels = prior.means.shape[:2]
+    exact = copy.deepcopy(prior).double()
+    values = torch.arange(-Z_MOST, Z_MOST + 1, dtype=torch.float64, device=prior.means.device)
+    found = (
+        exact.probabilities(values.expand(levels, channels, 1, -1), torch.arange(levels, device=values.device))[:, :, 0]
+        .cpu()
+        .numpy()
+    )
+    tables = np.stack([to_integers(row) for row in found.reshape(levels * channels, -1)])
+    return torch.from_numpy(tables.reshape(levels, channels, -1)).to(torch.int32)

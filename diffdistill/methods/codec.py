@@ -25,7 +25,7 @@ from diffdistill.codec.layers import between_levels
 from diffdistill.codec.network import MULTIPLE, CodecNetwork, CodecSettings
 from diffdistill.codec.saved import load_codec, save_codec
 from diffdistill.codec.scales import QUALITIES
-from diffdistill.data.photographs import load_photographs, random_crop
+from diffdistill.data.photographs import PhotographData, load_photographs, random_crop
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 
@@ -59,7 +59,7 @@ class ImageCodec(Method):
     """Train the codec on photographs.
 
     Args:
-        data: a folder, .zip, .npz or .tar of photographs.
+        data: where the photographs are.
         network: the shape of the networks.
         optimizer: the optimiser.
         loss: what is traded for bits.
@@ -75,14 +75,16 @@ class ImageCodec(Method):
 
     def __init__(
         self,
-        data: str,
+        data: PhotographData,
         network: CodecSettings = CodecSettings(),
         optimizer: OptimizerSettings = OptimizerSettings(
             5e-4,
             (0.9, 0.99),
             groups=(
-                ParameterGroup(r"latent_codec\.(hyper_)?gain|scales\.offset", 2e-3),
-                ParameterGroup(r"prior|scales\.(first_bias|second_bias)", 5e-3),
+                ParameterGroup(r"scales\.(offset|second_bias)", 2e-2),  # in steps of an index, a tenth of a scale
+                ParameterGroup(r"prior|scales\.first_bias", 4e-3),
+                ParameterGroup(r"latent_codec\.(hyper_)?gain", 2e-3),
+                ParameterGroup(r"decoder\.out|encoder\.network\.6", 1e-4),  # of pixels and coefficients themselves
             ),
         ),
         loss: CodecLoss = CodecLoss(),
@@ -95,8 +97,8 @@ class ImageCodec(Method):
         if not 32 <= loss.perceptual_side <= crop:
             raise UserError(f"loss.perceptual_side is {loss.perceptual_side}; it must be in [32, {crop}]")
         self.loss, self.crop, self.low_qualities, self.settings = loss, crop, low_qualities, network
-        self.photographs = load_photographs(data, crop)
-        self.content = {"data": self.photographs.digest}
+        self.photographs = load_photographs(data.source, crop)
+        self.content = {"data.source": self.photographs.digest}
         every = range(len(self.photographs.images))
         self.held = [i for i in every if i % HELD == HELD // 2] if len(every) > HELD else []
         trained = [i for i in every if i not in self.held]
@@ -105,8 +107,10 @@ class ImageCodec(Method):
         self.records = [
             i for i, area in zip(trained, areas, strict=True) for _ in range(max(1, round((area / cell) ** 0.5)))
         ]
-        order, scales = channels_by_variance(self._crops(range(min(256, 8 * len(trained)))) - 0.5, network.channels)
+        crops = self._crops(range(min(256, 8 * len(trained))))
+        order, scales = channels_by_variance(crops - 0.5, network.channels)
         made = CodecNetwork(network, order, scales).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        made.latent_codec.calibrate(made.lapped(crops[:32] - 0.5))
         if init_from is not None:
             saved = load_codec(init_from)
             if saved.network.settings != network:

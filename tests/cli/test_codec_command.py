@@ -92,3 +92,5 @@ def test_what_is_refused_at_once(photos: Path, tmp_path: Path, capsys: pytest.Ca
     twice = [image, str(photos / "a.png"), "-o", str(tmp_path / "files")]
     assert "would both be written" in refused(capsys, "encode", *twice)
     assert main(["codec", "--help"]) == 0
+    assert "is an input too" in refused(capsys, "encode", image, "-o", image, "--overwrite")
+    assert "is a .ddc file" in refused(capsys, "encode", image, "-o", str(tmp_path / "a.jpg"))

@@ -36,7 +36,7 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
         overrides += ["--method.teacher.variant", "null"]  # the stand-ins are plain files
         overrides += ["--method.prompts", str(stand_ins / "prompts.txt")]
     if config.stem.startswith("codec_"):
-        overrides += ["--method.data", str(stand_ins / "photos")]
+        overrides += ["--method.data.source", str(stand_ins / "photos")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
         overrides += ["--method.network.autoencoder", "assets/teacher/vae"]
     assert main(["train", str(config), "--dry_run", *overrides]) == 0, capsys.readouterr().err

@@ -96,7 +96,8 @@ def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
     reader = Reader(data[place : place + length])
     rows, columns = -(-height // 64), -(-width // 64)
     z = []
-    for table in z_tables:
+    span = 100 // (len(z_tables) - 1)
+    for table in z_tables[(quality + span // 2) // span]:
         edges = edges_of(table)
         z.append([[reader.value(edges) - 127 for _ in range(columns)] for _ in range(rows)])
     indexes = scale_indexes(z, quality, net)
@@ -113,4 +114,5 @@ def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
                             escaped.append((c, y, x))
         for c, y, x in escaped:
             r[c][y][x] = reader.value([v << 8 for v in range(65537)]) - 32768
+    assert reader.place >= len(reader.words) and (reader.point - reader.lower) % (1 << 64) < (1 << 33) - 1, "damaged"
     return {"width": width, "height": height, "quality": quality, "z": z, "r": r}

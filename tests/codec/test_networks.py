@@ -7,6 +7,7 @@ from small_codec import SETTINGS, network, picture
 from diffdistill.codec.denoiser import DenoisingTransformer
 from diffdistill.codec.lapped import LappedTransform, channels_by_variance, lapped_basis
 from diffdistill.codec.latent_codec import HyperPrior, gaussian_probabilities, quadrants
+from diffdistill.codec.layers import clamp_through
 from diffdistill.codec.network import level_steps
 from diffdistill.codec.scales import ScaleNetwork, scale_of
 
@@ -43,11 +44,11 @@ def test_probabilities_add_up_to_one() -> None:
     for index in (0, 20, 50):
         scale = scale_of(torch.tensor(float(index), dtype=torch.float64))
         assert abs(float(gaussian_probabilities(values, scale).sum()) - 1) < 1e-9
-    prior = HyperPrior(2).double()
-    total = prior.probabilities(values.expand(1, 2, -1)).sum(-1)
+    prior, level = HyperPrior(3, 2).double(), torch.tensor([1])
+    total = prior.probabilities(values.expand(1, 2, 1, -1), level).sum(-1)
     torch.testing.assert_close(total, torch.ones_like(total))
-    far = HyperPrior(1).probabilities(torch.tensor([[[40.0]]]))  # where a difference of sigmoids would be zero
-    assert far > 0
+    far = HyperPrior(2, 1).probabilities(torch.full((1, 1, 1, 1), 40.0), level)
+    assert far > 0  # where a difference of sigmoids would be zero
 
 
 def test_the_steps_settle_each_value_once() -> None:
@@ -85,3 +86,32 @@ def test_a_new_denoiser_predicts_zero_at_any_size() -> None:
     for time in (torch.rand(2), torch.rand(2, 3, 4)):
         flow = denoiser(torch.randn(2, 8, 6, 8), time, torch.randn(2, 16, 6, 8))
         assert flow.shape == (2, 8, 6, 8) and flow.abs().max() == 0
+
+
+def test_z_is_wide_enough_to_survive_rounding() -> None:
+    codec, images = network(), torch.stack([picture(128, 128, seed) for seed in range(4)]).float() / 255
+    with torch.no_grad():
+        y, quality = codec.lapped(images - 0.5), torch.full((4,), 50.0)
+        codec.latent_codec.calibrate(y)
+        z = codec.latent_codec.hyper_latent(codec.latent_codec.scaled(y, quality), quality)
+    assert float(z.square().mean().sqrt()) == pytest.approx(2.0, rel=0.1)
+
+
+def test_beyond_a_bound_only_gradients_that_lead_back_are_passed() -> None:
+    for slope, expected in ((1.0, [0.0, 1.0, 1.0]), (-1.0, [-1.0, -1.0, 0.0])):
+        x = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)
+        (slope * clamp_through(x, 0, 1)).sum().backward()
+        assert x.grad is not None and x.grad.tolist() == expected
+
+
+def test_rounded_values_train_the_scales_and_noise_the_code() -> None:
+    codec, quality = network(), torch.tensor([50.0])
+    y = codec.encode(picture(64, 64)[None].float() / 255).detach().requires_grad_()
+    zeros = torch.zeros(1, 16, 4, 4), torch.zeros(1, 8, 1, 1)
+    trained = codec.latent_codec(y, quality, *zeros)
+    kept = codec.latent_codec.rounded(y, quality)
+    torch.testing.assert_close(trained.y_bits, kept.y_bits)
+    torch.testing.assert_close(trained.z_bits, kept.z_bits)
+    trained.y_bits.sum().backward()
+    assert y.grad is not None and y.grad.abs().sum() > 0
+    assert codec.latent_codec.scales.offset.grad.abs().sum() > 0

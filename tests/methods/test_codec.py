@@ -8,7 +8,7 @@ from PIL import Image
 from small_codec import SETTINGS, picture
 
 from diffdistill.codec import Codec
-from diffdistill.data.photographs import load_photographs, random_crop
+from diffdistill.data.photographs import PhotographData, load_photographs, random_crop
 from diffdistill.errors import UserError
 from diffdistill.evaluation.pairs.perceptual import st_lpips
 from diffdistill.methods import ImageCodec
@@ -62,7 +62,7 @@ def test_weights_between_levels() -> None:
 def test_a_run_its_continuation_and_its_codec(photographs: Path, tmp_path: Path) -> None:
     def method() -> ImageCodec:
         torch.manual_seed(0)
-        return ImageCodec(str(photographs), network=SETTINGS, loss=CodecLoss(perceptual=0.0), crop=128)
+        return ImageCodec(PhotographData(str(photographs)), network=SETTINGS, loss=CodecLoss(perceptual=0.0), crop=128)
 
     settings = TrainingSettings(16, batch_size=4, cpu=True, log_every=1, checkpoint_every=8, validate_every=16)
     folders = [tmp_path / "whole", tmp_path / "parts"]
@@ -78,13 +78,17 @@ def test_a_run_its_continuation_and_its_codec(photographs: Path, tmp_path: Path)
     data = codecs[0].encode(image, 50)
     assert torch.equal(codecs[0].decode(data), codecs[1].decode(data))
     started = ImageCodec(
-        str(photographs), network=SETTINGS, loss=CodecLoss(perceptual=0.0), crop=128, init_from=str(exported)
+        PhotographData(str(photographs)),
+        network=SETTINGS,
+        loss=CodecLoss(perceptual=0.0),
+        crop=128,
+        init_from=str(exported),
     )
     assert started.content["init_from"] == codecs[0].fingerprint
 
 
 def test_settings_out_of_range(photographs: Path) -> None:
     with pytest.raises(UserError, match="crop is 100; it must be a multiple of 64"):
-        ImageCodec(str(photographs), crop=100)
+        ImageCodec(PhotographData(str(photographs)), crop=100)
     with pytest.raises(UserError, match="perceptual_side is 500"):
-        ImageCodec(str(photographs), crop=128, loss=CodecLoss(perceptual_side=500))
+        ImageCodec(PhotographData(str(photographs)), crop=128, loss=CodecLoss(perceptual_side=500))

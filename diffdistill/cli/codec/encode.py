@@ -52,8 +52,9 @@ def main(argv: Sequence[str]) -> None:
         image = decode(job.content(), job.name)
         begin, (height, width) = time.perf_counter(), image.shape[1:]
         most = o.target_size if o.target_bpp is None else int(o.target_bpp * height * width / 8)
-        data, used = codec.encode(image, quality, o.verify), quality
-        if most is not None:
+        if most is None:
+            data, used = codec.encode(image, quality, o.verify), quality
+        else:
             data, used = best_within(lambda q: codec.encode(image, q, o.verify), most, job.name)
         if o.verify and codec.decode(data, job.name).shape != image.shape:
             raise UserError(f"{job.name} decodes to another size")

@@ -42,8 +42,8 @@ class Job:
 def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overwrite: bool) -> list[Job]:
     """The files that a command reads, and where each result goes.
 
-    A folder is read with all folders in it, and the output folder mirrors it. A single file goes to `out` as it is
-    named, or into `out` if that is a folder.
+    A folder is read with all folders in it, and the output folder mirrors it. A single file goes to `out` if that name
+    has an ending, and else into the folder `out`.
 
     Args:
         inputs: files, folders, or "-".
@@ -64,6 +64,7 @@ def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overw
     else:
         found = _files(inputs, Path(out), tuple(endings), to)
     written: dict[Path, str] = {}
+    inputs_of = {job.read.resolve() for job in found if job.read is not None}
     for job in found:
         if job.write is None:
             continue
@@ -73,6 +74,10 @@ def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overw
             raise UserError(f"{written[job.write]} and {job.name} would both be written to {job.write}")
         if job.write.exists() and not overwrite:
             raise UserError(f"{job.write} is there already; add --overwrite or name another")
+        if job.write.resolve() in inputs_of:
+            raise UserError(f"{job.write} is an input too; name another for the result of {job.name}")
+        if job.write.suffix.lower() != to:
+            raise UserError(f"the result of {job.name} is a {to} file; --out names {job.write}")
         written[job.write] = job.name
         check_writable(job.write, "--out")
     return found
@@ -112,7 +117,7 @@ def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bo
     for job in found:
         try:
             said = {"file": job.name, **work(job)}
-        except UserError as error:
+        except (UserError, OSError) as error:
             failed.append(str(error))
             if len(found) > 1:
                 print(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -71,9 +71,8 @@ def bd_rate(
     a, b = (_by_quality(r, v, metric) for r, v in ((rates, values), (anchor_rates, anchor_values)))
     low, high = max(a[0][0], b[0][0]), min(a[0][-1], b[0][-1])
     if between is not None:
-        ends = [value_at(anchor_rates, anchor_values, min(max(rate, min(anchor_rates)), max(anchor_rates)), metric)
-                for rate in between]  # fmt: skip
-        low, high = max(low, scaled(metric, ends[0])), min(high, scaled(metric, ends[1]))
+        ends = [float(np.interp(math.log(rate), b[1], b[0])) for rate in between]
+        low, high = max(low, ends[0]), min(high, ends[1])
     if not high > low:
         return math.nan
     places = np.linspace(low, high, 200)
