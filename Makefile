@@ -30,7 +30,7 @@ lint: venv
 
 test: lint
 	$(BIN)/python -m pytest --doctest-modules diffdistill
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build *.egg-info
