@@ -3,12 +3,13 @@
     python bench/codec_rates.py --codec assets/codec --images runs/photographs/heldout --out runs/codec_rates
 
 Every row is a real file: its bytes, and the metrics of what it decodes to, rounded to 8 bits. Rows of the classic
-codecs are kept in OUT and made once.
+codecs are kept in OUT, and are made again if the images, the settings or Pillow change.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -82,12 +83,15 @@ def _classic(name: str, images: dict[str, Tensor], measure: Measure) -> list[dic
 
 
 def _kept(file: Path, make: Any, images: dict[str, Tensor], vgg: bool) -> list[dict[str, Any]]:
-    if file.is_file():
-        rows: list[dict[str, Any]] = json.loads(file.read_text())
-        if {row["image"] for row in rows} >= set(images) and (not vgg or all("st_vgg" in row for row in rows)):
-            return rows
-    rows = make()
-    write_json_atomic(file, rows)
+    import PIL
+
+    pixels = {name: hashlib.sha256(image.contiguous().numpy().data).hexdigest() for name, image in images.items()}
+    made_from = {"pixels": pixels, "codec": repr(CLASSIC[file.stem]), "pillow": PIL.__version__, "vgg": vgg}
+    if file.is_file() and (kept := json.loads(file.read_text()))["made_from"] == made_from:
+        found: list[dict[str, Any]] = kept["rows"]
+        return found
+    rows: list[dict[str, Any]] = make()
+    write_json_atomic(file, {"made_from": made_from, "rows": rows})
     return rows
 
 

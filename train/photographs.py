@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,13 +56,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--packages", type=Path, help="a folder with the four .deb files, so that nothing is fetched")
     o = parser.parse_args()
-    report = {}
+    report, held_out = {}, _held_out()  # what is missing is said before anything is fetched
+    if missing := [name for name in ("apt-get", "dpkg-deb") if shutil.which(name) is None]:
+        raise UserError(f"{' and '.join(missing)} is not there; this needs Debian or Ubuntu")
     with tempfile.TemporaryDirectory() as work:
         unpacked = Path(work)
         for file in _fetched(o.packages, unpacked):
             subprocess.run(["dpkg-deb", "-x", str(file), str(unpacked / "x")], check=True)
         report["train"] = _write(_training(unpacked / "x/usr/share"), o.out / "train", halve=True)
-    report["heldout"] = _write(_held_out(), o.out / "heldout", halve=False)
+    report["heldout"] = _write(held_out, o.out / "heldout", halve=False)
     print(json.dumps(report))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -23,6 +23,30 @@ def _eta(text: str) -> float:
     if not 0 <= value <= 1:
         raise UserError(f"--eta is {value:g}; it must be from 0 to 1")
     return value
+
+
+def command_of(group: str, commands: Mapping[str, str], argv: Sequence[str]) -> str | None:
+    """The command that the first argument names; None after the usage was printed.
+
+    Args:
+        group: the command that has them, such as "eval".
+        commands: what each does, by name.
+        argv: the arguments.
+
+    Raises:
+        UserError: there is no such command.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            f"usage: diffdistill {group} COMMAND ...\n\n" + "".join(f"  {k:8}{v}\n" for k, v in commands.items()),
+            end="",
+        )
+        return None
+    if argv[0] not in commands:
+        near = difflib.get_close_matches(argv[0], commands, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
+        raise UserError(f"unknown command {group} {argv[0]!r}; {hint}")
+    return argv[0]
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -101,7 +101,7 @@ def from_bytes(data: bytes, what: str = "the file") -> CodedImage:
         NotACodecFileError: it does not begin as such a file does.
         VersionError: another version of the format.
         DamagedFileError: it is cut off, longer than it says, or its checksum differs.
-        TooLargeError: the image has more than 2^28 pixels, or a side above 32,768.
+        TooLargeError: the image has more than 2^26 pixels, or a side above 32,768.
     """
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
         raise NotACodecFileError(f"{what} is no file of this codec; such files begin with the bytes 89 44 44 43")

@@ -53,10 +53,12 @@ class CodecSettings:
 
 
 class Reconstruction(NamedTuple):
-    """Attributes:
-    images: (B, 3, H, W) in about [0, 1], not clamped.
-    y_bits: (B,) estimated bits of the code.
-    z_bits: (B,) estimated bits of the hyper-latent.
+    """What training sees of images.
+
+    Attributes:
+        images: (B, 3, H, W) in about [0, 1], not clamped.
+        y_bits: (B,) estimated bits of the code.
+        z_bits: (B,) estimated bits of the hyper-latent.
     """
 
     images: Tensor
@@ -95,7 +97,7 @@ class CodecNetwork(nn.Module):
         return self.decoder(linear, y, quality) + 0.5  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor, quality: Tensor, noise: Tensor, z_noise: Tensor) -> Reconstruction:
-        """Train: code with noise for the bits and rounding for the values, then decode; see `LatentCodec`."""
+        """Train: code and decode; see `LatentCodec.forward`."""
         coded = self.latent_codec(self.encode(images), quality, noise, z_noise)
         return Reconstruction(self.decode(coded.y, quality), coded.y_bits, coded.z_bits)
 

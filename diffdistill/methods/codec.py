@@ -6,12 +6,14 @@
 Notable:
 - each sample has a quality of its own, and the loss weighs its distortion accordingly, so that one network covers the
   whole range of rates;
-- rates are estimated with noise in place of rounding; the decoder sees rounded values (see `codec.latent_codec`);
-- each twelfth photograph is kept from training and shown in validation.
+- rates are those of rounded values; noise in place of rounding gives the gradient (see `codec.latent_codec`);
+- each twelfth photograph is kept from training and shown in validation. With 12 or fewer photographs none is kept, and
+  validation shows the first one, on which the codec is trained.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from diffdistill.codec.scales import QUALITIES
 from diffdistill.data.photographs import PhotographData, load_photographs, random_crop
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
+from diffdistill.launched import is_first
 
 from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase, Validation, unwrap
 from .codec_loss import PerceptualLoss
@@ -98,6 +101,9 @@ class ImageCodec(Method):
             raise UserError(f"loss.perceptual_side is {loss.perceptual_side}; it must be in [32, {crop}]")
         self.loss, self.crop, self.low_qualities, self.settings = loss, crop, low_qualities, network
         self.photographs = load_photographs(data.source, crop)
+        if self.photographs.left_out and is_first():
+            small = f"{self.photographs.left_out} images of {data.source} are left out: a side is below {crop} pixels"
+            print(f"note: {small}", file=sys.stderr, flush=True)
         self.content = {"data.source": self.photographs.digest}
         every = range(len(self.photographs.images))
         self.held = [i for i in every if i % HELD == HELD // 2] if len(every) > HELD else []
@@ -168,7 +174,7 @@ class ImageCodec(Method):
 
     @torch.no_grad()
     def validate(self) -> Validation:
-        """Three held photographs at three qualities, with bits a pixel, PSNR and perceptual distance."""
+        """The kept photographs, or else the first one, at three qualities: bits a pixel, PSNR, perceptual distance."""
         network: CodecNetwork = unwrap(self.networks["codec"])
         numbers: dict[str, float] = {}
         shown = []

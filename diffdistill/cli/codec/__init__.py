@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 
-from diffdistill.errors import UserError
+from diffdistill.cli.arguments import command_of
 
 COMMANDS = {
     "encode": "compress images to .ddc files",
@@ -21,15 +20,5 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: bad input, in one line.
     """
-    arguments = list(argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            "usage: diffdistill codec COMMAND ...\n\n" + "".join(f"  {k:8}{v}\n" for k, v in COMMANDS.items()), end=""
-        )
-        return
-    name = arguments[0]
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command codec {name!r}; {hint}")
-    importlib.import_module(f"diffdistill.cli.codec.{name}").main(arguments[1:])
+    if (name := command_of("codec", COMMANDS, argv)) is not None:
+        importlib.import_module(f"diffdistill.cli.codec.{name}").main(argv[1:])

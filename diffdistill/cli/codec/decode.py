@@ -22,7 +22,12 @@ def main(argv: Sequence[str]) -> None:
     parser = OneLineParser(prog="diffdistill codec decode", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="IN", help=".ddc files, folders of them, or - for standard input")
     parser.add_argument("-o", "--out", required=True, help="a .png file, a folder, or - for standard output")
-    parser.add_argument("-m", "--model", default="assets/codec", help="folder of a codec (default: assets/codec)")
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="assets/codec",
+        help="folder of a trained codec (default: assets/codec, which does not ship yet)",
+    )
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")

@@ -23,7 +23,12 @@ def main(argv: Sequence[str]) -> None:
     parser = OneLineParser(prog="diffdistill codec encode", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="IN", help="images, folders of images, or - for standard input")
     parser.add_argument("-o", "--out", required=True, help="a .ddc file, a folder, or - for standard output")
-    parser.add_argument("-m", "--model", default="assets/codec", help="folder of a codec (default: assets/codec)")
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="assets/codec",
+        help="folder of a trained codec (default: assets/codec, which does not ship yet)",
+    )
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("-q", "--quality", type=int, help="0 (smallest) to 100 (best); 50 by default")
     rate.add_argument("--target_bpp", type=float, help="the best quality of at most so many bits a pixel")

@@ -6,12 +6,11 @@ processes: `accelerate launch eval/calc.py ...` or `torchrun --nproc_per_node 2 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 
+from diffdistill.cli.arguments import command_of
 from diffdistill.cli.eval.options import processes
-from diffdistill.errors import UserError
 
 COMMANDS = {
     "ref": "measure the features of real images, and keep them in one file",
@@ -29,14 +28,6 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         UserError: bad input, in one line.
     """
-    arguments = list(argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: diffdistill eval COMMAND ...\n\n" + "".join(f"  {k:8}{v}\n" for k, v in COMMANDS.items()), end="")
-        return
-    name = arguments[0]
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command eval {name!r}; {hint}")
-    with processes():
-        importlib.import_module(f"diffdistill.cli.eval.{name}").main(arguments[1:])
+    if (name := command_of("eval", COMMANDS, argv)) is not None:
+        with processes():
+            importlib.import_module(f"diffdistill.cli.eval.{name}").main(argv[1:])
