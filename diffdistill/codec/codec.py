@@ -139,7 +139,8 @@ class Codec:
         z, r = (torch.from_numpy(x).to(self.device)[None].float() for x in (found.z, found.r))
         with torch.autocast(self.device.type, enabled=False):
             settled, _ = codec.settle(codec.features(z, of), r, None)
-            pixels = self.network.decode(codec.unscaled(settled, of), of)[0, :, : size[0], : size[1]]
+            indexes = torch.from_numpy(found.indexes).to(self.device)[None].float()
+            pixels = self.network.decode(codec.unscaled(settled, of), of, indexes)[0, :, : size[0], : size[1]]
         return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 

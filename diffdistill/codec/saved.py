@@ -23,6 +23,7 @@ from diffdistill.errors import UserError
 from diffdistill.files import write_atomic
 
 from .network import CodecNetwork, CodecSettings
+from .one_step import DenoiserSettings
 from .scales import FIRST_BIAS_UNIT, SCALES, SECOND_UNIT, WEIGHT_UNIT, Z_MOST
 from .tables import gaussian_tables, hyper_tables
 
@@ -89,6 +90,8 @@ def load_codec(folder: str | Path) -> SavedCodec:
         if shape.pop("format") != FORMAT:
             raise UserError(f"the codec at {folder} is of another format than {FORMAT}")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}
+        if given["denoiser"] is not None:
+            given["denoiser"] = DenoiserSettings(**given["denoiser"])
         settings = CodecSettings(**given)
         state = load(data)
         z, flat, lengths = (state.pop(f"tables.{name}") for name in ("z", "r", "r_lengths"))
