@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from diffdistill.errors import UserError
 
 from .denoiser import PATCH, DenoisingTransformer
-from .layers import activate, between_levels, convolution, residuals
+from .layers import between_levels, convolution, residuals
 
 TIMES = (0.4, 0.05)  # of the lowest and of the highest quality, at the start
 NEW_STEP = 0.3  # of a transformer that predicts zero
@@ -42,7 +42,7 @@ class DenoiserSettings:
         width: of a token.
         depth: number of blocks of the transformer.
         heads: number of attention heads; `width` is a multiple of it.
-        step: "element" for a step for each element, "token" for a time for each patch, "sample" for one of each quality.
+        step: "element" for a step for each element, "token" for a time for each patch, "sample" for one a quality.
         conditional: whether the transformer is told the code.
 
     Raises:
@@ -81,6 +81,9 @@ class OneStep(nn.Module):
         code: channels of the code.
         levels: levels of quality.
     """
+
+    mean: Tensor
+    rms: Tensor
 
     def __init__(self, settings: DenoiserSettings, latent: int, code: int, levels: int) -> None:
         super().__init__()
@@ -130,17 +133,15 @@ class OneStep(nn.Module):
         t = time.sigmoid()
         return self.restored(w - t[:, None, None, None] * self.transformer(w, t, told))
 
-    @torch.no_grad()
     def start_from_flow(self) -> None:
         """Begin with a step of zero, where the transformer is pre-trained and the form of the step allows it."""
         if self.settings.kind == "transformer" and self.settings.step == "element":
-            self.step.zero_()
+            self.step.data.zero_()
 
-    @torch.no_grad()
     def calibrate(self, u: Tensor) -> None:
         """Take the mean and the root mean square of latents (B, latent, h, w), by channel."""
-        self.mean.copy_(u.mean((0, 2, 3)))
-        self.rms.copy_(u.std((0, 2, 3)).clamp_min(1e-4))
+        self.mean = u.detach().mean((0, 2, 3))
+        self.rms = u.detach().std((0, 2, 3)).clamp_min(1e-4)
 
     def normalised(self, u: Tensor) -> Tensor:
         """w, with mean 0 and variance 1 over photographs in each channel."""

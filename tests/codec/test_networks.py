@@ -114,7 +114,7 @@ def test_a_step_of_one_time_inverts_the_straight_path() -> None:
         made = OneStep(DenoiserSettings("transformer", 32, 1, 4, step), 8, 16, 6)  # type: ignore[arg-type]
         made.time.data.zero_()  # t = 1/2
         w, eps = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
-        with mock.patch.object(made.transformer, "forward", lambda *_: eps - w):
+        with mock.patch.object(made.transformer, "forward", return_value=eps - w):
             found = made((w + eps) / 2, torch.zeros(1, 16, 4, 4), torch.zeros(1, 16, 4, 4), torch.tensor([50.0]))
         torch.testing.assert_close(found, w)
 
