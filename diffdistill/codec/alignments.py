@@ -42,8 +42,8 @@ def cosine_alignment(x0: Tensor, target: Tensor, margin: float = MARGIN) -> Tens
 def contrastive_alignment(a: Tensor, b: Tensor, log_temperature: Tensor) -> Tensor:
     """The loss of the latent condition of DiT-IC (eq. 5-6): symmetric InfoNCE, as in CLIP (arXiv 2103.00020).
 
-    Row i of `a` should be nearer to row i of `b` than to any other row, and the other way round. In the paper `b` embeds
-    a caption. Where there is no text, `b` can embed the clean latent.
+    Row i of `a` should be nearer to row i of `b` than to any other row, and the other way round. In the paper `b`
+    embeds a caption. Where there is no text, `b` can embed the clean latent.
 
     Args:
         a: (B, D), embeddings of the condition.

@@ -22,8 +22,7 @@ from diffdistill.errors import UserError
 from .bitstream import HIGHEST_QUALITY, CodedImage, DamagedFileError, OtherModelError, check_size, from_bytes, to_bytes
 from .coder import RangeCoder
 from .latent_codec import nearest_level
-from .network import MULTIPLE
-from .saved import load_codec
+from .saved import open_codec
 from .scales import Z_MOST
 
 R_MOST = (1 << 15) - 1  # of a residual, which an escape can hold
@@ -41,7 +40,7 @@ class Codec:
     """A trained codec.
 
     Args:
-        folder: what `save_codec` wrote.
+        folder: what `save_codec` or `save_pretrained_codec` wrote.
         device: where the networks run. The integers of a file do not depend on it.
 
     Raises:
@@ -49,7 +48,7 @@ class Codec:
     """
 
     def __init__(self, folder: str | Path = "assets/codec", device: str | torch.device = "cpu") -> None:
-        saved = load_codec(folder)
+        saved = open_codec(folder)
         self.network, self.fingerprint = saved.network.to(device), saved.fingerprint
         self.device = torch.device(device)
         self._coder = RangeCoder(saved.z_tables, saved.r_tables)
@@ -87,8 +86,9 @@ class Codec:
         """What a file would hold, and the code as a decoder has it, (1, C, h, w) coefficients."""
         of = torch.tensor([float(quality)], device=self.device)
         codec = self.network.latent_codec
+        padded = _padded(image, self.network.multiple)
         with torch.autocast(self.device.type, enabled=False):
-            scaled = codec.scaled(self.network.encode(_padded(image).to(self.device).float()[None] / 255), of)
+            scaled = codec.scaled(self.network.encode(padded.to(self.device).float()[None] / 255), of)
             z = codec.hyper_latent(scaled, of).clamp(-Z_MOST, Z_MOST).round()
             indexes = self._scales(z, of)
             settled, means = codec.settle(codec.features(z, of), None, scaled)
@@ -112,7 +112,7 @@ class Codec:
             raise OtherModelError(
                 f"{what} was made with the model {coded.model.hex()}, and this one is {self.model.hex()}"
             )
-        h, w = (-(-side // MULTIPLE) for side in (coded.height, coded.width))
+        h, w = (-(-side // self.network.multiple) for side in (coded.height, coded.width))
         least = self._coder.least_bytes(h * w, 16 * h * w * self.network.settings.channels)
         if len(coded.payload) < least:
             raise DamagedFileError(
@@ -149,10 +149,10 @@ def checksum(found: Integers) -> int:
     return zlib.crc32(found.r.astype("<i2").tobytes(), zlib.crc32(found.z.astype("<i2").tobytes()))
 
 
-def _padded(image: Tensor) -> Tensor:
-    """The image with its last row and column repeated, up to multiples of 64."""
+def _padded(image: Tensor, multiple: int) -> Tensor:
+    """The image with its last row and column repeated, up to multiples of so many pixels."""
     height, width = image.shape[1:]
-    more = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+    more = (0, -width % multiple, 0, -height % multiple)
     return F.pad(image[None].float(), more, mode="replicate")[0].to(image.dtype)
 
 

@@ -80,7 +80,13 @@ class CodecNetwork(nn.Module):
         settings: the shape.
         order: (C,) numbers of the channels of the lapped transform, with the largest variance first.
         scales: (C,) root mean squares of their coefficients.
+
+    Attributes:
+        stride: pixels a position of the code.
+        multiple: pixels a position of the hyper-latent; sides of images are multiples of it.
     """
+
+    stride, multiple = 16, MULTIPLE
 
     def __init__(self, settings: CodecSettings, order: Sequence[int], scales: Tensor) -> None:
         super().__init__()
