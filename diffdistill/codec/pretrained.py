@@ -150,8 +150,12 @@ class PretrainedCodecNetwork(nn.Module):
     stride, multiple = STRIDE, MULTIPLE
 
     def __init__(
-        self, autoencoder: Any, transformer: Any, settings: PretrainedSettings, origins: Mapping[str, Origin] | None = None
-    ) -> None:  # fmt: skip
+        self,
+        autoencoder: Any,
+        transformer: Any,
+        settings: PretrainedSettings,
+        origins: Mapping[str, Origin] | None = None,
+    ) -> None:
         super().__init__()
         check_pair(autoencoder, transformer)
         self.settings, self.origins = settings, dict(origins or {})

@@ -77,8 +77,12 @@ class Analysis(nn.Module):
     """
 
     def __init__(
-        self, latent: int, channels: int, widths: tuple[int, int] = (128, 64), auxiliary: tuple[int, int, int] = (64, 128, 192)
-    ) -> None:  # fmt: skip
+        self,
+        latent: int,
+        channels: int,
+        widths: tuple[int, int] = (128, 64),
+        auxiliary: tuple[int, int, int] = (64, 128, 192),
+    ) -> None:
         super().__init__()
         both = sum(widths)
         self.auxiliary = Encoder(channels, auxiliary)

@@ -43,9 +43,7 @@ def save_pretrained_codec(network: PretrainedCodecNetwork, folder: Path, whole: 
         UserError: not `whole`, and it is not known where the pretrained networks came from.
     """
     settings, given = network.settings, dict[str, Any]()
-    state: dict[str, Tensor] = {
-        name: value for name, value in network.state_dict().items() if not name.startswith(tuple(PARTS)) or is_adapter(name)
-    }  # fmt: skip
+    state = _without(network, tuple(PARTS))
     if whole:
         settings = dataclasses.replace(settings, autoencoder_rank=0, transformer_rank=0)
         state = {name: value for name, value in state.items() if not is_adapter(name)}
@@ -80,17 +78,20 @@ def load_pretrained_codec(folder: str | Path) -> SavedCodec[PretrainedCodecNetwo
             for name in PARTS
         }
         network = PretrainedCodecNetwork(parts["autoencoder"], parts["transformer"], settings, origins)
-        state = load(data)
-        state |= {
-            name: value for name, value in network.state_dict().items()
-            if name.startswith(tuple(origins)) and not is_adapter(name)
-        } if origins else {}  # fmt: skip
+        own = _without(network, tuple(origins))
+        state = load(data) | {name: value for name, value in network.state_dict().items() if name not in own}
         z, r_tables = fill(network, state, network.latent_codec, (settings.levels, settings.hyper))
     for part in shape["pretrained"].values():
         for name in ("source", "variant"):
             part.pop(name, None)
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode() + data).hexdigest()
     return SavedCodec(network, z, r_tables, digest)
+
+
+def _without(network: PretrainedCodecNetwork, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """The weights of the codec but for those of some pretrained networks; adapters stay."""
+    starts = tuple(f"{name}." for name in parts)
+    return {k: v for k, v in network.state_dict().items() if not k.startswith(starts) or is_adapter(k)}
 
 
 def _empty(name: str, part: dict[str, Any]) -> Any:

@@ -121,12 +121,14 @@ def load_codec(folder: str | Path) -> SavedCodec[CodecNetwork]:
     """Read a codec that `save_codec` wrote.
 
     Raises:
-        UserError: a file is missing or damaged, of another format, or does not fit its shape.
+        UserError: a file is missing or damaged, of another format or kind, or does not fit its shape.
     """
     folder = Path(folder)
     config, data = read_file(folder / "config.json"), read_file(folder / "codec.safetensors")
     with damage_of(folder):
         shape = read_shape(config, folder)
+        if "pretrained" in shape:
+            raise UserError(f"the codec at {folder} has pretrained networks, and one without is wanted here")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}
         if given["denoiser"] is not None:
             given["denoiser"] = DenoiserSettings(**given["denoiser"])
