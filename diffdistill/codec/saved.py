@@ -90,7 +90,7 @@ def load_codec(folder: str | Path) -> SavedCodec:
         if shape.pop("format") != FORMAT:
             raise UserError(f"the codec at {folder} is of another format than {FORMAT}")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}
-        if given["denoiser"] is not None:
+        if given.get("denoiser") is not None:
             given["denoiser"] = DenoiserSettings(**given["denoiser"])
         settings = CodecSettings(**given)
         state = load(data)
