@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diffdistill.codec.alignments import cosine_alignment
 from diffdistill.codec.lapped import channels_by_variance
@@ -54,6 +55,8 @@ class CodecLoss:
 
     Args:
         error: weight of the squared error, beside its weight by quality.
+        masking: how much more an error counts where the photograph is smooth, since texture hides it: an exponent of
+            `smoothness`. 0 for none, 1 for at most 2.5 times as much.
         perceptual: weight of the perceptual distance, beside its weight by quality; 0 for none.
         perceptual_side: side in pixels of the part of a crop on which the perceptual distance is measured.
         alignment: weight of the distance between the direction of the denoised latent and that of the original's, at
@@ -62,7 +65,8 @@ class CodecLoss:
     """
 
     error: float = 1.0
-    perceptual: float = 0.6
+    masking: float = 1.0
+    perceptual: float = 0.3
     perceptual_side: int = 128
     alignment: float = 0.0
     margin: float = 0.5
@@ -196,7 +200,10 @@ class ImageCodec(Method):
         z_bpp, bpp = made.z_bits / pixels, (made.y_bits + made.z_bits) / pixels
         error = (y - x).square().mean((1, 2, 3))
         weights = weights_of(quality)
-        total = bpp + self.loss.error * weights[:, 0] * error
+        seen = error
+        if self.loss.masking:
+            seen = (smoothness(x) ** self.loss.masking * (y - x).square().mean(1, keepdim=True)).mean((1, 2, 3))
+        total = bpp + self.loss.error * weights[:, 0] * seen
         logs = {"bpp": bpp, "z_bpp": z_bpp, "error": error, "psnr_db": -10 * error.log10()}
         if self.perceptual is not None:
             place = random.uniform("window", (2,))
@@ -258,6 +265,23 @@ def weights_of(quality: Tensor) -> Tensor:
     """(B, 3): weights of the squared error, of the perceptual distance, and of the sample, at each quality."""
     levels = torch.tensor([ERROR_WEIGHTS, PERCEPTUAL_WEIGHTS, SAMPLE_WEIGHTS], device=quality.device).T
     return between_levels(levels.log(), quality).exp()
+
+
+def smoothness(images: Tensor, middle: float = 0.03, least: float = 3 / 255) -> Tensor:
+    """middle / sqrt(variance + least^2) of the pixels around: above 1 where an image is smooth.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1]; sides are multiples of 8, from 16.
+        middle: the standard deviation at which it is about 1.
+        least: added to the standard deviation.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    mean, square = (F.avg_pool2d(x, 16, 8, 4, count_include_pad=False) for x in (images, images.square()))
+    variance = (square - mean.square()).clamp_min(0).mean(1, keepdim=True)
+    found = middle / (variance + least**2).sqrt()
+    return F.interpolate(found, size=images.shape[-2:], mode="bilinear")
 
 
 def cut(images: Tensor, places: Tensor, side: int) -> Tensor:

@@ -15,7 +15,7 @@ from diffdistill.data.photographs import PhotographData, load_photographs, rando
 from diffdistill.errors import UserError
 from diffdistill.evaluation.pairs.perceptual import st_lpips
 from diffdistill.methods import CodecFlow, ImageCodec, Method, OptimizerSettings
-from diffdistill.methods.codec import CodecLoss, weights_of
+from diffdistill.methods.codec import CodecLoss, smoothness, weights_of
 from diffdistill.methods.codec_judge import CodecJudge
 from diffdistill.methods.codec_loss import PerceptualLoss
 from diffdistill.training.loop import Trainer
@@ -61,6 +61,15 @@ def test_weights_between_levels() -> None:
     found = weights_of(torch.tensor([0.0, 50.0, 100.0]))
     torch.testing.assert_close(found[[0, 2]], torch.tensor([[5.0, 0.2, 2.6], [350.0, 20.0, 0.45]]))
     torch.testing.assert_close(found[1], torch.tensor([28.0 * 65, 1.2 * 3, 1.5]).sqrt())
+
+
+def test_smooth_places_count_more() -> None:
+    flat, noise = torch.full((1, 3, 64, 64), 0.5), torch.full((1, 3, 64, 64), 0.5)
+    noise[..., ::2] += 0.06
+    noise[..., 1::2] -= 0.06
+    torch.testing.assert_close(smoothness(flat), torch.full((1, 1, 64, 64), 0.03 * 255 / 3))
+    expected = 0.03 / (0.06**2 + (3 / 255) ** 2) ** 0.5
+    torch.testing.assert_close(smoothness(noise)[..., 8:-8, 8:-8], torch.full((1, 1, 48, 48), expected), rtol=1e-3, atol=0)
 
 
 def test_a_run_its_continuation_and_its_codec(photographs: Path, tmp_path: Path) -> None:
