@@ -130,7 +130,7 @@ def load_codec(folder: str | Path) -> SavedCodec[CodecNetwork]:
         if "pretrained" in shape:
             raise UserError(f"the codec at {folder} has pretrained networks, and one without is wanted here")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}
-        if given["denoiser"] is not None:
+        if given.get("denoiser") is not None:
             given["denoiser"] = DenoiserSettings(**given["denoiser"])
         settings = CodecSettings(**given)
         state = load(data)

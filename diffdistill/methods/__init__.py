@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from diffdistill.methods.boot import BOOT
     from diffdistill.methods.codec import ImageCodec
+    from diffdistill.methods.codec_flow import CodecFlow
     from diffdistill.methods.consistency import Consistency
     from diffdistill.methods.dmd2 import DMD2
     from diffdistill.methods.latent_diffusion import LatentDiffusion
@@ -37,6 +38,7 @@ __all__ = [
     "Autoencoder",
     "BOOT",
     "Batch",
+    "CodecFlow",
     "Consistency",
     "DMD2",
     "ImageCodec",
@@ -62,6 +64,7 @@ _MODULES = {
     "base": ("Batch", "Loss", "Method", "OptimizerSettings", "ParameterGroup", "Phase", "Validation", "unwrap"),
     "boot": ("BOOT",),
     "codec": ("ImageCodec",),
+    "codec_flow": ("CodecFlow",),
     "consistency": ("Consistency",),
     "dmd2": ("DMD2",),
     "latent_diffusion": ("LatentDiffusion",),
