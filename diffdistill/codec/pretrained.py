@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 
-from .adapters import AUTOENCODER_LAYERS, TRANSFORMER_LAYERS, add_adapters
+from .adapters import AUTOENCODER_LAYERS, TRANSFORMER_LAYERS, add_adapters, is_adapter
 from .alignments import released_step
 from .latent_codec import LatentCodec
 from .layers import between_levels
@@ -175,6 +175,11 @@ class PretrainedCodecNetwork(nn.Module):
             self.scale = Head(channels, latent, 3, settings.scale_width, zero=True)
         else:
             self.time = nn.Parameter(torch.linspace(TIMES[0], TIMES[1], levels).logit())
+
+    def train_new_parts(self) -> None:
+        """Let all that is not pretrained, and the adapters, have gradients; the pretrained weights have none."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(is_adapter(name) or not name.startswith(("autoencoder.", "transformer.")))
 
     # ---- images to the code -------------------------------------------------------------------------------------
 

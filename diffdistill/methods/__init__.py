@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffdistill.methods.boot import BOOT
     from diffdistill.methods.codec import ImageCodec
     from diffdistill.methods.codec_flow import CodecFlow
+    from diffdistill.methods.codec_pretrained import PretrainedImageCodec
     from diffdistill.methods.consistency import Consistency
     from diffdistill.methods.dmd2 import DMD2
     from diffdistill.methods.latent_diffusion import LatentDiffusion
@@ -49,6 +50,7 @@ __all__ = [
     "OptimizerSettings",
     "ParameterGroup",
     "Phase",
+    "PretrainedImageCodec",
     "Progressive",
     "SelfE",
     "Shortcut",
@@ -65,6 +67,7 @@ _MODULES = {
     "boot": ("BOOT",),
     "codec": ("ImageCodec",),
     "codec_flow": ("CodecFlow",),
+    "codec_pretrained": ("PretrainedImageCodec",),
     "consistency": ("Consistency",),
     "dmd2": ("DMD2",),
     "latent_diffusion": ("LatentDiffusion",),
