@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, SanaTransformer2DModel
+from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel
 from small_codec import picture
 from small_pretrained import SETTINGS, autoencoder, small_pretrained, transformer
 from torch import nn
@@ -18,7 +18,7 @@ from torch import nn
 from diffdistill.codec import Codec
 from diffdistill.codec.adapters import is_adapter, merged_weights
 from diffdistill.codec.bitstream import OtherModelError, from_bytes
-from diffdistill.codec.pretrained import PretrainedCodecNetwork, PretrainedSettings
+from diffdistill.codec.pretrained import SIGMA, TIME, PretrainedCodecNetwork, PretrainedSettings
 from diffdistill.codec.pretrained_saved import load_pretrained_codec, save_pretrained_codec
 from diffdistill.codec.saved import load_codec, open_codec
 from diffdistill.errors import UserError
@@ -69,12 +69,17 @@ def real() -> PretrainedCodecNetwork:
 
 
 def test_sizes_beside_the_published_ones(real: PretrainedCodecNetwork) -> None:
-    """Millions of parameters; those of the paper's released networks in the comments of docs/codec.md."""
-    own = count(real.analysis) - count(real.analysis.auxiliary)
-    assert own == pytest.approx(3.02, abs=0.005)
+    """Millions of parameters, as docs/codec.md has them: DiT-IC's released networks, and then what is another one here."""
+    analysis = count(real.analysis) - count(real.analysis.auxiliary)
     heads = [count(head) for head in (real.mean, real.scale, real.condition, real.residual)]
-    assert heads == pytest.approx([3.90, 3.70, 4.73, 3.07], abs=0.005)
+    assert [analysis, *heads] == pytest.approx([3.02, 3.90, 3.70, 4.73, 3.07], abs=0.005)
     assert count(real.conditioner) == pytest.approx(11.4, abs=0.05)
+    adapters = [
+        sum(p.numel() for p in part.parameters() if p.requires_grad) / 1e6
+        for part in (real.autoencoder, real.transformer)
+    ]
+    others = count(real.analysis.auxiliary), count(real.latent_codec)
+    assert [*adapters, *others] == pytest.approx([7.4, 52.7, 2.4, 5.6], abs=0.05)
 
 
 def test_adapters_are_on_the_named_layers_and_only_they_are_trained(real: PretrainedCodecNetwork) -> None:
@@ -142,6 +147,14 @@ def test_the_step_of_each_element(network: PretrainedCodecNetwork) -> None:
     torch.testing.assert_close(found, network.mean(y) - 0.9997 * 0.55 * v + network.residual(y))
     free = network.step_sizes(indexes)
     assert free.min() >= 0.4 and free.max() <= 1 and free.std() > 0
+
+
+def test_the_step_is_that_of_the_scheduler() -> None:
+    """One step of flow matching with SANA's shift of 3 begins at time 999 and at a noise of 0.9997."""
+    scheduler = DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction")
+    scheduler.set_timesteps(1)
+    assert scheduler.timesteps.tolist() == [TIME]
+    assert float(scheduler.sigmas[0]) == pytest.approx(SIGMA, abs=5e-5) and scheduler.sigmas[1] == 0
 
 
 @torch.no_grad()
@@ -250,8 +263,8 @@ def test_merged_weights_compute_the_same(network: PretrainedCodecNetwork) -> Non
     with torch.no_grad():
         expected = network.autoencoder.decode(x).sample
         torch.testing.assert_close(plain.decode(x).sample, expected, rtol=0, atol=1e-4)
-        base = {k.replace(".base_layer.", "."): v for k, v in network.autoencoder.state_dict().items() if ".lora_" not in k}
-        plain.load_state_dict(base)
+        stored = network.autoencoder.state_dict()
+        plain.load_state_dict({k.replace(".base_layer.", "."): v for k, v in stored.items() if not is_adapter(k)})
         assert (plain.decode(x).sample - expected).abs().max() > 1e-3  # the adapters matter
 
 
