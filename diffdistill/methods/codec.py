@@ -154,10 +154,10 @@ class ImageCodec(Method):
         return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def _from(self, folder: str, settings: CodecSettings) -> CodecNetwork:
-        """A saved codec, with a new denoiser if it has none and one is asked for."""
+        """A saved codec; if another denoiser is asked for than it has, with that one, as `with_denoiser` says."""
         saved = load_codec(folder)
         made = saved.network
-        if made.denoiser is None and settings.denoiser is not None:
+        if settings.denoiser is not None and made.settings.denoiser != settings.denoiser:
             made = with_denoiser(made, settings.denoiser, self.crops.for_statistics(64), trained=False)
         if made.settings != settings:
             raise UserError(f"the codec at {folder} has the shape {made.settings}, not that of `network`, {settings}")

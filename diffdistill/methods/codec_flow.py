@@ -75,8 +75,7 @@ class CodecFlow(Method):
             raise UserError(f"the codec at {codec} has a denoiser already")
         self.crops, self.condition = Crops(data, crop), condition
         self.content = {"data.source": self.crops.digest, "codec": saved.fingerprint}
-        settings = dataclasses.replace(saved.network.settings, denoiser=denoiser)
-        self.codec = with_denoiser(saved.network, settings.denoiser, self.crops.for_statistics(64))
+        self.codec = with_denoiser(saved.network, denoiser, self.crops.for_statistics(64))
         assert self.codec.denoiser is not None
         transformer: DenoisingTransformer = self.codec.denoiser.transformer
         self.networks = {"denoiser": LatentBackbone(transformer.requires_grad_(True).train(), condition == "code")}
@@ -141,32 +140,44 @@ class CodecFlow(Method):
 
 
 def with_denoiser(
-    network: CodecNetwork, settings: DenoiserSettings | None, images: Tensor, trained: bool = True
+    network: CodecNetwork, settings: DenoiserSettings, images: Tensor, trained: bool = True
 ) -> CodecNetwork:
-    """A codec with a new denoiser, whose latents are normalised by images (B, 3, H, W) in [0, 1].
+    """A codec with a new denoiser, or with a new step around the transformer that it has.
 
     Args:
-        network: the codec without it.
-        settings: its shape.
-        images: photographs.
-        trained: whether it will be trained by flow matching, and so starts with a step of zero.
+        network: the codec.
+        settings: the shape of the denoiser. If the codec has one, only `step` and `conditional` may be others.
+        images: photographs (B, 3, H, W) in [0, 1], by which the latents of a new denoiser are normalised.
+        trained: whether a new denoiser is going to be trained by flow matching, and so starts with a step of zero.
+
+    Raises:
+        UserError: the codec's transformer has another shape.
     """
-    own = network.settings
+    own, before = network.settings, network.settings.denoiser
+    if before is not None and dataclasses.replace(before, step=settings.step, conditional=settings.conditional) != (
+        settings
+    ):
+        raise UserError(f"the codec has a denoiser of the shape {before}, not {settings}")
     made = CodecNetwork(
         dataclasses.replace(own, denoiser=settings), network.lapped.channels.tolist(), torch.ones(own.channels)
     )
-    missing = made.load_state_dict(network.state_dict(), strict=False)
-    if missing.unexpected_keys or any(not name.startswith("denoiser.") for name in missing.missing_keys):
-        raise UserError(f"the codec does not fit: {[*missing.unexpected_keys, *missing.missing_keys][0]}")
+    kept = ("denoiser.transformer.", "denoiser.mean", "denoiser.rms")
+    state = network.state_dict()
+    found = made.load_state_dict(
+        {name: value for name, value in state.items() if not name.startswith("denoiser.") or name.startswith(kept)},
+        strict=False,
+    )
+    assert not found.unexpected_keys and all(name.startswith("denoiser.") for name in found.missing_keys)
     made = made.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if isinstance(made.denoiser, OneStep):
+    assert isinstance(made.denoiser, OneStep)
+    if before is None:
         with torch.no_grad():
             parts = [
                 made.latent(made.encode(part), torch.full((len(part),), float(QUALITIES))) for part in images.split(8)
             ]
         made.denoiser.calibrate(torch.cat(parts).float())
-        if trained:
-            made.denoiser.start_from_flow()
+    if before is not None or trained:
+        made.denoiser.start_from_flow()
     return made
 
 

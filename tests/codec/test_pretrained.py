@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel
 from small_codec import picture
 from small_pretrained import SETTINGS, autoencoder, small_pretrained, transformer
+from tiny_families import save_tiny_sana
 from torch import nn
 
 from diffdistill.codec import Codec
@@ -20,8 +21,10 @@ from diffdistill.codec.adapters import is_adapter, merged_weights
 from diffdistill.codec.bitstream import OtherModelError, from_bytes
 from diffdistill.codec.pretrained import SIGMA, TIME, PretrainedCodecNetwork, PretrainedSettings
 from diffdistill.codec.pretrained_saved import load_pretrained_codec, save_pretrained_codec
+from diffdistill.codec.pretrained_source import PretrainedSource, open_pretrained, pretrained_network
 from diffdistill.codec.saved import load_codec, open_codec
 from diffdistill.errors import UserError
+from diffdistill.models.digests import weights_digest
 
 QUALITY = torch.tensor([50.0])
 
@@ -306,6 +309,27 @@ def test_kinds_of_codec_are_told_apart(network: PretrainedCodecNetwork, tmp_path
     (tmp_path / "codec.safetensors").write_bytes((tmp_path / "codec.safetensors").read_bytes()[:5000])
     with pytest.raises(UserError, match="damaged"):
         load_pretrained_codec(tmp_path)
+
+
+def test_of_a_repository_only_the_networks_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny_sana(tmp_path / "sana", stages=6)
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    asked: list[str] = []
+
+    def snapshot(source: str, allow_patterns: list[str]) -> str:
+        assert source == "owner/sana"
+        asked.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, source: names)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    where = PretrainedSource("owner/sana")
+    network = pretrained_network(where, where, replace(SETTINGS, transformer_rank=0))
+    assert {Path(name).parts[0] for name in asked if name.endswith(".safetensors")} == {"vae", "transformer"}
+    assert network.origins["transformer"].source == "owner/sana"
+    alone, origin = open_pretrained("transformer", PretrainedSource(str(folder / "transformer")))
+    assert origin.digest == network.origins["transformer"].digest
+    assert weights_digest(alone) == weights_digest(network.transformer)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ def test_smooth_places_count_more() -> None:
     noise[..., 1::2] -= 0.06
     torch.testing.assert_close(smoothness(flat), torch.full((1, 1, 64, 64), 0.03 * 255 / 3))
     expected = 0.03 / (0.06**2 + (3 / 255) ** 2) ** 0.5
-    torch.testing.assert_close(smoothness(noise)[..., 8:-8, 8:-8], torch.full((1, 1, 48, 48), expected), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        smoothness(noise)[..., 8:-8, 8:-8], torch.full((1, 1, 48, 48), expected), rtol=1e-3, atol=0
+    )
 
 
 def test_a_run_its_continuation_and_its_codec(photographs: Path, tmp_path: Path) -> None:
@@ -149,6 +151,23 @@ def test_flow_matching_changes_no_file_and_its_denoiser_is_adapted(
     assert any(not torch.equal(value, adapted.networks["fake"].state_dict()[name]) for name, value in fake.items())
     assert third.encode(image, 40)[10:-4] == files[0][10:-4]
     assert third.decode(third.encode(image, 40)).shape == image.shape
+
+
+def test_another_step_around_the_same_transformer(base: Path, photographs: Path, tmp_path: Path) -> None:
+    data = PhotographData(str(photographs))
+    flow = run(CodecFlow(data, str(base), DENOISER, crop=128), tmp_path / "flow")
+    settings = dataclasses.replace(DENOISER, step="token", conditional=False)
+    made = ImageCodec(
+        data, dataclasses.replace(SETTINGS, denoiser=settings), crop=128, loss=CodecLoss(perceptual=0.0),
+        init_from=str(flow),
+    )  # fmt: skip
+    before, after = Codec(flow).network.denoiser, made.networks["codec"].denoiser
+    assert before is not None and after.settings.step == "token"
+    assert torch.equal(before.transformer.out.weight, after.transformer.out.weight)
+    assert torch.equal(before.rms, after.rms) and before.transformer.out.weight.abs().max() > 0
+    other = dataclasses.replace(SETTINGS, denoiser=dataclasses.replace(DENOISER, depth=2))
+    with pytest.raises(UserError, match="the codec has a denoiser of the shape"):
+        ImageCodec(data, other, crop=128, init_from=str(flow))
 
 
 def test_a_denoiser_from_nothing_starts_as_the_codec(base: Path, photographs: Path) -> None:
