@@ -25,7 +25,7 @@ def test_the_cosine_alignment_of_an_angle(degrees: float) -> None:
     assert found.item() == pytest.approx(max(0.0, 0.5 - math.cos(angle)), abs=1e-6)
     found.backward()
     assert x0.grad is not None and bool(x0.grad.abs().sum() > 0) == (degrees > 60)
-    assert float(cosine_alignment(x0, target, margin=0.1)) == pytest.approx(max(0.0, 0.9 - math.cos(angle)), abs=1e-6)
+    assert cosine_alignment(x0, target, margin=0.1).item() == pytest.approx(max(0.0, 0.9 - math.cos(angle)), abs=1e-6)
 
 
 def test_the_contrastive_alignment_of_orthogonal_embeddings() -> None:

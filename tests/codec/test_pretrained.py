@@ -72,7 +72,7 @@ def real() -> PretrainedCodecNetwork:
 
 
 def test_sizes_beside_the_published_ones(real: PretrainedCodecNetwork) -> None:
-    """Millions of parameters, as docs/codec.md has them: DiT-IC's released networks, and then what is another one here."""
+    """Millions of parameters, as docs/codec.md has them: DiT-IC's first, and then what is another one here."""
     analysis = count(real.analysis) - count(real.analysis.auxiliary)
     heads = [count(head) for head in (real.mean, real.scale, real.condition, real.residual)]
     assert [analysis, *heads] == pytest.approx([3.02, 3.90, 3.70, 4.73, 3.07], abs=0.005)
