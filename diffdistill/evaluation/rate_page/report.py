@@ -83,9 +83,7 @@ def _summary(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], me
     ordered = sorted(metrics, key=lambda metric: bool(metric.trained_on))
     lines = []
     for rival in rivals:
-        said = [
-            f"{bytes_needed(found[rival, m.option].bd_percent)} by {escape(metric_label(m))}" for m in ordered
-        ]
+        said = [f"{bytes_needed(found[rival, m.option].bd_percent)} by {escape(metric_label(m))}" for m in ordered]
         lines.append(f"<li>Beside <b>{name_of(rival)}</b>, at equal quality: {'; '.join(said)}.</li>")
     trained = [metric.label for metric in metrics if metric.trained_on]
     note = (
@@ -149,7 +147,8 @@ def _settings(settings: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
         f"<dt>{name_of(rival)}</dt><dd><code>{escape(made)}</code></dd>" for rival, made in settings["rivals"].items()
     )
     names = "".join(
-        f"<li>{escape(name)} <code>{escape(digest[:16])}</code></li>" for name, digest in settings["photographs"].items()
+        f"<li>{escape(name)} <code>{escape(digest[:16])}</code></li>"
+        for name, digest in settings["photographs"].items()
     )
     return (
         f"<dl><dt>model</dt><dd><code>{escape(settings['model'])}</code></dd><dt>qualities</dt>"

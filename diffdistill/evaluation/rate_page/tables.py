@@ -97,9 +97,7 @@ def means_table(rows: Sequence[Mapping[str, Any]], kd: Sequence[Mapping[str, Any
             at = [row for row in own if row["quality"] == quality]
             means = [("bpp", _mean(at, "bpp")), *((key, _mean(at, key)) for key in keys)]
             means += [("kd", of_kd.get((codec, quality)))] if kd else []
-            cells = "".join(
-                f'<td data-v="{"" if v is None else f"{v:.6f}"}">{number(key, v)}</td>' for key, v in means
-            )
+            cells = "".join(f'<td data-v="{"" if v is None else f"{v:.6f}"}">{number(key, v)}</td>' for key, v in means)
             name = name_of(codec)
             lines.append(f'<tr><th scope="row" data-v="{name}">{name}</th><td data-v="{quality}">{quality}</td>'
                          f"{cells}</tr>")  # fmt: skip
