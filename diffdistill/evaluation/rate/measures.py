@@ -53,7 +53,7 @@ class Metric:
 METRICS = {
     metric.option: metric
     for metric in (
-        Metric("psnr", "psnr_db", "PSNR, dB", True, "mean squared error on a logarithmic scale", "trained on"),
+        Metric("psnr", "psnr_db", "PSNR", True, "mean squared error on a logarithmic scale, in decibels", "trained on"),
         Metric("ms_ssim", "ms_ssim", "MS-SSIM", True, "similarity of structure at five scales", "", 176),
         Metric("st_alex", "st_alex", "ST-LPIPS alex", False, "perceptual distance by AlexNet", "trained on", 64),
         Metric("st_vgg", "st_vgg", "ST-LPIPS vgg", False, "perceptual distance by VGG-16", "", 64),
@@ -62,8 +62,8 @@ METRICS = {
             "kd",
             "patch-KD",
             False,
-            "kernel distance between all patches of 128 pixels of the originals and of the reconstructions, by features "
-            "of MobileNetV2: whether the pictures look like photographs, whichever they are",
+            "kernel distance between patches of 128 pixels of all originals and of all reconstructions, by features of "
+            "MobileNetV2; originals beside themselves are a little below 0, and BD-rates count from there",
             "",
             128,
         ),

@@ -1,4 +1,4 @@
-"""What rows of a comparison say: mean curves, bits at equal quality, and which photographs are better at equal bytes."""
+"""What rows of a comparison say: mean curves, bits at equal quality, and which photographs are better."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def bd_percent(rows: Rows, image: str | None, rival: str, key: str, codec: str =
 def against(rows: Rows, equal: Rows, kd: Rows, rival: str, metric: Metric) -> Against:
     """This codec beside one rival; see `Against`. The patch distance has one curve and no photographs."""
     if metric.option == "kd":
-        return Against(bd_percent(kd, None, rival, metric.key), {}, 0, 0, 0)
+        return Against(bd_percent(kd, None, rival, "kd_above"), {}, 0, 0, 0)
     images = list(dict.fromkeys(row["image"] for row in rows))
     each = {image: bd_percent(rows, image, rival, metric.key) for image in images}
     known = [value for value in each.values() if value is not None]

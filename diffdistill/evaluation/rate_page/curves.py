@@ -37,7 +37,9 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], codecs: Sequence[str], metric:
     ticks = [tick for tick in TICKS if min(xs) * 0.95 <= tick <= max(xs) * 1.05]
     better = "higher is better" if metric.higher else "lower is better"
     note = f"{metric.trained_on}; {better}" if metric.trained_on else better
-    return draw(Plot(metric.label, "bits a pixel", series, note, ticks or None, log2=True, carry=False))
+    floor = next(((row["kd"] - row["kd_above"], "originals") for row in rows if "kd_above" in row), None)
+    plot = Plot(metric.label, "bits a pixel", series, note, ticks or None, log2=True, floor=floor, carry=False)
+    return draw(plot)
 
 
 def plots(rows: Sequence[Mapping[str, Any]], kd: Sequence[Mapping[str, Any]], codecs: Sequence[str],

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffdistill.evaluation.rate.crops import ORIGINAL
 from diffdistill.evaluation.rate.measures import OURS, Metric
+from diffdistill.evaluation.rate.summary import judge_of, margin
 from diffdistill.evaluation.rate_page.curves import plots
 from diffdistill.evaluation.rate_page.names import name_of, rates
 from diffdistill.evaluation.rate_page.slider import Choice, slider
@@ -27,7 +28,10 @@ def photograph(number: int, row: Mapping[str, Any], rows: Sequence[Mapping[str, 
     """
     name, files, crops = row["image"], row["files"], row["crops"]
     size = crops["side"][0], crops["side"][1]
-    others = [codec for codec in crops["places"] if codec != OURS]
+    judge = judge_of(metrics)
+    margins = {codec: margin(row, codec, judge) for codec in files if codec != OURS}
+    others = sorted(margins, key=lambda codec: (margins[codec] is None, margins[codec] or 0.0))  # the best rival first
+    others.append(ORIGINAL)
     widest = [
         Choice(other, name_of(other), _choice(other, files), place["ours"], place["other"])
         for other in others

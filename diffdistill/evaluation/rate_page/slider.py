@@ -24,6 +24,7 @@ SLIDER_STYLE = """
   background: #fff; box-shadow: 0 0 0 1px #000a; pointer-events: none; }
 .pair input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
 .pair:focus-within { outline: 3px solid var(--link); outline-offset: 2px; }
+.photo .scroll { margin-top: .9rem; }
 .tag { position: absolute; bottom: .4rem; padding: 0 .4rem; font-size: .75rem; background: #000a; color: #fff;
   pointer-events: none; border-radius: 3px; } .tag.left { left: .4rem; } .tag.right { right: .4rem; }
 .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(192px, 1fr)); gap: .8rem; margin: .9rem 0; }
@@ -40,13 +41,15 @@ for (const box of document.querySelectorAll(".compare")) {
     range.setAttribute("aria-valuetext", range.value + " percent " + pair.dataset.left);
   };
   range.addEventListener("input", move);
-  select.addEventListener("change", () => {
+  const choose = () => {
     const chosen = select.selectedOptions[0];
     other.src = chosen.dataset.other;
     ours.src = chosen.dataset.ours;
     other.alt = chosen.dataset.alt;
     tag.textContent = chosen.dataset.name;
-  });
+  };
+  select.addEventListener("change", choose);
+  choose(); // a browser may remember both when a page is opened again
   move();
 }
 """
