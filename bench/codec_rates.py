@@ -1,9 +1,9 @@
-"""The codec beside JPEG, WebP, AVIF and JPEG XL on photographs, as numbers: bits at equal quality, values at equal rates.
+"""The codec beside JPEG, WebP, AVIF and JPEG XL on photographs: bits at equal quality, values at equal rates.
 
     python bench/codec_rates.py --codec assets/codec --images runs/photographs/heldout --out runs/codec_rates
 
-`diffdistill codec eval` measures in the same way and makes a page. This script prints JSON, and goes on in a folder that
-holds rows of another model: rows are made again where the images, the settings, the model or Pillow changed.
+`diffdistill codec eval` measures in the same way and makes a page. This script prints JSON, and goes on in a folder
+that holds rows of another model: rows are made again where the images, the settings, the model or Pillow changed.
 """
 
 from __future__ import annotations

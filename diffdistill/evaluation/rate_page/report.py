@@ -87,8 +87,8 @@ def _summary(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], me
         lines.append(f"<li>Beside <b>{name_of(rival)}</b>, at equal quality: {'; '.join(said)}.</li>")
     trained = [metric.label for metric in metrics if metric.trained_on]
     note = (
-        f"<p>The codec is trained on {escape(listed(trained))}, which therefore flatter{'s' if len(trained) == 1 else ''} "
-        "it. Judge it by the others, and by the pictures.</p>"
+        f"<p>The codec is trained on {escape(listed(trained))}, so its numbers by that are flattering. Judge it by the "
+        "others, and by the pictures.</p>"
         if trained
         else ""
     )
@@ -98,8 +98,8 @@ def _summary(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], me
 def _bd(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], metrics: Sequence[Metric],
         images: Sequence[str], captions: Numbered) -> str:  # fmt: skip
     text = (
-        "BD-rate: how many more bytes this codec needs than the rival for the same quality, as a mean over the range of "
-        "quality that both reach, and over photographs. Below 0 %, it needs fewer. The first small line counts "
+        "BD-rate: how many more bytes this codec needs than the rival for the same quality, as a mean over the range "
+        "of quality that both reach, and over photographs. Below 0 %, it needs fewer. The first small line counts "
         "photographs with a BD-rate below 0. The second counts photographs whose file is better than the rival\u2019s "
         "of at most as many bytes, at the rate of the section on photographs. Trained on: the codec\u2019s training "
         "made this number good."
@@ -136,8 +136,8 @@ def _photographs(ordered: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[st
 
 def _grid(equal: Sequence[Mapping[str, Any]], codecs: Sequence[str], captions: Numbered) -> str:
     text = (
-        "How much steeper the error is across lines at multiples of 16 pixels (8 for JPEG) than elsewhere, of the files "
-        "at equal bytes. It is about 1 where no grid of blocks shows."
+        "How much steeper the error is across lines at multiples of 16 pixels (8 for JPEG) than elsewhere, of the "
+        "files at equal bytes. It is about 1 where no grid of blocks shows."
     )
     return f"<figure>{grid_table(equal, codecs)}{captions.table(text)}</figure>"
 
