@@ -104,8 +104,8 @@ def _resized(path: str, size: tuple[int, int]) -> Tensor:
 def _lines(found: dict[str, Any]) -> list[str]:
     own, split = found["codec"], found["codec"]["split_s"]
     lines = [
-        f"{found['size']} pixels on {found['device']}, {found['threads']} threads, quality {found['quality']}; medians of "
-        f"{found['runs']} runs",
+        f"{found['size']} pixels on {found['device']}, {found['threads']} threads of torch, quality {found['quality']}; "
+        f"medians of {found['runs']} runs. AVIF takes as many threads as it likes.",
         "",
         f"{'':24}{'bytes':>10}{'encode':>12}{'decode':>12}{'MP/s in':>10}{'MP/s out':>10}",
     ]
@@ -127,11 +127,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{1000 * own['networks_s']:.0f} ms."
     )
     if own["peak_mib"] is not None:
-        lines.append(
-            f"Decoding needs {own['peak_mib']:,.0f} MiB at most, {own['peak_more_mib']:,.0f} MiB more than before."
-        )
+        whose = "the process" if found["device"] == "cpu" else "the device"
+        lines.append(f"The peak memory of {whose} while decoding is {own['peak_mib']:,.0f} MiB.")
     if len(found["others"]) > 1:
-        lines.append(
-            "CompressAI's models have random weights: their bytes say nothing, and neither does their picture."
-        )
+        lines.append("CompressAI's models have random weights and their own input, so their bytes say nothing.")
     return lines

@@ -1,4 +1,4 @@
-"""Times CompressAI's models, where only that package is installed: `python compressai_times.py WIDTH HEIGHT RUNS THREADS`.
+"""Times CompressAI's models: `python compressai_times.py WIDTH HEIGHT RUNS THREADS`, where that package is installed.
 
 Weights are random, so files are larger or smaller than real ones, and so is the share of entropy coding. `bench` runs
 this file by its path, with another interpreter. It must import nothing of this package.
@@ -34,7 +34,7 @@ def main() -> None:
                 middle = time.perf_counter()
                 model.decompress(coded["strings"], coded["shape"])
                 times.append((middle - begin, time.perf_counter() - middle))
-        encode, decode = (median(column) for column in zip(*times[1:]))
+        encode, decode = (median(column) for column in zip(*times[1:], strict=True))
         size = sum(len(each) for part in coded["strings"] for each in part)
         found.append({"codec": name, "bytes": size, "encode_s": encode, "decode_s": decode,
                       "version": compressai.__version__})  # fmt: skip

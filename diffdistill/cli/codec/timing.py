@@ -90,13 +90,18 @@ def time_codec(codec: Codec, image: Tensor, quality: int, runs: int) -> dict[str
     Returns:
         "encode_s", "decode_s", "networks_s" (the bare networks of decoding on the same inputs), "decode_over_networks"
         (the median of the ratios within runs), "split_s" (of decoding with clocks: "entropy", "context", "decoder",
-        "overhead"), "bytes", "bpp", "peak_mib" (of the process, or of a GPU's memory) and "peak_more_mib" (what
-        decoding adds).
+        "overhead"), "bytes", "bpp" and "peak_mib" (of the process while decoding, with Python and torch in it, or of
+        a GPU's memory; None if unknown).
     """
     network, latent = codec.network, codec.network.latent_codec
     coder = codec._coder
     entropy = [Part(coder, "decode_z"), Part(coder, "decode_r")]
-    context = [Part(codec, "_scales"), Part(latent, "features"), Part(latent, "settle"), Part(latent, "unscaled")]
+    context = [
+        Part(latent.scales, "forward"),
+        Part(latent, "features"),
+        Part(latent, "settle"),
+        Part(latent, "unscaled"),
+    ]
     decoder = [Part(network, "decode")]
     data = codec.encode(image, quality)
     columns: list[tuple[float, ...]] = []
@@ -111,11 +116,11 @@ def time_codec(codec: Codec, image: Tensor, quality: int, runs: int) -> dict[str
         if run:
             columns.append((encode, decode, networks, decode / networks, *split, clocked - sum(split)))
     names = ("encode_s", "decode_s", "networks_s", "decode_over_networks", "entropy", "context", "decoder", "overhead")
-    found: dict[str, Any] = dict(zip(names, (median(column) for column in zip(*columns, strict=True)), strict=True))
+    medians = [median(column) for column in zip(*columns, strict=True)]
+    found: dict[str, Any] = dict(zip(names, medians, strict=True))
     found["split_s"] = {name: found.pop(name) for name in names[4:]}
-    peak, more = peak_mib(lambda: codec.decode(data), codec.device)
-    bpp = 8 * len(data) / image[0].numel()
-    return {"bytes": len(data), "bpp": bpp, **found, "peak_mib": peak, "peak_more_mib": more}
+    peak = peak_mib(lambda: codec.decode(data), codec.device)
+    return {"bytes": len(data), "bpp": 8 * len(data) / image[0].numel(), **found, "peak_mib": peak}
 
 
 @torch.inference_mode()
@@ -123,21 +128,18 @@ def _bare(parts: Sequence[Part]) -> float:
     return sum(taken(part.again) for part in parts)
 
 
-def peak_mib(work: Callable[[], Any], device: torch.device) -> tuple[float, float] | tuple[None, None]:
-    """The most memory that the process holds during a call, and how much more than before, in MiB; None if unknown."""
+def peak_mib(work: Callable[[], Any], device: torch.device) -> float | None:
+    """The most memory that the process, or the GPU, holds during a call, in MiB; None if it is not known."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
-        most = torch.cuda.max_memory_allocated(device)
-        return most / 2**20, (most - before) / 2**20
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
-        start = _status("VmRSS")
         work()
-        return _status("VmHWM") / 1024, (_status("VmHWM") - start) / 1024
+        return _status("VmHWM") / 1024
     except (OSError, LookupError):
-        return None, None
+        return None
 
 
 def _status(name: str) -> int:

@@ -167,12 +167,8 @@ class Comparison:
             return {"bpp": sum(rates) / len(rates), "kd": distance, "kd_se": error, "kd_above": distance - least[0]}
 
         for codec in coders:
-            made_from = {
-                "rows": [self._made_from(codec, name) for name in self.images],
-                "kd": features.protocol,
-                "above": True,
-            }
-            kept = KeptRows(self.folder / "kept" / codec / "all.kd", made_from)
+            made_from = {"rows": [self._made_from(codec, name) for name in self.images], "kd": features.protocol}
+            kept = KeptRows(self.folder / "kept" / "patch_kd" / f"{codec}.json", made_from)
             for quality in self.qualities_of(codec):
                 row = kept.get(str(quality), lambda codec=codec, quality=quality: make(codec, quality))  # type: ignore[misc]
                 found.append({"codec": codec, "quality": quality, **row})
