@@ -104,7 +104,7 @@ def _resized(path: str, size: tuple[int, int]) -> Tensor:
 def _lines(found: dict[str, Any]) -> list[str]:
     own, split = found["codec"], found["codec"]["split_s"]
     lines = [
-        f"{found['size']} pixels on {found['device']}, {found['threads']} threads of torch, quality {found['quality']}; "
+        f"{found['size']} pixels, quality {found['quality']}, on {found['device']} with {found['threads']} threads; "
         f"medians of {found['runs']} runs. AVIF takes as many threads as it likes.",
         "",
         f"{'':24}{'bytes':>10}{'encode':>12}{'decode':>12}{'MP/s in':>10}{'MP/s out':>10}",
@@ -130,5 +130,5 @@ def _lines(found: dict[str, Any]) -> list[str]:
         whose = "the process" if found["device"] == "cpu" else "the device"
         lines.append(f"The peak memory of {whose} while decoding is {own['peak_mib']:,.0f} MiB.")
     if len(found["others"]) > 1:
-        lines.append("CompressAI's models have random weights and their own input, so their bytes say nothing.")
+        lines.append("CompressAI's models have random weights, so their bytes say nothing.")
     return lines
