@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from diffdistill.cli.main import main
 from diffdistill.evaluation.rate.comparison import Comparison
 
 NAMES = ("a.png", "b <i>.png")
-VOID = {"meta", "img", "input", "br", "path", "circle"}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "img", "input", "br"}
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +149,35 @@ def test_what_is_refused(
     assert "holds no comparison" in refused(to=Path(photos))
     assert not (tmp_path / "new").exists()
     assert "there is no codec at" in refused("-m", str(tmp_path))
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+def test_in_a_browser_pictures_load_and_the_divider_and_the_choice_work(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out / "pictures", tmp_path / "pictures")
+    text = (out / "index.html").read_text(encoding="utf-8")
+
+    def dom(html: str) -> str:
+        (tmp_path / "page.html").write_text(html.replace(' loading="lazy"', ""), encoding="utf-8")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+        command = [str(BROWSER), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+        done = subprocess.run(
+            [*command, (tmp_path / "page.html").as_uri()], capture_output=True, timeout=120, check=True
+        )
+        return done.stdout.decode()
+
+    assert f'data-images="{len(NAMES) * 8}"' in dom(text)  # under the page's own policy
+    free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    act = """<script>
+      const one = document.querySelector(".compare"), range = one.querySelector("input");
+      range.value = 30; range.dispatchEvent(new Event("input"));
+      const choice = one.querySelector("select");
+      choice.value = "original"; choice.dispatchEvent(new Event("change"));
+    </script></body>"""
+    page = Page(dom(free.replace("</body>", act)))
+    pair = next(attributes for tag, attributes in page.found if attributes.get("class") == "pair")
+    assert "--at: 30%" in pair["style"]
+    assert page.all("input")[0]["aria-valuetext"] == "30 percent this codec"
+    chosen = next(option for option in page.all("option") if option["value"] == "original")
+    other, ours = page.all("img")[:2]
+    assert (other["src"], ours["src"]) == (chosen["data-other"], chosen["data-ours"])
+    assert other["alt"].startswith("the original: ") and ours["class"] == "first"
