@@ -127,7 +127,7 @@ def _photographs(ordered: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[st
     parts = [photograph(i, row, rows, codecs, metrics) for i, row in enumerate(ordered, 1)]
     return (
         f"<p>This codec\u2019s best file of at most {settings['bpp']:g} bits a pixel, and the best file of each rival "
-        "that takes no more bytes than that. Its steps of quality can leave it some bytes short, which the tables show. "
+        "that takes no more bytes than that. Its steps of quality can leave it some bytes short; the tables show it. "
         "A rival that cannot make a file so small is shown by its smallest one. "
         "Crops are shown at twice their size. Drag the divider, or move it with the arrow keys.</p>"
         f"<p>The worst photograph for this codec comes first: the one with the smallest margin over its best rival, by "
