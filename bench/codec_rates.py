@@ -1,125 +1,81 @@
-"""The codec beside JPEG, WebP, AVIF and JPEG XL on photographs: bytes, distances, and bits at equal quality.
+"""The codec beside JPEG, WebP, AVIF and JPEG XL on photographs: bits at equal quality, values at equal rates.
 
     python bench/codec_rates.py --codec assets/codec --images runs/photographs/heldout --out runs/codec_rates
 
-Every row is a real file: its bytes, and the metrics of what it decodes to, rounded to 8 bits. Rows of the classic
-codecs are kept in OUT, and are made again if the images, the settings or Pillow change.
+`diffdistill codec eval` measures in the same way and makes a page. This script prints JSON, and goes on in a folder
+that holds rows of another model: rows are made again where the images, the settings, the model or Pillow changed.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from diffdistill.cli.codec.eval import QUALITIES, read_photographs
 from diffdistill.cli.main import guard
 from diffdistill.codec import Codec
-from diffdistill.data.sources import open_source
-from diffdistill.evaluation.pairs.perceptual import st_lpips
-from diffdistill.evaluation.pairs.pixels import ms_ssim, psnr
 from diffdistill.evaluation.rate.classic import CLASSIC
+from diffdistill.evaluation.rate.comparison import Comparison
 from diffdistill.evaluation.rate.curves import bd_rate, value_at
-from diffdistill.files import write_json_atomic
+from diffdistill.evaluation.rate.measures import OURS, check_metrics
+from diffdistill.evaluation.rate.summary import curve, mean_curve
 
-QUALITIES = (0, 15, 30, 45, 60, 75, 90, 100)
 NATURAL = ("astronaut", "coffee", "chelsea", "motorcycle", "rocket", "china", "flower", "hopper")
+BETWEEN = (0.08, 0.3)  # bits a pixel, of the rival
 
 
 def main() -> None:
     """Measure, and print the summary as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", type=Path, default=Path("assets/codec"), help="folder of a saved codec")
-    parser.add_argument("--images", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--images", required=True, help="folder of photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--vgg", action="store_true", help="also ST-LPIPS of VGG, which is slow")
     parser.add_argument("--names", nargs="+", help="only these images")
     parser.add_argument("--qualities", type=int, nargs="+", default=QUALITIES, help="of the codec")
     o = parser.parse_args()
-    source = open_source(o.images)
-    images = {Path(source.label(i)).stem: source.read(i) for i in range(len(source))}
+    images = {Path(label).stem: image for label, image in read_photographs(o.images).items()}
     if o.names:
         images = {name: images[name] for name in o.names}
-    measure = Measure(o.vgg)
-    rows = {name: _kept(o.out / f"{name}.json", lambda name=name: _classic(name, images, measure), images, o.vgg)
-            for name in CLASSIC}  # fmt: skip
+    metrics = check_metrics(["psnr", "ms_ssim", "st_alex", *(["st_vgg"] if o.vgg else [])])
     codec = Codec(o.codec)
-    rows["ours"] = []
-    for label, image in images.items():
-        for quality in o.qualities:
-            data = codec.encode(image, quality)
-            rows["ours"].append({"image": label, "quality": quality, **measure(image, codec.decode(data), data)})
-    write_json_atomic(o.out / "ours.json", rows["ours"])
-    print(json.dumps(summary(rows, [n for n in NATURAL if n in images]), indent=1))
+    rows = Comparison(images, codec, codec.fingerprint, o.qualities, CLASSIC, metrics, o.out).curves()
+    names = [name for name in NATURAL if name in images] or list(images)
+    print(json.dumps(summary(rows, names, [metric.key for metric in metrics]), indent=1))
 
 
-class Measure:
-    """Bytes and metrics of a reconstruction."""
-
-    def __init__(self, vgg: bool) -> None:
-        self.distances = {"st_alex": st_lpips("alex")} | ({"st_vgg": st_lpips("vgg")} if vgg else {})
-
-    def __call__(self, image: Tensor, made: Tensor, data: bytes) -> dict[str, Any]:
-        """bpp, psnr_db, ms_ssim and the distances."""
-        x, y = image[None], made[None]
-        found = {"bytes": len(data), "bpp": 8 * len(data) / image[0].numel(), "psnr_db": float(psnr(x, y))}
-        found["ms_ssim"] = float(ms_ssim(x, y))
-        return found | {name: float(distance(x, y)) for name, distance in self.distances.items()}
-
-
-def _classic(name: str, images: dict[str, Tensor], measure: Measure) -> list[dict[str, Any]]:
-    codec, rows = CLASSIC[name], []
-    for label, image in images.items():
-        for quality in codec.qualities:
-            data = codec.encode(image, quality)
-            rows.append({"image": label, "quality": quality, **measure(image, codec.decode(data), data)})
-    return rows
-
-
-def _kept(file: Path, make: Any, images: dict[str, Tensor], vgg: bool) -> list[dict[str, Any]]:
-    import PIL
-
-    pixels = {name: hashlib.sha256(image.contiguous().numpy().data).hexdigest() for name, image in images.items()}
-    made_from = {"pixels": pixels, "codec": repr(CLASSIC[file.stem]), "pillow": PIL.__version__, "vgg": vgg}
-    if file.is_file() and (kept := json.loads(file.read_text()))["made_from"] == made_from:
-        found: list[dict[str, Any]] = kept["rows"]
-        return found
-    rows: list[dict[str, Any]] = make()
-    write_json_atomic(file, {"made_from": made_from, "rows": rows})
-    return rows
-
-
-def summary(rows: dict[str, list[dict[str, Any]]], names: list[str]) -> dict[str, Any]:
-    """BD-rates by photograph, and values at equal rates."""
-    metrics = [m for m in ("st_alex", "st_vgg", "ms_ssim", "psnr_db") if all(m in r for r in rows["ours"])]
-    found: dict[str, Any] = {"curve": {}, "bd_rate_percent": {}, "at": {}}
-
-    def curve(codec: str, name: str, metric: str) -> tuple[list[float], list[float]]:
-        own = [row for row in rows[codec] if row["image"] == name and metric in row]
-        return [row["bpp"] for row in own], [row[metric] for row in own]
-
-    for quality in sorted({row["quality"] for row in rows["ours"]}):
-        own = [row for row in rows["ours"] if row["quality"] == quality and row["image"] in names]
-        found["curve"][quality] = {k: round(sum(r[k] for r in own) / len(own), 4) for k in ("bpp", *metrics)}
-    for metric in metrics:
+def summary(rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """Mean curve, BD-rates by photograph, and values at equal rates."""
+    rows = [row for row in rows if row["image"] in names]
+    curves = {key: mean_curve(rows, OURS, key) for key in metrics}
+    points = {quality: {"bpp": round(bpp, 4)} for quality, bpp, _ in curves[metrics[0]]}
+    for key, found in curves.items():
+        for quality, _, value in found:
+            points[quality][key] = round(value, 4)
+    said: dict[str, Any] = {"curve": points, "bd_rate_percent": {}, "at": {}}
+    for key in metrics:
+        mine = {name: curve(rows, OURS, name, key) for name in names}
         for rival in CLASSIC:
-            each = [
-                100 * bd_rate(*curve("ours", n, metric), *curve(rival, n, metric), metric, (0.08, 0.3)) for n in names
-            ]
-            good = [v for v in each if not math.isnan(v)]
+            each = [100 * bd_rate(*mine[n], *curve(rows, rival, n, key), key, BETWEEN) for n in names]
+            good = [value for value in each if not math.isnan(value)]
             mean = round(sum(good) / len(good), 1) if good else None
-            found["bd_rate_percent"][f"{metric} {rival}"] = [mean, [None if math.isnan(v) else round(v) for v in each]]
+            said["bd_rate_percent"][f"{key} {rival}"] = [mean, [_rounded(value, 0) for value in each]]
         for rate in (0.1, 0.15, 0.2, 0.3, 0.4):
-            for codec in ("ours", "avif"):
-                each = [value_at(*curve(codec, n, metric), rate, metric) for n in names]
-                found["at"][f"{metric} {rate} {codec}"] = [None if math.isnan(v) else round(v, 3) for v in each]
-    return found
+            for codec in (OURS, "avif"):
+                each = [value_at(*curve(rows, codec, n, key), rate, key) for n in names]
+                said["at"][f"{key} {rate} {codec}"] = [_rounded(value, 3) for value in each]
+    return said
+
+
+def _rounded(value: float, digits: int) -> float | None:
+    return None if math.isnan(value) else round(value, digits)
 
 
 if __name__ == "__main__":

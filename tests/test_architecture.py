@@ -43,7 +43,17 @@ def test_the_package_and_the_command_import_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("train",), ("generate",), ("quickstart",), ("eval", "calc"), ("eval", "pairs")]
+    "command",
+    [
+        (),
+        ("train",),
+        ("generate",),
+        ("quickstart",),
+        ("eval", "calc"),
+        ("eval", "pairs"),
+        ("codec", "eval"),
+        ("codec", "bench"),
+    ],
 )
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:
     assert loaded_by(help_of(*command)) == set()

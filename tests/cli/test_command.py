@@ -86,7 +86,16 @@ def test_generate_refuses_and_writes_nothing(capsys: pytest.CaptureFixture[str],
 
 
 @pytest.mark.parametrize(
-    "script", ["train/distill.py", "train/teacher.py", "train/autoencoder.py", "eval/calc.py", "eval/pairs.py"]
+    "script",
+    [
+        "train/distill.py",
+        "train/teacher.py",
+        "train/autoencoder.py",
+        "train/codec.py",
+        "eval/calc.py",
+        "eval/pairs.py",
+        "eval/codec.py",
+    ],
 )
 def test_scripts_run_from_the_root_and_refuse_in_one_line(script: str) -> None:
     done = subprocess.run(

@@ -11,6 +11,8 @@ COMMANDS = {
     "encode": "compress images to .ddc files",
     "decode": "turn .ddc files into PNG images",
     "info": "show what the header of a .ddc file says; needs no model",
+    "eval": "compare the codec with JPEG, WebP, AVIF and JPEG XL, as a page",
+    "bench": "time the codec, and show where the time goes",
 }
 
 

@@ -11,8 +11,6 @@ Importing this module needs no torch.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -37,7 +35,7 @@ from diffdistill.evaluation.page.curves import curves, trade_off
 from diffdistill.evaluation.page.images import grids, neighbours
 from diffdistill.evaluation.page.read import read_sweep
 from diffdistill.evaluation.page.record import Sweep
-from diffdistill.evaluation.page.style import SCRIPT, STYLE
+from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
 from diffdistill.evaluation.page.tables import all_rows, best_rows, generators, medians
 from diffdistill.evaluation.page.words import (
     agreement_level,
@@ -101,7 +99,7 @@ def html_report(folder: str | Path, title: str | None = None) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_policy()}">
+<meta http-equiv="Content-Security-Policy" content="{policy(SCRIPT)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="diffdistill {__version__}">
 <title>{escape(title)}</title>
@@ -291,8 +289,3 @@ def _protocol(sweep: Sweep) -> str:
 
 def _seeds(sweep: Sweep) -> str:
     return f"seed{'' if len(sweep.seeds) == 1 else 's'} {listed([str(seed) for seed in sweep.seeds])}"
-
-
-def _policy() -> str:
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"

@@ -1,0 +1,8 @@
+"""`accelerate launch eval/codec.py ...`: the same as `diffdistill codec eval`. One process does the work."""
+
+import sys
+
+from diffdistill.cli.codec import main
+from diffdistill.cli.main import guard
+
+sys.exit(guard(lambda: main(["eval", *sys.argv[1:]])))
