@@ -65,10 +65,12 @@ def settle(
         The code as the decoder has it, scaled, (1, C, h, w); and its means, where it encodes.
     """
     shape = y.shape if y is not None else (1, *np.shape(r))
-    settled = torch.zeros(shape, device=features.device)
+    parts = [(4 * begin, 4 * end) for begin, end in strips(shape[2] // 4, shape[3] // 4, cells)]
+    if len(parts) == 1:
+        return codec.settle(features, None if r is None else _given(r, None, 0, shape[2], features.device), y)
+    settled = torch.zeros(shape, device=features.device).contiguous(memory_format=torch.channels_last)
     means = None if y is None else torch.zeros_like(settled)
     height = shape[2]
-    parts = [(4 * begin, 4 * end) for begin, end in strips(height // 4, shape[3] // 4, cells)]
     for step in range(4):
         above = settled[:, :, :0]  # the row before the strip, as it was before this step
         for begin, end in parts:

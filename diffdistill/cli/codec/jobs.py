@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from diffdistill.cli.codec.parallel import in_order
 from diffdistill.cli.paths import check_writable
 from diffdistill.errors import UserError
 
@@ -101,28 +102,62 @@ def _files(inputs: Sequence[str], out: Path, endings: tuple[str, ...], to: str) 
     return found
 
 
-def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bool) -> None:
-    """Do all jobs. A file that fails is reported, and the others go on.
+def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bool, jobs: int = 1) -> None:
+    """Do all jobs. A file that fails is reported, and the others go on. Lines come in the order of the jobs.
 
     Args:
         found: the jobs.
-        work: does one and returns what is said of it.
+        work: does one and returns what is said of it; a list is of notices, and stands in brackets if it is not empty.
         as_json: print one JSON object a file rather than a line.
+        jobs: how many are done at a time.
 
     Raises:
         UserError: a file failed.
     """
     quiet = any(job.write is None for job in found)
     failed = []
-    for job in found:
-        try:
-            said = {"file": job.name, **work(job)}
-        except (UserError, OSError) as error:
-            failed.append(str(error))
-            if len(found) > 1:
-                print(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        line = json.dumps(said) if as_json else "  ".join(str(value) for value in said.values())
-        print(line, file=sys.stderr if quiet else sys.stdout, flush=True)
+    progress = _progress(len(found))
+    with progress:
+        for job, result in in_order(found, work, jobs):
+            try:
+                said = {"file": job.name, **result()}
+            except (UserError, OSError) as error:
+                failed.append(str(error))
+                if len(found) > 1:
+                    progress.write(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+            else:
+                line = json.dumps(said) if as_json else _line(said)
+                progress.write(line, file=sys.stderr if quiet else sys.stdout)
+            progress.update()
     if failed:
         raise UserError(failed[0] if len(found) == 1 else f"{len(failed)} of {len(found)} files failed")
+
+
+def _line(said: dict[str, Any]) -> str:
+    parts = [f"({'; '.join(value)})" if isinstance(value, list) else str(value) for value in said.values() if value != []]
+    return "  ".join(parts)
+
+
+class _Lines:
+    """Prints lines, where there is no progress bar."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, line: str, file: TextIO) -> None:
+        print(line, file=file, flush=True)
+
+    def update(self) -> None:
+        pass
+
+
+def _progress(total: int) -> Any:
+    """A progress bar on standard error, if that is a terminal and there are several files."""
+    if total < 2 or not sys.stderr.isatty():
+        return _Lines()
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="file", file=sys.stderr)
