@@ -1,4 +1,4 @@
-"""A large image through `diffdistill codec encode` and `decode`: seconds, peak memory, and errors along the tiles' seams.
+"""A large image through `diffdistill codec encode` and `decode`: seconds, peak memory, and errors along tiles' seams.
 
     python bench/codec_tiles.py --codec assets/codec --image photo.jpg --size 5312 2988 --out runs/codec_tiles
 
@@ -68,7 +68,9 @@ def main() -> None:
 def run(*argv: str) -> dict[str, float]:
     """Wall seconds and peak resident MiB of a command in a process of its own."""
     begin = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", COMMAND, *argv, "--overwrite"], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *argv, "--overwrite"], check=True, capture_output=True, text=True
+    )
     return {
         "seconds": round(time.perf_counter() - begin, 1),
         "peak_mib": round(int(done.stderr.split()[-1]) / 1024, 1),

@@ -59,7 +59,7 @@ class Codec:
     Args:
         folder: what `save_codec` wrote.
         device: where the networks run. The integers of a file do not depend on it.
-        tile: images larger than this, in pixels, are processed in overlapping tiles. It is a multiple of 64, at least 256.
+        tile: images larger than this, in pixels, are processed in tiles. It is a multiple of 64, at least 512.
 
     Raises:
         UserError: there is no codec in the folder, it is damaged, or constriction is not installed.

@@ -1,4 +1,4 @@
-"""The entropy model on codes of any size, in strips of rows, so that only what is kept takes memory for the whole image.
+"""The entropy model on codes of any size, in strips of rows: only what is kept takes memory for the whole image.
 
 Notable:
 - every value is settled once. In each of the four steps a strip sees one row of its neighbours, as they were before it;

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = OneLineParser(prog="diffdistill codec decode", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="IN", help=".ddc files, folders of them, or - for standard input")
-    parser.add_argument("-o", "--out", required=True, help="a .png file (grey where the image was), a folder, or - for standard output")
+    parser.add_argument("-o", "--out", required=True, help="a .png file, a folder, or - for standard output")
     parser.add_argument(
         "-m",
         "--model",

@@ -134,8 +134,8 @@ def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bo
 
 
 def _line(said: dict[str, Any]) -> str:
-    parts = [f"({'; '.join(value)})" if isinstance(value, list) else str(value) for value in said.values() if value != []]
-    return "  ".join(parts)
+    values = [value for value in said.values() if value != []]
+    return "  ".join(f"({'; '.join(value)})" if isinstance(value, list) else str(value) for value in values)
 
 
 class _Lines:

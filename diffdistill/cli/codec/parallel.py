@@ -23,8 +23,8 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="files that are processed at a time, at most one a core (default: 1); each takes memory of its own, some 20 "
-        "bytes a pixel and 400 MB",
+        help="files that are processed at a time, at most one a core (default: 1); each takes memory of "
+        "its own, some 40 bytes a pixel and 400 MB",
     )
 
 
