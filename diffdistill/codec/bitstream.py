@@ -26,7 +26,7 @@ from diffdistill.errors import UserError
 MAGIC = b"\x89DDC"
 VERSION = 1
 INTEGERS_CHECKED, GREY = 1, 2  # flags
-MOST_PIXELS = 1 << 28  # which take some 20 bytes of memory a pixel
+MOST_PIXELS = 1 << 28  # with up to 30 bytes of memory a pixel, some 8 GB
 MOST_SIDE = 1 << 15
 HIGHEST_QUALITY = 100
 

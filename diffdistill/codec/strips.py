@@ -64,7 +64,8 @@ def settle(
     Returns:
         The code as the decoder has it, scaled, (1, C, h, w); and its means, where it encodes.
     """
-    shape = y.shape if y is not None else (1, *np.shape(r))
+    assert y is not None or r is not None
+    shape = y.shape if y is not None else (1, *np.shape(r))  # type: ignore[arg-type]
     parts = [(4 * begin, 4 * end) for begin, end in strips(shape[2] // 4, shape[3] // 4, cells)]
     if len(parts) == 1:
         return codec.settle(features, None if r is None else _given(r, None, 0, shape[2], features.device), y)

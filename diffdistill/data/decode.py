@@ -97,7 +97,7 @@ def read(
     """
     from PIL import Image, ImageOps
 
-    from diffdistill.data import colour
+    from diffdistill.data import srgb
 
     most = MAX_PIXELS if most_pixels is None else most_pixels
     notices: list[str] = []
@@ -119,19 +119,19 @@ def read(
                     again.verify()
             profile = picture.info.get("icc_profile")
             if bits > 8:
-                picture = colour.to_eight_bits(picture, data, bits)
+                picture = srgb.to_eight_bits(picture, data, bits)
                 notices.append(f"{bits} bits scaled to 8")
             picture = ImageOps.exif_transpose(picture)
             if how.profiles:
-                picture = colour.to_srgb(picture, profile, notices)
+                picture = srgb.to_srgb(picture, profile, notices)
             if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-                picture = colour.without_alpha(picture, how.alpha, notices)
+                picture = srgb.without_alpha(picture, how.alpha, notices)
             grey = how.keep_grey and picture.mode in ("1", "L")
             mode = "L" if grey else "RGB"
             pixels = np.array(picture if picture.mode == mode else picture.convert(mode))
     except CorruptPictureError:
         raise
-    except colour.RefusedError as error:
+    except srgb.RefusedError as error:
         raise CorruptPictureError(f"{what} {error}") from error
     except Exception as error:  # decoders raise many kinds of error for a damaged file
         reason = str(error).partition(" <")[0] or type(error).__name__

@@ -24,7 +24,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="files that are processed at a time, at most one a core (default: 1); each takes memory of "
-        "its own, some 40 bytes a pixel and 400 MB",
+        "its own, some 30 bytes a pixel and 500 MB",
     )
 
 
