@@ -64,7 +64,6 @@ def main(argv: Sequence[str]) -> None:
     from diffdistill.data.decode import Reading, read
     from diffdistill.files import write_atomic
 
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS  # above it Pillow warns, and `read` refuses
     codec = Codec(find(o.model), o.device)
     how = Reading(o.alpha, profiles=True, eight_bit=o.eight_bit, keep_grey=True)
 
@@ -95,7 +94,11 @@ def main(argv: Sequence[str]) -> None:
             "notices": list(picture.notices),
         }
 
-    run(found, work, o.json, o.jobs)
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS  # above it Pillow warns, and `read` refuses
+    try:
+        run(found, work, o.json, o.jobs)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def best_within(encode: Callable[[int], bytes], most: int, name: str) -> tuple[bytes, int]:
