@@ -55,8 +55,8 @@ def _clip(tokenizer: Any, width: int) -> Any:
     )  # fmt: skip
 
 
-def save_tiny_sana(folder: Path, learned_variance: bool = False, timestep_scale: float = 1.0) -> Path:
-    """SANA: linear attention, a Gemma text encoder with its instruction, a deep-compression autoencoder."""
+def save_tiny_sana(folder: Path, learned_variance: bool = False, timestep_scale: float = 1.0, stages: int = 3) -> Path:
+    """SANA: linear attention, a Gemma text encoder with its instruction, a deep-compression autoencoder of 3 stages."""
     from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
     from tokenizers.processors import TemplateProcessing
     from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
@@ -76,9 +76,10 @@ def save_tiny_sana(folder: Path, learned_variance: bool = False, timestep_scale:
         tokenizer=tokenizer,
         text_encoder=Gemma2Model(text),
         vae=AutoencoderDC(
-            latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(8, 8, 16),
-            decoder_block_out_channels=(8, 8, 16), encoder_layers_per_block=(1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1), scaling_factor=0.41407,
+            latent_channels=4, attention_head_dim=4, encoder_block_out_channels=(*(8,) * (stages - 1), 16),
+            decoder_block_out_channels=(*(8,) * (stages - 1), 16), encoder_layers_per_block=(1,) * stages,
+            decoder_layers_per_block=(1,) * stages, encoder_qkv_multiscales=((),) * stages,
+            decoder_qkv_multiscales=((),) * stages, scaling_factor=0.41407,
         ),
         transformer=SanaTransformer2DModel(
             in_channels=4, out_channels=8 if learned_variance else 4, num_attention_heads=2, attention_head_dim=8,

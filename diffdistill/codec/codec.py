@@ -22,8 +22,7 @@ from . import strips, tiles
 from .bitstream import HIGHEST_QUALITY, CodedImage, DamagedFileError, OtherModelError, check_size, from_bytes, to_bytes
 from .coder import RangeCoder
 from .latent_codec import nearest_level
-from .network import MULTIPLE
-from .saved import load_codec
+from .saved import open_codec
 from .scales import Z_MOST
 
 R_MOST = (1 << 15) - 1  # of a residual, which an escape can hold
@@ -57,7 +56,7 @@ class Codec:
     """A trained codec.
 
     Args:
-        folder: what `save_codec` wrote.
+        folder: what `save_codec` or `save_pretrained_codec` wrote.
         device: where the networks run. The integers of a file do not depend on it.
         tile: images larger than this, in pixels, are processed in tiles. It is a multiple of 64, at least 512.
 
@@ -69,7 +68,7 @@ class Codec:
         self, folder: str | Path = "assets/codec", device: str | torch.device = "cpu", tile: int = tiles.TILE
     ) -> None:
         tiles.check_tile(tile)
-        saved = load_codec(folder)
+        saved = open_codec(folder)
         self.network, self.fingerprint = saved.network.to(device), saved.fingerprint
         self.device, self.tile = torch.device(device), tile
         self._coder = RangeCoder(saved.z_tables, saved.r_tables)
@@ -97,7 +96,7 @@ class Codec:
         height, width = image.shape[1:]
         check_size(width, height, "the image")
         with torch.autocast(self.device.type, enabled=False):
-            y = tiles.encode(self.network, image.expand(3, -1, -1), self.tile)
+            y = tiles.encode(self.network, image.expand(3, -1, -1), self.device, self.tile)
         return Analysis(y, width, height, image.shape[0] == 1)
 
     def encode(self, image: Tensor | Analysis, quality: int = 50, check_integers: bool = False) -> bytes:
@@ -158,7 +157,7 @@ class Codec:
             raise OtherModelError(
                 f"{what} was made with the model {coded.model.hex()}, and this one is {self.model.hex()}"
             )
-        h, w = (-(-side // MULTIPLE) for side in (coded.height, coded.width))
+        h, w = (-(-side // self.network.multiple) for side in (coded.height, coded.width))
         least = self._coder.least_bytes(h * w, 16 * h * w * self.network.settings.channels)
         if len(coded.payload) < least:
             raise DamagedFileError(
@@ -185,7 +184,8 @@ class Codec:
         z = torch.from_numpy(found.z).to(self.device)[None].float()
         with torch.autocast(self.device.type, enabled=False):
             settled, _ = strips.settle(codec, codec.features(z, of), found.r, None)
-            return tiles.decode(self.network, codec.unscaled(settled, of), of, size, grey, self.tile)
+            y = codec.unscaled(settled, of)
+            return tiles.decode(self.network, y, of, found.indexes, size, grey, self.tile)
 
 
 def checksum(found: Integers) -> int:

@@ -62,16 +62,22 @@ class Decoder(nn.Module):
         Returns:
             (B, 3, 16 h, 16 w), `linear` with the correction.
         """
+        u, x8, x4 = self.latent(linear, code, quality)
+        return linear + self.correction(u if denoise is None else denoise(u), x8, x4)
+
+    def latent(self, linear: Tensor, code: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """u (B, latent, h, w), and the features at f8 and f4 that `correction` needs too."""
         x4 = self.before4(self.in4(F.pixel_unshuffle(linear * 2, 4).contiguous(memory_format=torch.channels_last)))
         x8 = self.before8(modulated(self.down8(x4), self.modulation8, quality))
         code = torch.asinh(code).contiguous(memory_format=torch.channels_last)
         x16 = self.before16(modulated(self.down16(x8) + self.code(code), self.modulation16, quality))
-        u = self.head(x16)
-        if denoise is not None:
-            u = denoise(u)
+        return self.head(x16), x8, x4
+
+    def correction(self, u: Tensor, x8: Tensor, x4: Tensor) -> Tensor:
+        """What is added to the linear image, (B, 3, 16 h, 16 w)."""
         x8 = self.after8(x8 + self.up8(self.after16(self.tail(u))))
         x4 = self.after4(x4 + self.up4(x8))
-        return linear + F.pixel_shuffle(self.out(x4), 4).float()
+        return F.pixel_shuffle(self.out(x4), 4).float()
 
 
 def modulated(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
 """The diffusion transformer of the codec, which is run once, in the decoder's latent u at f16.
 
-    u (32, f16) --patches of 2 x 2--> tokens (f32) --blocks--> v;   u - rho v
+    w (latent, f16) --patches of 2 x 2--> tokens (f32) --blocks--> v, the flow
 
-Training first makes it a multi-step flow-matching model of u: with x_t = (1 - t) u + t eps it predicts v = eps - u.
-The decoder then takes its mean for x_t, and moves it by -rho v, where the step rho is given for each element by the
-scales of the entropy model (where they are large, rounding lost much), or for each sample alone. DiT-IC (arXiv
-2603.13162) does so; in its released code rho = 0.4 + 0.15 |log scale|.
+Training first makes it a multi-step flow-matching model: with w_t = (1 - t) w + t eps it predicts v = eps - w.
+`OneStep` then moves the decoder's latent by -rho v.
 
 Notable:
 - there is no text. Conditions are tokens that are pooled from the code (latent-conditioned guidance) and a map of it;
-- attention is over all tokens of an image, or of a tile;
-- rho starts at zero, so that a codec without a denoiser is where training starts.
+- tokens have no positions. A depthwise convolution in each block sees neighbours instead (SANA, arXiv 2410.10629), so
+  that images may be larger than the crops of training;
+- attention is over all tokens of an image, or of a tile.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PATCH = 2
-POOLED = 16  # condition tokens: a grid of 4 x 4
+POOLED = 4  # condition tokens are a grid of 4 x 4
 
 
 class Block(nn.Module):
@@ -39,21 +38,36 @@ class Block(nn.Module):
             nn.Linear(width, width),
         )
         self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+        self.near = nn.Conv2d(3 * width, 3 * width, 3, padding=1, groups=3 * width)
         self.modulation = nn.Parameter(torch.zeros(6, width))
+        nn.init.dirac_(self.near.weight, 3 * width)
+        nn.init.zeros_(self.near.bias)  # type: ignore[arg-type]
+        nn.init.ones_(self.modulation[2])
+        nn.init.ones_(self.modulation[5])
 
-    def forward(self, x: Tensor, condition: Tensor, time: Tensor) -> Tensor:
-        """x (B, N, width), condition (B, M, width), time (B, 6, width) or (B, N, 6, width) to x's shape."""
-        shift, scale, gate, shift2, scale2, gate2 = (time + self.modulation).unbind(-2)
-        parts = (shift, scale, gate, shift2, scale2, gate2)
+    def forward(self, x: Tensor, condition: Tensor, time: Tensor, grid: tuple[int, int]) -> Tensor:
+        """One block.
+
+        Args:
+            x: (B, N, width) tokens.
+            condition: (B, M, width) tokens.
+            time: (B, 6, width), or (B, N, 6, width) for a time per token.
+            grid: rows and columns of the N tokens.
+
+        Returns:
+            (B, N, width).
+        """
+        parts = (time + self.modulation).unbind(-2)
         if time.dim() == 3:
-            parts = tuple(part[:, None] for part in parts)  # type: ignore[assignment]
+            parts = tuple(part[:, None] for part in parts)
         shift, scale, gate, shift2, scale2, gate2 = parts
         q, k, v = self.qkv(self.norms[0](x) * (1 + scale) + shift).chunk(3, -1)
         x = x + gate * self.merge(self._attend(q, k, v))
         k, v = self.key_value(condition).chunk(2, -1)
         x = x + self.bring(self._attend(self.query(self.norms[1](x)), k, v))
-        x = x + gate2 * self.down(F.gelu(self.up(self.norms[2](x) * (1 + scale2) + shift2)))
-        return x
+        inner = F.gelu(self.up(self.norms[2](x) * (1 + scale2) + shift2))
+        inner = self.near(inner.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+        return x + gate2 * self.down(inner)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -61,10 +75,10 @@ class Block(nn.Module):
 
 
 class DenoisingTransformer(nn.Module):
-    """Predicts the flow v of u.
+    """Predicts the flow v of w.
 
     Args:
-        latent: channels of u.
+        latent: channels of w.
         code: channels of the code, for the condition.
         width: of a token.
         depth: number of blocks.
@@ -87,28 +101,32 @@ class DenoisingTransformer(nn.Module):
         for parameter in self.time[2].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, time: Tensor, code: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, code: Tensor | None) -> Tensor:
         """v of x.
 
         Args:
             x: (B, latent, h, w); h and w are even.
             time: (B,) in [0, 1], or (B, h/2, w/2) for a time per token.
-            code: (B, code, h, w), the condition.
+            code: (B, code, h, w), the condition; None for none.
 
         Returns:
             (B, latent, h, w).
         """
-        height, width = x.shape[-2] // PATCH, x.shape[-1] // PATCH
-        code = torch.asinh(code)
-        tokens = (self.into(x) + self.map(code)).flatten(2).transpose(1, 2)
-        tokens = tokens + positions(height, width, self.width, x.device).to(tokens.dtype)
-        pooled = F.adaptive_avg_pool2d(code, (4, 4)).flatten(2).transpose(1, 2)
+        grid = x.shape[-2] // PATCH, x.shape[-1] // PATCH
+        tokens = self.into(x)
+        if code is None:
+            tokens = tokens + self.map.bias[:, None, None]  # type: ignore[index]
+            condition = self.pool.bias.expand(len(x), 1, -1)
+        else:
+            code = torch.asinh(code)
+            tokens = tokens + self.map(code)
+            condition = self.pool(F.adaptive_avg_pool2d(code, POOLED).flatten(2).transpose(1, 2))
+        tokens = tokens.flatten(2).transpose(1, 2)
         modulation = self.time(sinusoids(time.flatten(1) if time.dim() > 1 else time, self.width))
         modulation = modulation.unflatten(-1, (6, self.width))
-        condition = self.pool(pooled)
         for block in self.blocks:
-            tokens = block(tokens, condition, modulation)
-        made = self.out(self.norm(tokens)).transpose(1, 2).unflatten(2, (height, width))
+            tokens = block(tokens, condition, modulation, grid)
+        made = self.out(self.norm(tokens)).transpose(1, 2).unflatten(2, grid)
         return F.pixel_shuffle(made, PATCH)
 
 
@@ -117,11 +135,3 @@ def sinusoids(time: Tensor, width: int) -> Tensor:
     rates = torch.exp(-math.log(10000.0) * torch.arange(width // 2, device=time.device) / (width // 2))
     angles = 1000.0 * time[..., None].float() * rates
     return torch.cat([angles.sin(), angles.cos()], -1)
-
-
-def positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Sines and cosines of rows and columns: (height * width, channels), channels a multiple of 4."""
-    half = channels // 2
-    rows, columns = (sinusoids(torch.arange(n, device=device) / 1000.0, half) for n in (height, width))
-    grid = torch.cat([rows[:, None].expand(-1, width, -1), columns.expand(height, -1, -1)], -1)
-    return grid.flatten(0, 1)

@@ -208,8 +208,8 @@ class LatentCodec(nn.Module):
         settled, means = self.settle(self.features(rounded, quality), None, scaled)
         residual, scale = scaled - means, scale_of(indexes)
         y_bits = _both(
-            _bits(gaussian_probabilities(residual.detach().round(), scale)),
-            _bits(gaussian_probabilities(residual + noise, scale.detach())),
+            _bits(as_in_tables(gaussian_probabilities(residual.detach().round(), scale), scale)),
+            _bits(as_in_tables(gaussian_probabilities(residual + noise, scale.detach()), scale.detach())),
         )
         return Coded(self.unscaled(settled, quality), y_bits, z_bits, indexes)
 
@@ -220,7 +220,8 @@ class LatentCodec(nn.Module):
         z_bits = _bits(self.prior.probabilities(z, nearest_level(quality, len(self.gain))))
         indexes = self.scales(z, quality)
         settled, means = self.settle(self.features(z, quality), None, scaled)
-        y_bits = _bits(gaussian_probabilities((scaled - means).round(), scale_of(indexes)))
+        scale = scale_of(indexes)
+        y_bits = _bits(as_in_tables(gaussian_probabilities((scaled - means).round(), scale), scale))
         return Coded(self.unscaled(settled, quality), y_bits, z_bits, indexes)
 
 
@@ -228,6 +229,16 @@ def gaussian_probabilities(x: Tensor, scale: Tensor) -> Tensor:
     """The probability of the interval of length 1 around x, of a Gaussian with mean 0."""
     x, root = x.abs(), 1 / (scale * math.sqrt(2))
     return 0.5 * (torch.erfc((x - 0.5) * root) - torch.erfc((x + 0.5) * root))
+
+
+def as_in_tables(probabilities: Tensor, scale: Tensor) -> Tensor:
+    """Probabilities as integer tables hold them, where each of the values in a table has at least 1 / 65,536.
+
+    Rare values cost 16 bits at most, and not as many as the tail of a Gaussian says. A table of `tables.gaussian_table`
+    has about 18 scale + 9 values.
+    """
+    share = (18 * scale.detach() + 9) / (1 << 16)
+    return probabilities * (1 - share) + 2.0**-16
 
 
 def nearest_level(quality: Tensor, levels: int) -> Tensor:

@@ -15,6 +15,7 @@ from .decoder import Decoder
 from .encoder import Encoder
 from .lapped import LappedTransform
 from .latent_codec import LatentCodec
+from .one_step import DenoiserSettings, OneStep
 from .scales import QUALITIES
 
 STEPS = (1.3, 0.93, 0.61, 0.42, 0.28, 0.19)  # quantisation steps of the levels, on the scale of the coefficients
@@ -32,6 +33,7 @@ class CodecSettings:
         levels: levels of quality, from 0 to 100; 100 is a multiple of `levels` - 1.
         encoder_widths: widths of the encoder at f4, f8 and f16.
         decoder_widths: widths of the decoder at f4, f8 and f16.
+        denoiser: the denoiser in the decoder; None for none.
     """
 
     channels: int = 192
@@ -40,6 +42,7 @@ class CodecSettings:
     levels: int = 6
     encoder_widths: tuple[int, int, int] = (32, 64, 96)
     decoder_widths: tuple[int, int, int] = (48, 96, 160)
+    denoiser: DenoiserSettings | None = None
 
     def __post_init__(self) -> None:
         widths = (*self.encoder_widths, *self.decoder_widths)
@@ -57,13 +60,17 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         images: (B, 3, H, W) in about [0, 1], not clamped.
+        latent: u (B, latent, H/16, W/16), after the denoiser.
         y_bits: (B,) estimated bits of the code.
         z_bits: (B,) estimated bits of the hyper-latent.
+        y: (B, C, H/16, W/16) coefficients as the decoder has them.
     """
 
     images: Tensor
+    latent: Tensor
     y_bits: Tensor
     z_bits: Tensor
+    y: Tensor
 
 
 class CodecNetwork(nn.Module):
@@ -73,7 +80,13 @@ class CodecNetwork(nn.Module):
         settings: the shape.
         order: (C,) numbers of the channels of the lapped transform, with the largest variance first.
         scales: (C,) root mean squares of their coefficients.
+
+    Attributes:
+        stride: pixels a position of the code.
+        multiple: pixels a position of the hyper-latent; sides of images are multiples of it.
     """
+
+    stride, multiple = 16, MULTIPLE
 
     def __init__(self, settings: CodecSettings, order: Sequence[int], scales: Tensor) -> None:
         super().__init__()
@@ -82,6 +95,8 @@ class CodecNetwork(nn.Module):
         self.encoder = Encoder(settings.channels, settings.encoder_widths)
         self.latent_codec = LatentCodec(settings.channels, scales, level_steps(settings.levels), settings.hyper)
         self.decoder = Decoder(settings.channels, settings.levels, settings.latent, settings.decoder_widths)
+        d = settings.denoiser
+        self.denoiser = None if d is None else OneStep(d, settings.latent, settings.channels, settings.levels)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], whose sides are multiples of 64, to coefficients (B, C, H/16, W/16)."""
@@ -90,22 +105,54 @@ class CodecNetwork(nn.Module):
             linear: Tensor = self.lapped(x)
         return linear + self.encoder(x).float()
 
-    def decode(self, y: Tensor, quality: Tensor) -> Tensor:
-        """Coefficients (B, C, h, w) and quality (B,) in [0, 100] to images (B, 3, H, W), not clamped."""
+    def decode(self, y: Tensor, quality: Tensor, indexes: Tensor, latent: Tensor | None = None) -> Tensor:
+        """Coefficients to images.
+
+        Args:
+            y: (B, C, h, w); h and w are even.
+            quality: (B,) in [0, 100].
+            indexes: scale indexes of the entropy model, (B, C, h, w), for the denoiser.
+            latent: u in place of that of the denoiser, (B, latent, h, w).
+
+        Returns:
+            (B, 3, 16 h, 16 w), not clamped.
+        """
+        return self.decode_with_latent(y, quality, indexes, latent)[0]
+
+    def decode_with_latent(
+        self, y: Tensor, quality: Tensor, indexes: Tensor, latent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`decode`, and the latent u after the denoiser."""
+        linear = self.linear(y)
+        u, x8, x4 = self.decoder.latent(linear, y, quality)
+        if latent is not None:
+            u = latent
+        elif self.denoiser is not None:
+            u = self.denoiser(u, y, indexes, quality)
+        return linear + self.decoder.correction(u, x8, x4) + 0.5, u
+
+    def linear(self, y: Tensor) -> Tensor:
+        """The inverse lapped transform of coefficients (B, C, h, w), around 0."""
         with torch.autocast(y.device.type, enabled=False):
-            linear = self.lapped.inverse(y)
-        return self.decoder(linear, y, quality) + 0.5  # type: ignore[no-any-return]
+            return self.lapped.inverse(y)
+
+    def latent(self, y: Tensor, quality: Tensor) -> Tensor:
+        """u of coefficients (B, C, h, w), before the denoiser."""
+        u: Tensor = self.decoder.latent(self.linear(y), y, quality)[0]
+        return u
 
     def forward(self, images: Tensor, quality: Tensor, noise: Tensor, z_noise: Tensor) -> Reconstruction:
         """Train: code and decode; see `LatentCodec.forward`."""
         coded = self.latent_codec(self.encode(images), quality, noise, z_noise)
-        return Reconstruction(self.decode(coded.y, quality), coded.y_bits, coded.z_bits)
+        return Reconstruction(
+            *self.decode_with_latent(coded.y, quality, coded.indexes), coded.y_bits, coded.z_bits, coded.y
+        )
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, quality: Tensor) -> tuple[Tensor, float]:
         """What the decoder makes of images (B, 3, H, W), and the bits that all of them are estimated to take."""
         coded = self.latent_codec.rounded(self.encode(images), quality)
-        return self.decode(coded.y, quality).float(), float(coded.y_bits.sum() + coded.z_bits.sum())
+        return self.decode(coded.y, quality, coded.indexes).float(), float(coded.y_bits.sum() + coded.z_bits.sum())
 
 
 def level_steps(levels: int) -> Tensor:

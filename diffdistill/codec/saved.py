@@ -2,6 +2,8 @@
 
 Networks are stored as float16. What files depend on is stored as integers and never computed again: the scale network
 and the tables of probabilities. The fingerprint, of which each file holds four bytes, covers all of it.
+
+A codec with pretrained networks is such a folder too (`pretrained_saved`), and `open_codec` reads either.
 """
 
 from __future__ import annotations
@@ -9,22 +11,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 from diffdistill.files import write_atomic
 
+from .latent_codec import LatentCodec
 from .network import CodecNetwork, CodecSettings
+from .one_step import DenoiserSettings
 from .scales import FIRST_BIAS_UNIT, SCALES, SECOND_UNIT, WEIGHT_UNIT, Z_MOST
 from .tables import gaussian_tables, hyper_tables
+
+if TYPE_CHECKING:
+    from .pretrained import PretrainedCodecNetwork
 
 FORMAT = 1
 _UNITS = {
@@ -37,10 +46,11 @@ _UNITS = {
 _NARROW = ("first", "second", "offset")  # fit 8 bits
 _MOST_BYTES = 1 << 30
 _SCALES, _PRIOR = "latent_codec.scales.", "latent_codec.prior."
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class SavedCodec:
+class SavedCodec(Generic[Network]):
     """A codec that was read.
 
     Attributes:
@@ -50,7 +60,7 @@ class SavedCodec:
         fingerprint: SHA-256 of its files, 64 hex digits.
     """
 
-    network: CodecNetwork
+    network: Network
     z_tables: np.ndarray
     r_tables: list[np.ndarray]
     fingerprint: str
@@ -58,46 +68,83 @@ class SavedCodec:
 
 def save_codec(network: CodecNetwork, folder: Path) -> None:
     """Write the codec into a folder, which may exist; each file is whole or not there."""
-    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    write_folder(folder, dataclasses.asdict(network.settings), stored(network.state_dict(), network.latent_codec))
+
+
+def stored(state: Mapping[str, Tensor], latent_codec: LatentCodec) -> dict[str, Tensor]:
+    """The tensors that a folder holds: networks as float16, and integers and tables of the entropy model."""
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
+        value = value.detach().cpu()
         if not name.startswith(_SCALES):
             whole = name.startswith(_PRIOR) or not value.is_floating_point()
             kept[name] = (value if whole else value.half()).contiguous()
-    for name, value in network.latent_codec.scales.integers().items():
+    for name, value in latent_codec.scales.integers().items():
         kept[_SCALES + name] = value.detach().cpu().to(torch.int8 if name in _NARROW else torch.int32).contiguous()
-    kept["tables.z"] = hyper_tables(network.latent_codec.prior)
+    kept["tables.z"] = hyper_tables(latent_codec.prior)
     tables = gaussian_tables()
     kept["tables.r"] = torch.from_numpy(np.concatenate(tables)).to(torch.int32)
     kept["tables.r_lengths"] = torch.tensor([len(table) for table in tables], dtype=torch.int32)
+    return kept
+
+
+def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write `config.json` and `codec.safetensors` of a codec."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": FORMAT, **dataclasses.asdict(network.settings)}
-    write_atomic(folder / "codec.safetensors", save(kept))
-    write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(folder / "codec.safetensors", save(tensors))
+    write_atomic(folder / "config.json", (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode())
 
 
-def load_codec(folder: str | Path) -> SavedCodec:
+def open_codec(folder: str | Path) -> SavedCodec[CodecNetwork] | SavedCodec[PretrainedCodecNetwork]:
+    """Read a codec of either kind.
+
+    Raises:
+        UserError: as `load_codec`, or as `pretrained_saved.load_pretrained_codec`.
+    """
+    folder = Path(folder)
+    if is_pretrained(folder):
+        from .pretrained_saved import load_pretrained_codec
+
+        return load_pretrained_codec(folder)
+    return load_codec(folder)
+
+
+def is_pretrained(folder: Path) -> bool:
+    """Whether the codec in a folder has pretrained networks; False where its config cannot be read."""
+    try:
+        return "pretrained" in json.loads(read_file(folder / "config.json"))
+    except (TypeError, ValueError):
+        return False
+
+
+def load_codec(folder: str | Path) -> SavedCodec[CodecNetwork]:
     """Read a codec that `save_codec` wrote.
 
     Raises:
-        UserError: a file is missing or damaged, of another format, or does not fit its shape.
+        UserError: a file is missing or damaged, of another format or kind, or does not fit its shape.
     """
     folder = Path(folder)
-    config, data = _read(folder / "config.json"), _read(folder / "codec.safetensors")
-    try:
-        shape: dict[str, Any] = json.loads(config)
-        if shape.pop("format") != FORMAT:
-            raise UserError(f"the codec at {folder} is of another format than {FORMAT}")
+    config, data = read_file(folder / "config.json"), read_file(folder / "codec.safetensors")
+    with damage_of(folder):
+        shape = read_shape(config, folder)
+        if "pretrained" in shape:
+            raise UserError(f"the codec at {folder} has pretrained networks, and one without is wanted here")
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}
+        if given.get("denoiser") is not None:
+            given["denoiser"] = DenoiserSettings(**given["denoiser"])
         settings = CodecSettings(**given)
         state = load(data)
-        z, flat, lengths = (state.pop(f"tables.{name}") for name in ("z", "r", "r_lengths"))
         network = CodecNetwork(settings, state["lapped.channels"].tolist(), torch.ones(settings.channels))
-        for name, unit in _UNITS.items():
-            state[_SCALES + name] = state[_SCALES + name].float() / unit
-        network.load_state_dict({name: v.float() if v.is_floating_point() else v for name, v in state.items()})
-        r_tables = np.split(flat.numpy(), np.cumsum(lengths.numpy())[:-1])
-        _check_tables(z.numpy(), r_tables, settings, network)
+        z, r_tables = fill(network, state, network.latent_codec, (settings.levels, settings.hyper))
+        digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode() + data).hexdigest()
+        return SavedCodec(network.to(memory_format=torch.channels_last), z, r_tables, digest)  # type: ignore[call-overload]
+
+
+@contextmanager
+def damage_of(folder: Path) -> Iterator[None]:
+    """Within the block, errors of files that do not fit become one line that says that the codec is damaged."""
+    try:
+        yield
     except (
         ArithmeticError,
         AttributeError,
@@ -108,30 +155,71 @@ def load_codec(folder: str | Path) -> SavedCodec:
         ValueError,
     ) as error:
         raise UserError(f"the codec at {folder} is damaged: {str(error).splitlines()[0]}") from error
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode() + data).hexdigest()
+
+
+def read_shape(config: bytes, folder: Path) -> dict[str, Any]:
+    """What `config.json` says, without its format.
+
+    Raises:
+        UserError: it is of another format.
+    """
+    shape: dict[str, Any] = json.loads(config)
+    if shape.pop("format") != FORMAT:
+        raise UserError(f"the codec at {folder} is of another format than {FORMAT}")
+    return shape
+
+
+def fill(
+    network: nn.Module, state: dict[str, Tensor], latent_codec: LatentCodec, z_shape: tuple[int, int]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Give a network the stored tensors, freeze it, and return the tables of z and r.
+
+    Args:
+        network: float32.
+        state: what `stored` made; it is emptied of tables.
+        latent_codec: the part of the network.
+        z_shape: levels and channels of the tables of z.
+
+    Raises:
+        ValueError: tables or integers are out of range, or weights are missing.
+    """
+    z, flat, lengths = (state.pop(f"tables.{name}") for name in ("z", "r", "r_lengths"))
+    for name, unit in _UNITS.items():
+        state[_SCALES + name] = state[_SCALES + name].float() / unit
+    floats = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+    network.load_state_dict(floats)
+    r_tables = np.split(flat.numpy(), np.cumsum(lengths.numpy())[:-1])
+    _check_tables(z.numpy(), r_tables, z_shape, latent_codec)
     network.eval().requires_grad_(False)
-    return SavedCodec(network.to(memory_format=torch.channels_last), z.numpy(), r_tables, digest)  # type: ignore[call-overload]
+    return z.numpy(), r_tables
 
 
-def _check_tables(z: np.ndarray, r_tables: list[np.ndarray], settings: CodecSettings, network: CodecNetwork) -> None:
+def _check_tables(
+    z: np.ndarray, r_tables: list[np.ndarray], z_shape: tuple[int, int], latent_codec: LatentCodec
+) -> None:
     """Raise ValueError where tables have another shape or sum, or the scale network's integers are out of range."""
-    if z.shape != (settings.levels, settings.hyper, 2 * Z_MOST + 1):
+    if z.shape != (*z_shape, 2 * Z_MOST + 1):
         raise ValueError(f"its tables of z have the shape {z.shape}")
     if len(r_tables) != SCALES or any(len(table) % 2 or len(table) < 4 for table in r_tables):
         raise ValueError(f"it has {len(r_tables)} tables of r, or one of an odd length; there are {SCALES}")
     flat = [*z.reshape(-1, z.shape[-1]), *r_tables]
     if any(int(table.sum()) != 1 << 16 or int(table.min()) < 1 for table in flat):
         raise ValueError("a table does not sum to 65,536")
-    scales = network.latent_codec.scales
+    scales = latent_codec.scales
     if any(float(bias.detach().abs().max()) * unit > 1 << 20 for bias, unit in (
         (scales.first_bias, FIRST_BIAS_UNIT), (scales.second_bias, SECOND_UNIT)
     )):  # fmt: skip
         raise ValueError("a bias of its scale network is above 2^20")
 
 
-def _read(file: Path) -> bytes:
+def read_file(file: Path, most: int = _MOST_BYTES) -> bytes:
+    """The bytes of a file of a codec.
+
+    Raises:
+        UserError: it is missing, or larger than `most` bytes.
+    """
     if not file.is_file():
         raise UserError(f"there is no codec at {file.parent}: {file.name} is missing")
-    if file.stat().st_size > _MOST_BYTES:
-        raise UserError(f"{file} is larger than {_MOST_BYTES >> 20} MiB")
+    if file.stat().st_size > most:
+        raise UserError(f"{file} is larger than {most >> 20} MiB")
     return file.read_bytes()

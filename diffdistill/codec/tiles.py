@@ -6,53 +6,69 @@
 The encoder's halo covers all that its convolutions see, so that only rounding differs. The decoder sees 260 pixels far,
 and a denoiser sees its whole tile, so tiles are blended: the outer 32 pixels of an overlap are those of one tile alone,
 and the ramp lies between. Without a denoiser this differs from the whole image by one level of 255 at most, in about
-one value of a thousand. An image that fits into one tile is processed at once. The format knows no tiles.
+one value of a thousand. Pretrained networks have attention, so neither holds for them: a tile decides what they see.
+An image that fits into one tile is processed at once. The format knows no tiles.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
 
-from .lapped import BLOCK
-from .network import MULTIPLE, CodecNetwork
-
+UNIT = 64  # pixels; tiles begin and end at its multiples
 TILE, LEAST_TILE = 1024, 512  # pixels
 OVERLAP = 128  # pixels, at least
 MARGIN = 32  # pixels at each end of an overlap that are not blended
 HALO = 128  # pixels that a coefficient depends on beyond its block, rounded up
 
 
+class PixelNetwork(Protocol):
+    """What a codec's networks have, whether pretrained or not; see `CodecNetwork`."""
+
+    stride: int
+    multiple: int
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to coefficients (B, C, H / stride, W / stride)."""
+
+    def decode(self, y: Tensor, quality: Tensor, indexes: Tensor) -> Tensor:
+        """Coefficients and scale indexes (B, C, h, w), and quality (B,), to images (B, 3, H, W)."""
+
+
 def check_tile(tile: int) -> None:
     """Raise UserError for a side of tiles that is no multiple of 64 or below 512."""
-    if tile % MULTIPLE or tile < LEAST_TILE:
-        raise UserError(f"tile is {tile}; it must be a multiple of {MULTIPLE}, at least {LEAST_TILE}")
+    if tile % UNIT or tile < LEAST_TILE:
+        raise UserError(f"tile is {tile}; it must be a multiple of {UNIT}, at least {LEAST_TILE}")
 
 
-def padded(side: int) -> int:
-    """A side, rounded up to the next multiple of 64.
+def padded(side: int, multiple: int = UNIT) -> int:
+    """A side, rounded up to the next multiple of so many pixels.
 
     >>> padded(100)
     128
     """
-    return -(-side // MULTIPLE) * MULTIPLE
+    return -(-side // multiple) * multiple
 
 
-def encode(network: CodecNetwork, image: Tensor, tile: int = TILE) -> Tensor:
-    """The coefficients of an image, whose last row and column are repeated up to multiples of 64.
+def encode(network: PixelNetwork, image: Tensor, device: torch.device, tile: int = TILE) -> Tensor:
+    """The coefficients of an image, whose last row and column are repeated up to what the network needs.
 
     Args:
         network: the codec's networks.
         image: uint8 (3, H, W), on any device.
+        device: where the network is.
         tile: side of the tiles without their halo, in pixels, a multiple of 64.
 
     Returns:
-        (1, C, h, w) with h = 4 ceil(H / 64), on the network's device.
+        (1, C, h, w) on the network's device, with h = ceil(H / multiple) multiple / stride.
     """
-    device = next(network.parameters()).device
-    height, width = (padded(side) for side in image.shape[1:])
+    step = network.stride
+    height, width = (padded(side, network.multiple) for side in image.shape[1:])
     made = None
     for top in range(0, height, tile):
         for left in range(0, width, tile):
@@ -62,9 +78,9 @@ def encode(network: CodecNetwork, image: Tensor, tile: int = TILE) -> Tensor:
             if len(range(0, height, tile)) == len(range(0, width, tile)) == 1:
                 return found
             if made is None:
-                made = found.new_empty(1, found.shape[1], height // BLOCK, width // BLOCK)
-            into = made[..., top // BLOCK : (top + tile) // BLOCK, left // BLOCK : (left + tile) // BLOCK]
-            y0, x0 = (top - y[0]) // BLOCK, (left - x[0]) // BLOCK
+                made = found.new_empty(1, found.shape[1], height // step, width // step)
+            into = made[..., top // step : (top + tile) // step, left // step : (left + tile) // step]
+            y0, x0 = (top - y[0]) // step, (left - x[0]) // step
             into.copy_(found[..., y0 : y0 + into.shape[2], x0 : x0 + into.shape[3]])
     assert made is not None
     return made
@@ -77,13 +93,20 @@ def _haloed(begin: int, tile: int, side: int) -> tuple[int, int]:
 def _cut(image: Tensor, y: tuple[int, int], x: tuple[int, int]) -> Tensor:
     """A part of the image; beyond its end the last row and column are repeated."""
     height, width = image.shape[1:]
-    rows = torch.arange(*y, device=image.device).clamp(max=height - 1)
-    columns = torch.arange(*x, device=image.device).clamp(max=width - 1)
-    return image[:, y[0] : y[1], x[0] : x[1]].index_select(1, rows - y[0]).index_select(2, columns - x[0])
+    top, left = min(y[0], height - 1), min(x[0], width - 1)
+    rows = torch.arange(*y, device=image.device).clamp(max=height - 1) - top
+    columns = torch.arange(*x, device=image.device).clamp(max=width - 1) - left
+    return image[:, top : y[1], left : x[1]].index_select(1, rows).index_select(2, columns)
 
 
 def decode(
-    network: CodecNetwork, y: Tensor, quality: Tensor, size: tuple[int, int], grey: bool, tile: int = TILE
+    network: PixelNetwork,
+    y: Tensor,
+    quality: Tensor,
+    indexes: np.ndarray,
+    size: tuple[int, int],
+    grey: bool = False,
+    tile: int = TILE,
 ) -> Tensor:
     """The image of coefficients.
 
@@ -91,6 +114,7 @@ def decode(
         network: the codec's networks.
         y: coefficients (1, C, h, w).
         quality: (1,) in [0, 100].
+        indexes: scale indexes (C, h, w), integers.
         size: height and width of the image in pixels.
         grey: give the three channels their mean.
         tile: side of the largest tile in pixels, a multiple of 64.
@@ -98,9 +122,16 @@ def decode(
     Returns:
         uint8 (3, *size) on the CPU.
     """
-    rows, columns = (spans(side * BLOCK, tile) for side in y.shape[2:])
+
+    def pixels(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+        cut = slice(*(x // network.stride for x in rows)), slice(*(x // network.stride for x in columns))
+        scales = torch.from_numpy(np.ascontiguousarray(indexes[None, :, *cut])).to(y.device).float()
+        whole = scales.shape == y.shape
+        return network.decode(y if whole else y[:, :, *cut].contiguous(), quality, scales)[0]
+
+    rows, columns = (spans(side * network.stride, tile) for side in y.shape[2:])
     if len(rows) == len(columns) == 1:
-        return _as_bytes(network.decode(y, quality)[0, :, : size[0], : size[1]], grey)
+        return _as_bytes(pixels(rows[0], columns[0])[:, : size[0], : size[1]], grey)
     made = torch.empty(3, *size, dtype=torch.uint8)
     weights = [[w.to(y.device) for w in blend_weights(spans_)] for spans_ in (rows, columns)]
     below = torch.zeros(3, 0, columns[-1][1], device=y.device)  # what the tiles so far add to the next ones
@@ -108,9 +139,8 @@ def decode(
         band = torch.zeros(3, bottom - top, columns[-1][1], device=y.device)
         band[:, : below.shape[1]] = below
         for j, (left, right) in enumerate(columns):
-            part = y[..., top // BLOCK : bottom // BLOCK, left // BLOCK : right // BLOCK].contiguous()
-            pixels = network.decode(part, quality)[0].float()
-            band[:, :, left:right] += pixels.mul_(weights[0][i][:, None]).mul_(weights[1][j])
+            part = pixels((top, bottom), (left, right)).float()
+            band[:, :, left:right] += part.mul_(weights[0][i][:, None]).mul_(weights[1][j])
         ready = (rows[i + 1][0] if i + 1 < len(rows) else bottom) - top
         below = band[:, ready:].clone()
         into = made[:, top : top + ready]
@@ -130,7 +160,7 @@ def spans(side: int, tile: int = TILE) -> list[tuple[int, int]]:
     """
     count = max(1, -(-(side - OVERLAP) // (tile - OVERLAP)))
     length = padded(-(-(side + (count - 1) * OVERLAP) // count))
-    begins = [i * (side - length) // max(1, count - 1) // MULTIPLE * MULTIPLE for i in range(count)]
+    begins = [i * (side - length) // max(1, count - 1) // UNIT * UNIT for i in range(count)]
     return [(begin, begin + length) for begin in begins]
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     )
     from diffdistill.methods.boot import BOOT
     from diffdistill.methods.codec import ImageCodec
+    from diffdistill.methods.codec_flow import CodecFlow
+    from diffdistill.methods.codec_pretrained import PretrainedImageCodec
     from diffdistill.methods.consistency import Consistency
     from diffdistill.methods.dmd2 import DMD2
     from diffdistill.methods.latent_diffusion import LatentDiffusion
@@ -37,6 +39,7 @@ __all__ = [
     "Autoencoder",
     "BOOT",
     "Batch",
+    "CodecFlow",
     "Consistency",
     "DMD2",
     "ImageCodec",
@@ -47,6 +50,7 @@ __all__ = [
     "OptimizerSettings",
     "ParameterGroup",
     "Phase",
+    "PretrainedImageCodec",
     "Progressive",
     "SelfE",
     "Shortcut",
@@ -62,6 +66,8 @@ _MODULES = {
     "base": ("Batch", "Loss", "Method", "OptimizerSettings", "ParameterGroup", "Phase", "Validation", "unwrap"),
     "boot": ("BOOT",),
     "codec": ("ImageCodec",),
+    "codec_flow": ("CodecFlow",),
+    "codec_pretrained": ("PretrainedImageCodec",),
     "consistency": ("Consistency",),
     "dmd2": ("DMD2",),
     "latent_diffusion": ("LatentDiffusion",),

@@ -247,15 +247,14 @@ class Judge:
         again.
         """
         assert self.fake is not None
-        student, anew = unwrap(networks["student"]), self.fake.sample_dropped
-        x0: Tensor | None = carry.get("x0")
+        anew, x0 = self.fake.sample_dropped, carry.get("x0")
         if k > 0 or x0 is None:  # later updates take fresh samples of the present student
-            return sample(student, random, cond if anew else prompted, f"/{k}")
+            return sample(unwrap(networks["student"]), random, cond if anew else prompted, f"/{k}")
         rows = dropped.nonzero().squeeze(1)
         if not anew or not len(rows):
-            return x0
-        fresh = sample(student, random.rows(rows), take_rows(cond, rows), f"/{k}")
-        return x0.index_copy(0, rows, fresh.to(x0.dtype))
+            return x0  # type: ignore[no-any-return]
+        fresh = sample(unwrap(networks["student"]), random.rows(rows), take_rows(cond, rows), f"/{k}")
+        return x0.index_copy(0, rows, fresh.to(x0.dtype))  # type: ignore[no-any-return]
 
     def _trained(self, network: Any) -> ScoreModel:
         """The score model of the denoising loss: the network itself, or the network with guidance."""

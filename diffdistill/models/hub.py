@@ -6,7 +6,7 @@ an error about a missing file says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from .families import family_of
 from .pipeline_folder import WEIGHTS, Part, PipelineFolder, first_line, read_object, variants
 
 
-def open_pipeline(source: str | Path, variant: str | None = None) -> PipelineFolder:
+def open_pipeline(
+    source: str | Path, variant: str | None = None, only: Collection[str] | None = None
+) -> PipelineFolder:
     """Find the files of a pipeline; those of a hub id are downloaded, or taken from the cache.
 
     Args:
         source: folder or hub id.
         variant: variant of the weight files, for parts that have it; None for the plain files where there are any.
+        only: names of the parts that are downloaded; None for all that the pipeline's family has.
 
     Raises:
         UserError: there is nothing at `source`, it is no pipeline, or a repository has a pipeline class that is not
@@ -33,7 +36,7 @@ def open_pipeline(source: str | Path, variant: str | None = None) -> PipelineFol
         local = folder.exists() or folder.parent.is_dir()  # beside other folders: a mistyped folder, not a hub id
         if local or source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise UserError(f"there is no model at {source}: expected a pipeline folder or a hub id such as owner/name")
-        folder, where = _snapshot(source, variant)
+        folder, where = _snapshot(source, variant, only)
     return PipelineFolder(source, folder, _index(source, folder, where), where, wanted_variant=variant)
 
 
@@ -45,7 +48,7 @@ def _index(source: str, folder: Path, where: str = "") -> dict[str, Any]:
     return read_object(file, refusal)
 
 
-def _snapshot(source: str, variant: str | None) -> tuple[Path, str]:
+def _snapshot(source: str, variant: str | None, only: Collection[str] | None = None) -> tuple[Path, str]:
     """The snapshot of a repository with the files that are read, and what an error adds to "is missing"."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -66,6 +69,7 @@ def _snapshot(source: str, variant: str | None) -> tuple[Path, str]:
             return Path(snapshot_download(source, local_files_only=True)), where
         index = Path(snapshot_download(source, allow_patterns=["model_index.json"]))
         parts = family_of(_index(source, index).get("_class_name"), source).parts
+        parts = {name: part for name, part in parts.items() if only is None or name in only}
         return Path(snapshot_download(source, allow_patterns=wanted_files(names, parts, variant))), where
     except UserError:
         raise

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import tiny_families
 import tiny_pipeline as tiny
+import torch
 import yaml
 from PIL import Image
 
 from diffdistill.cli.main import main
+from diffdistill.codec.network import CodecNetwork, CodecSettings
+from diffdistill.codec.saved import save_codec
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -21,8 +24,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save_tiny_pipeline(folder / "sd", "epsilon")
     tiny_families.save_tiny_sdxl(folder / "sdxl")
     tiny_families.save_tiny_sana(folder / "sana")
+    tiny_families.save_tiny_sana(folder / "sana32", stages=6)  # with a 32-fold autoencoder
     (folder / "prompts.txt").write_text("red apple\nblue car\n")
     (folder / "photos").mkdir()
+    save_codec(CodecNetwork(CodecSettings(), range(192), torch.ones(192)), folder / "codec")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (260, 300, 3), np.uint8)).save(folder / "photos/a.png")
     return folder
 
@@ -37,6 +42,10 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
         overrides += ["--method.prompts", str(stand_ins / "prompts.txt")]
     if config.stem.startswith("codec_"):
         overrides += ["--method.data.source", str(stand_ins / "photos")]
+        for name in {"codec", "init_from"} & set(arguments):  # what another config trains
+            overrides += [f"--method.{name}", str(stand_ins / "codec")]
+    if config.stem == "codec_sana":
+        overrides += [f"--method.{part}.source={stand_ins / 'sana32'}" for part in ("autoencoder", "transformer")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
         overrides += ["--method.network.autoencoder", "assets/teacher/vae"]
     assert main(["train", str(config), "--dry_run", *overrides]) == 0, capsys.readouterr().err
