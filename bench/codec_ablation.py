@@ -32,9 +32,9 @@ from diffdistill.evaluation.pairs.perceptual import st_lpips
 from diffdistill.evaluation.pairs.pixels import ms_ssim, psnr
 from diffdistill.files import write_json_atomic
 from diffdistill.methods import CodecFlow, ImageCodec, OptimizerSettings, ParameterGroup
-from diffdistill.methods.codec import CodecLoss
 from diffdistill.methods.codec_flow import sample_latent
 from diffdistill.methods.codec_judge import CODE, CodecJudge, LatentBackbone
+from diffdistill.methods.codec_rate_distortion import CodecLoss
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 

@@ -18,17 +18,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffdistill.codec.alignments import cosine_alignment
 from diffdistill.codec.lapped import channels_by_variance
-from diffdistill.codec.layers import between_levels
 from diffdistill.codec.network import MULTIPLE, CodecNetwork, CodecSettings
 from diffdistill.codec.saved import load_codec, save_codec
 from diffdistill.codec.scales import QUALITIES
@@ -40,36 +37,8 @@ from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase,
 from .codec_crops import Crops, random_qualities
 from .codec_flow import with_denoiser
 from .codec_judge import CODE, CodecJudge, LatentBackbone, judge_of
-from .codec_loss import PerceptualLoss
+from .codec_rate_distortion import CodecLoss, RateDistortion
 from .judge import Judge
-
-# by level, coarsest first: weights of the squared error, of the perceptual distance, and of the whole sample
-ERROR_WEIGHTS = (5.0, 12.0, 28.0, 65.0, 150.0, 350.0)
-PERCEPTUAL_WEIGHTS = (0.2, 0.5, 1.2, 3.0, 8.0, 20.0)
-SAMPLE_WEIGHTS = (2.6, 2.0, 1.5, 1.0, 0.7, 0.45)
-
-
-@dataclass(frozen=True)
-class CodecLoss:
-    """What is traded for bits.
-
-    Args:
-        error: weight of the squared error, beside its weight by quality.
-        masking: how much more an error counts where the photograph is smooth, since texture hides it: an exponent of
-            `smoothness`. 0 for none, 1 for at most 2.5 times as much.
-        perceptual: weight of the perceptual distance, beside its weight by quality; 0 for none.
-        perceptual_side: side in pixels of the part of a crop on which the perceptual distance is measured.
-        alignment: weight of the distance between the direction of the denoised latent and that of the original's, at
-            each place (DiT-IC's self-distillation; 0.05 in its released code). It needs `init_from`.
-        margin: how much of that distance is free.
-    """
-
-    error: float = 1.0
-    masking: float = 1.0
-    perceptual: float = 0.3
-    perceptual_side: int = 128
-    alignment: float = 0.0
-    margin: float = 0.5
 
 
 class ImageCodec(Method):
@@ -115,13 +84,12 @@ class ImageCodec(Method):
     ) -> None:
         if crop % MULTIPLE or crop < 2 * MULTIPLE:
             raise UserError(f"crop is {crop}; it must be a multiple of {MULTIPLE}, from {2 * MULTIPLE}")
-        if not 32 <= loss.perceptual_side <= crop:
-            raise UserError(f"loss.perceptual_side is {loss.perceptual_side}; it must be in [32, {crop}]")
         if trained not in ("all", "decoder"):
             raise UserError(f"trained is {trained!r}; it must be 'all' or 'decoder'")
         if init_from is None and (trained != "all" or loss.alignment or judge.weight):
             raise UserError("trained, loss.alignment and judge need a trained codec; name one by init_from")
         self.loss, self.crop, self.low_qualities, self.settings = loss, crop, low_qualities, network
+        self.trade = RateDistortion(loss, crop)
         self.crops = Crops(data, crop)
         self.content = content = {"data.source": self.crops.digest}
         self.frozen = frozen = dict[str, nn.Module]()
@@ -130,9 +98,8 @@ class ImageCodec(Method):
             content["init_from"] = load_codec(init_from).fingerprint
         self.networks = {"codec": made}
         self.optimizers = {"codec": optimizer}
-        self.perceptual = PerceptualLoss() if loss.perceptual else None
-        if self.perceptual is not None:
-            frozen["perceptual"] = self.perceptual
+        if self.trade.perceptual is not None:
+            frozen["perceptual"] = self.trade.perceptual
         self.reference: CodecNetwork | None = None
         if loss.alignment:
             self.reference = frozen["reference"] = copy.deepcopy(made).requires_grad_(False).eval()
@@ -196,21 +163,7 @@ class ImageCodec(Method):
         noise = random.uniform("noise", (self.settings.channels, side, side)).float() - 0.5
         z_noise = random.uniform("z_noise", (self.settings.hyper, side // 4, side // 4)).float() - 0.5
         made = self.networks["codec"](x, quality, noise, z_noise)
-        y, pixels = made.images.float(), self.crop**2
-        z_bpp, bpp = made.z_bits / pixels, (made.y_bits + made.z_bits) / pixels
-        error = (y - x).square().mean((1, 2, 3))
-        weights = weights_of(quality)
-        seen = error
-        if self.loss.masking:
-            seen = (smoothness(x) ** self.loss.masking * (y - x).square().mean(1, keepdim=True)).mean((1, 2, 3))
-        total = bpp + self.loss.error * weights[:, 0] * seen
-        logs = {"bpp": bpp, "z_bpp": z_bpp, "error": error, "psnr_db": -10 * error.log10()}
-        if self.perceptual is not None:
-            place = random.uniform("window", (2,))
-            distance = self.perceptual(*(cut(images, place, self.loss.perceptual_side) for images in (x, y)))
-            total = total + self.loss.perceptual * weights[:, 1] * distance
-            logs["perceptual"] = distance
-        loss = (weights[:, 2] * total).mean()
+        loss, logs = self.trade(x, made, quality, random)
         found = {name: value.detach().mean() for name, value in logs.items()}
         if self.reference is not None or self.judge is not None:
             w = self._normalised(made.latent)
@@ -236,61 +189,11 @@ class ImageCodec(Method):
         best = torch.full((len(x),), float(QUALITIES), device=x.device)
         return self._normalised(self.reference.latent(self.reference.encode(x), best))
 
-    @torch.no_grad()
     def validate(self) -> Validation:
-        """The kept photographs, or else the first one, at three qualities: bits a pixel, PSNR, perceptual distance."""
-        network: CodecNetwork = unwrap(self.networks["codec"])
-        numbers: dict[str, float] = {}
-        shown = []
-        for quality in (10, 50, 90):
-            found = []
-            for x in self.crops.shown(MULTIPLE):
-                x = x.to(self.device)
-                y, bits = network.reconstruct(x, torch.tensor([float(quality)], device=self.device))
-                distance = 0.0 if self.perceptual is None else float(self.perceptual(x, y.clamp(0, 1)))
-                area = x.shape[-2] * x.shape[-1]
-                found.append((bits / area, float(-10 * (y.clamp(0, 1) - x).square().mean().log10()), distance))
-                shown += [x[0], y[0].clamp(0, 1)] if quality == 50 else [y[0].clamp(0, 1)]
-            means = torch.tensor(found).mean(0).tolist()
-            names = (f"bpp_q{quality}", f"psnr_db_q{quality}", f"perceptual_q{quality}")
-            numbers |= dict(zip(names, means, strict=True))
-        side = min(min(image.shape[1:]) for image in shown)
-        return Validation(torch.stack([image[:, :side, :side] for image in shown]), numbers)
+        return self.trade.show(unwrap(self.networks["codec"]), self.crops, self.device)
 
     def export(self, folder: Path) -> None:
         save_codec(unwrap(self.networks["codec"]), folder)
-
-
-def weights_of(quality: Tensor) -> Tensor:
-    """(B, 3): weights of the squared error, of the perceptual distance, and of the sample, at each quality."""
-    levels = torch.tensor([ERROR_WEIGHTS, PERCEPTUAL_WEIGHTS, SAMPLE_WEIGHTS], device=quality.device).T
-    return between_levels(levels.log(), quality).exp()
-
-
-def smoothness(images: Tensor, middle: float = 0.03, least: float = 3 / 255) -> Tensor:
-    """middle / sqrt(variance + least^2) of the pixels around: above 1 where an image is smooth.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1]; sides are multiples of 8, from 16.
-        middle: the standard deviation at which it is about 1.
-        least: added to the standard deviation.
-
-    Returns:
-        (B, 1, H, W).
-    """
-    mean, square = (F.avg_pool2d(x, 16, 8, 4, count_include_pad=False) for x in (images, images.square()))
-    variance = (square - mean.square()).clamp_min(0).mean(1, keepdim=True)
-    found = middle / (variance + least**2).sqrt()
-    return F.interpolate(found, size=images.shape[-2:], mode="bilinear")
-
-
-def cut(images: Tensor, places: Tensor, side: int) -> Tensor:
-    """A square of each image, at places (B, 2) in [0, 1)."""
-    span = images.shape[-1] - side + 1
-    corners = (places * span).long().tolist()
-    return torch.stack(
-        [x[:, up : up + side, left : left + side] for x, (up, left) in zip(images, corners, strict=True)]
-    )
 
 
 def _unused(network: Any, random: SampleRandom, cond: Any, draw: str = "") -> Tensor:

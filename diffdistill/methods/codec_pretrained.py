@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffdistill.codec.alignments import contrastive_alignment, cosine_alignment
-from diffdistill.codec.pretrained import MULTIPLE, STRIDE, PretrainedCodecNetwork, PretrainedSettings
+from diffdistill.codec.pretrained import MULTIPLE, STRIDE, PretrainedSettings
 from diffdistill.codec.pretrained_saved import load_pretrained_codec, save_pretrained_codec
 from diffdistill.codec.pretrained_source import PretrainedSource, pretrained_network
 from diffdistill.data.photographs import PhotographData
@@ -33,9 +33,8 @@ from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 
 from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase, Validation, unwrap
-from .codec import CodecLoss, cut, smoothness, weights_of
 from .codec_crops import Crops, random_qualities
-from .codec_loss import PerceptualLoss
+from .codec_rate_distortion import CodecLoss, RateDistortion
 
 SANA = PretrainedSource("Efficient-Large-Model/Sana_600M_1024px_diffusers")
 STATISTICS = 16  # crops by which a new code is scaled
@@ -108,8 +107,6 @@ class PretrainedImageCodec(Method):
     ) -> None:
         if crop % MULTIPLE or crop < MULTIPLE:
             raise UserError(f"crop is {crop}; it must be a multiple of {MULTIPLE}")
-        if not 32 <= loss.perceptual_side <= crop:
-            raise UserError(f"loss.perceptual_side is {loss.perceptual_side}; it must be in [32, {crop}]")
         if contrastive < 0:
             raise UserError(f"contrastive is {contrastive}; it must be a number from 0")
         self.loss, self.contrastive, self.low_qualities, self.export_whole = (
@@ -118,6 +115,7 @@ class PretrainedImageCodec(Method):
             low_qualities,
             export_whole,
         )
+        self.trade = RateDistortion(loss, crop)
         self.crops = Crops(data, crop)
         self.content = {"data.source": self.crops.digest}
         if init_from is None:
@@ -136,8 +134,7 @@ class PretrainedImageCodec(Method):
             widths = made.transformer.config.caption_channels, made.autoencoder.config.latent_channels
             self.networks["pair"] = ConditionPair(*widths)
             self.optimizers["pair"] = dataclasses.replace(optimizer, groups=())
-        self.perceptual = PerceptualLoss() if loss.perceptual else None
-        self.frozen = {} if self.perceptual is None else {"perceptual": self.perceptual}
+        self.frozen = {} if self.trade.perceptual is None else {"perceptual": self.trade.perceptual}
 
     def __len__(self) -> int:
         return len(self.crops.records)
@@ -160,18 +157,7 @@ class PretrainedImageCodec(Method):
         noise = random.uniform("noise", (settings.channels, side, side)).float() - 0.5
         z_noise = random.uniform("z_noise", (settings.hyper, hyper_side, hyper_side)).float() - 0.5
         made = self.networks["codec"](x, quality, noise, z_noise)
-        pixels, error = self.crops.side**2, (made.images - x).square()
-        weights, bpp = weights_of(quality), (made.y_bits + made.z_bits) / pixels
-        seen = error * smoothness(x) ** self.loss.masking if self.loss.masking else error
-        total = bpp + self.loss.error * weights[:, 0] * seen.mean((1, 2, 3))
-        of_image = error.mean((1, 2, 3))
-        logs = {"bpp": bpp, "z_bpp": made.z_bits / pixels, "error": of_image, "psnr_db": -10 * of_image.log10()}
-        if self.perceptual is not None:
-            place = random.uniform("window", (2,))
-            distance = self.perceptual(*(cut(images, place, self.loss.perceptual_side) for images in (x, made.images)))
-            total = total + self.loss.perceptual * weights[:, 1] * distance
-            logs["perceptual"] = distance
-        loss = (weights[:, 2] * total).mean()
+        loss, logs = self.trade(x, made, quality, random)
         aligned = cosine_alignment(made.latent, made.target, self.loss.margin)
         loss, logs["alignment"] = loss + self.loss.alignment * aligned, aligned
         if self.contrastive:
@@ -180,26 +166,8 @@ class PretrainedImageCodec(Method):
             loss, logs["contrastive"] = loss + self.contrastive * contrast, contrast
         return loss, {name: value.detach().mean() for name, value in logs.items()}
 
-    @torch.no_grad()
     def validate(self) -> Validation:
-        """The kept photographs, or else the first one, at three qualities: bits a pixel, PSNR, perceptual distance."""
-        network: PretrainedCodecNetwork = unwrap(self.networks["codec"])
-        numbers: dict[str, float] = {}
-        shown = []
-        for quality in (10, 50, 90):
-            found = []
-            for x in self.crops.shown(MULTIPLE):
-                x = x.to(self.device)
-                y, bits = network.reconstruct(x, torch.tensor([float(quality)], device=self.device))
-                y = y.clamp(0, 1)
-                distance = 0.0 if self.perceptual is None else float(self.perceptual(x, y))
-                found.append((bits / x[0, 0].numel(), float(-10 * (y - x).square().mean().log10()), distance))
-                shown += [x[0], y[0]] if quality == 50 else [y[0]]
-            means = torch.tensor(found).mean(0).tolist()
-            names = (f"bpp_q{quality}", f"psnr_db_q{quality}", f"perceptual_q{quality}")
-            numbers |= dict(zip(names, means, strict=True))
-        side = min(min(image.shape[1:]) for image in shown)
-        return Validation(torch.stack([image[:, :side, :side] for image in shown]), numbers)
+        return self.trade.show(unwrap(self.networks["codec"]), self.crops, self.device)
 
     def export(self, folder: Path) -> None:
         save_pretrained_codec(unwrap(self.networks["codec"]), folder, self.export_whole)

@@ -15,9 +15,9 @@ from diffdistill.data.photographs import PhotographData, load_photographs, rando
 from diffdistill.errors import UserError
 from diffdistill.evaluation.pairs.perceptual import st_lpips
 from diffdistill.methods import CodecFlow, ImageCodec, Method, OptimizerSettings
-from diffdistill.methods.codec import CodecLoss, smoothness, weights_of
 from diffdistill.methods.codec_judge import CodecJudge
 from diffdistill.methods.codec_loss import PerceptualLoss
+from diffdistill.methods.codec_rate_distortion import CodecLoss, smoothness, weights_of
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 

@@ -17,7 +17,7 @@ from diffdistill.data.photographs import PhotographData
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import PretrainedImageCodec
-from diffdistill.methods.codec import CodecLoss
+from diffdistill.methods.codec_rate_distortion import CodecLoss
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 

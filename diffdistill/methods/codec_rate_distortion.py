@@ -1,0 +1,146 @@
+"""What the codec trades: bits against squared error and perceptual distance, at each quality; and how it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffdistill.codec.layers import between_levels
+from diffdistill.codec.network import Reconstruction
+from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
+
+from .base import Validation
+from .codec_crops import Crops
+from .codec_loss import PerceptualLoss
+
+# by level, coarsest first: weights of the squared error, of the perceptual distance, and of the whole sample
+ERROR_WEIGHTS = (5.0, 12.0, 28.0, 65.0, 150.0, 350.0)
+PERCEPTUAL_WEIGHTS = (0.2, 0.5, 1.2, 3.0, 8.0, 20.0)
+SAMPLE_WEIGHTS = (2.6, 2.0, 1.5, 1.0, 0.7, 0.45)
+
+
+@dataclass(frozen=True)
+class CodecLoss:
+    """What is traded for bits.
+
+    Args:
+        error: weight of the squared error, beside its weight by quality.
+        masking: how much more an error counts where the photograph is smooth, since texture hides it: an exponent of
+            `smoothness`. 0 for none, 1 for at most 2.5 times as much.
+        perceptual: weight of the perceptual distance, beside its weight by quality; 0 for none.
+        perceptual_side: side in pixels of the part of a crop on which the perceptual distance is measured.
+        alignment: weight of the distance between the direction of the denoised latent and that of the original's, at
+            each place (DiT-IC's self-distillation; 0.05 in its released code). It needs `init_from`.
+        margin: how much of that distance is free.
+    """
+
+    error: float = 1.0
+    masking: float = 1.0
+    perceptual: float = 0.3
+    perceptual_side: int = 128
+    alignment: float = 0.0
+    margin: float = 0.5
+
+
+class RateDistortion:
+    """Bits a pixel + a(q) squared error + b(q) perceptual distance of each sample.
+
+    Args:
+        settings: the weights.
+        crop: side of the crops in pixels.
+
+    Attributes:
+        perceptual: the network of the perceptual distance; None without one.
+
+    Raises:
+        UserError: a setting is out of its range, or the weights of the perceptual distance are not there.
+    """
+
+    def __init__(self, settings: CodecLoss, crop: int) -> None:
+        if not 32 <= settings.perceptual_side <= crop:
+            raise UserError(f"loss.perceptual_side is {settings.perceptual_side}; it must be in [32, {crop}]")
+        self.settings = settings
+        self.perceptual = PerceptualLoss() if settings.perceptual else None
+
+    def __call__(
+        self, x: Tensor, made: Reconstruction, quality: Tensor, random: SampleRandom
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, with a graph, and numbers of each sample for the log.
+
+        Args:
+            x: images (B, 3, H, W) in [0, 1].
+            made: what the codec made of them.
+            quality: (B,) integers in [0, 100].
+            random: random numbers of the batch.
+        """
+        loss, pixels, y = self.settings, x.shape[-1] * x.shape[-2], made.images.float()
+        z_bpp, bpp = made.z_bits / pixels, (made.y_bits + made.z_bits) / pixels
+        squares = (y - x).square()
+        error = squares.mean((1, 2, 3))
+        weights = weights_of(quality)
+        seen = (smoothness(x) ** loss.masking * squares).mean((1, 2, 3)) if loss.masking else error
+        total = bpp + loss.error * weights[:, 0] * seen
+        logs = {"bpp": bpp, "z_bpp": z_bpp, "error": error, "psnr_db": -10 * error.log10()}
+        if self.perceptual is not None:
+            place = random.uniform("window", (2,))
+            distance = self.perceptual(*(cut(images, place, loss.perceptual_side) for images in (x, y)))
+            total = total + loss.perceptual * weights[:, 1] * distance
+            logs["perceptual"] = distance
+        return (weights[:, 2] * total).mean(), logs
+
+    @torch.no_grad()
+    def show(self, network: Any, crops: Crops, device: torch.device) -> Validation:
+        """The kept photographs, or else the first one, at three qualities: bits a pixel, PSNR, perceptual distance."""
+        numbers: dict[str, float] = {}
+        shown = []
+        for quality in (10, 50, 90):
+            found = []
+            for x in crops.shown(network.multiple):
+                x = x.to(device)
+                y, bits = network.reconstruct(x, torch.tensor([float(quality)], device=device))
+                y = y.clamp(0, 1)
+                distance = 0.0 if self.perceptual is None else float(self.perceptual(x, y))
+                found.append((bits / x[0, 0].numel(), float(-10 * (y - x).square().mean().log10()), distance))
+                shown += [x[0], y[0]] if quality == 50 else [y[0]]
+            means = torch.tensor(found).mean(0).tolist()
+            names = (f"bpp_q{quality}", f"psnr_db_q{quality}", f"perceptual_q{quality}")
+            numbers |= dict(zip(names, means, strict=True))
+        side = min(min(image.shape[1:]) for image in shown)
+        return Validation(torch.stack([image[:, :side, :side] for image in shown]), numbers)
+
+
+def weights_of(quality: Tensor) -> Tensor:
+    """(B, 3): weights of the squared error, of the perceptual distance, and of the sample, at each quality."""
+    levels = torch.tensor([ERROR_WEIGHTS, PERCEPTUAL_WEIGHTS, SAMPLE_WEIGHTS], device=quality.device).T
+    return between_levels(levels.log(), quality).exp()
+
+
+def smoothness(images: Tensor, middle: float = 0.03, least: float = 3 / 255) -> Tensor:
+    """middle / sqrt(variance + least^2) of the pixels around: above 1 where an image is smooth.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1]; sides are multiples of 8, from 16.
+        middle: the standard deviation at which it is about 1.
+        least: added to the standard deviation.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    mean, square = (F.avg_pool2d(x, 16, 8, 4, count_include_pad=False) for x in (images, images.square()))
+    variance = (square - mean.square()).clamp_min(0).mean(1, keepdim=True)
+    found = middle / (variance + least**2).sqrt()
+    return F.interpolate(found, size=images.shape[-2:], mode="bilinear")
+
+
+def cut(images: Tensor, places: Tensor, side: int) -> Tensor:
+    """A square of each image, at places (B, 2) in [0, 1)."""
+    span = images.shape[-1] - side + 1
+    corners = (places * span).long().tolist()
+    return torch.stack(
+        [x[:, up : up + side, left : left + side] for x, (up, left) in zip(images, corners, strict=True)]
+    )
