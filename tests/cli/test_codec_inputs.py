@@ -71,7 +71,7 @@ def test_what_is_refused_by_name(model: str, tmp_path: Path, capsys: pytest.Capt
 
     clear = Image.new("RGBA", (8, 8))
     assert "a.png has transparent parts, which are refused" in of(encoded(clear), "--alpha", "refuse")
-    assert "a.png has 16 bits per channel; only 8" in of(encoded(np.zeros((8, 8), np.uint16)))
+    assert "only 8 bits per channel are read; eight_bit scales them to 8" in of(encoded(np.zeros((8, 8), np.uint16)))
     assert "a.png has 32 bits per channel; only 8" in of(encoded(np.zeros((8, 8), np.float32), "TIFF"))
     assert "outside of [0, 1]" in of(encoded(np.full((8, 8), 2, np.float32), "TIFF"), "--eight_bit")
     assert "a.png is CMYK without a colour profile" in of(encoded(Image.new("CMYK", (8, 8)), "JPEG"))
@@ -101,6 +101,22 @@ def test_jobs_give_the_same_files_and_lines_in_order(
     for folder in ("files", "images"):
         made = [sorted((f.name, f.read_bytes()) for f in (tmp_path / f"{folder}{n}").iterdir()) for n in "13"]
         assert made[0] == made[1] and len(made[0]) == 5
+
+
+def test_recon_is_what_decode_writes(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(picture(70, 90).permute(1, 2, 0).numpy()).save(photos / "a.jpg")
+    Image.fromarray(picture(70, 90)[0].numpy()).save(photos / "b.png")
+    out, recon, images = (str(tmp_path / name) for name in ("files", "recon", "images"))
+    assert main(["codec", "encode", str(photos), "-o", out, "-m", model, "--recon", recon, "-j", "2"]) == 0
+    assert main(["codec", "decode", out, "-o", images, "-m", model]) == 0
+    for name in ("a.png", "b.png"):
+        assert Path(recon, name).read_bytes() == Path(images, name).read_bytes()
+    one = [str(photos / "a.jpg"), "-o", str(tmp_path / "a.ddc"), "-m", model, "--recon"]
+    assert "a .png file; --recon names" in refused(capsys, "encode", *one, str(tmp_path / "a.jpg"))
+    assert "--recon is -" in refused(capsys, "encode", *one, "-")
+    assert not (tmp_path / "a.ddc").exists()
 
 
 def test_threads_never_outnumber_cores() -> None:

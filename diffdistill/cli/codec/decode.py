@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.codec.jobs import Job, jobs, run
+from diffdistill.cli.codec.jobs import Job, as_png, jobs, run, write
 from diffdistill.cli.codec.parallel import add_jobs, check_jobs
 from diffdistill.cli.paths import find
 
@@ -37,11 +35,8 @@ def main(argv: Sequence[str]) -> None:
     check_jobs(o.jobs)
     found = jobs(o.inputs, o.out, (".ddc",), ".png", o.overwrite)
 
-    from PIL import Image
-
     from diffdistill.codec import Codec
     from diffdistill.codec.bitstream import from_bytes
-    from diffdistill.files import write_atomic
 
     codec = Codec(find(o.model), o.device)
 
@@ -50,14 +45,8 @@ def main(argv: Sequence[str]) -> None:
         data = job.content()
         image = codec.decode(data, job.name)
         took = time.perf_counter() - begin
-        encoded = io.BytesIO()
         grey = from_bytes(data).grey
-        pixels = image[0] if grey else image.permute(1, 2, 0).contiguous()
-        Image.fromarray(pixels.numpy()).save(encoded, "PNG")
-        if job.write is None:
-            sys.stdout.buffer.write(encoded.getvalue())
-        else:
-            write_atomic(job.write, encoded.getvalue())
+        write(job, as_png(image, grey))
         height, width = image.shape[1:]
         return {"size": f"{width}x{height}", "seconds": round(took, 3) if o.json else f"{took:.2f} s",
                 "notices": ["grey"] if grey else []}  # fmt: skip

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.codec.jobs import Job, jobs, run
+from diffdistill.cli.codec.jobs import STANDARD, Job, as_png, jobs, run, write
 from diffdistill.cli.codec.parallel import add_jobs, check_jobs
 from diffdistill.cli.paths import find
 from diffdistill.data.listing import PICTURES
@@ -42,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--eight_bit", action="store_true", help="scale images of more than 8 bits a channel to 8")
     parser.add_argument("--verify", action="store_true", help="decode each file again, and store a checksum of it")
+    parser.add_argument("--recon", metavar="PNG", help="also write what the file decodes to: a .png file, or a folder")
     add_jobs(parser)
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file")
@@ -56,13 +56,17 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{name} is {value:g}; it must be above 0")
     check_jobs(o.jobs)
     found = jobs(o.inputs, o.out, PICTURES, ".ddc", o.overwrite)
+    recons: dict[str, Job] = {}
+    if o.recon is not None:
+        if o.recon == STANDARD:
+            raise UserError("--recon is -; it must be a .png file or a folder")
+        recons = {job.name: job for job in jobs(o.inputs, o.recon, PICTURES, ".png", o.overwrite, "--recon")}
 
     from PIL import Image
 
     from diffdistill.codec import Codec
     from diffdistill.codec.bitstream import MOST_PIXELS
     from diffdistill.data.decode import Reading, read
-    from diffdistill.files import write_atomic
 
     codec = Codec(find(o.model), o.device)
     how = Reading(o.alpha, profiles=True, eight_bit=o.eight_bit, keep_grey=True)
@@ -77,13 +81,14 @@ def main(argv: Sequence[str]) -> None:
         else:
             analysis = codec.analyse(image)
             data, used = best_within(lambda q: codec.encode(analysis, q, o.verify), most, job.name)
-        if o.verify and codec.decode(data, job.name).shape[1:] != image.shape[1:]:
-            raise UserError(f"{job.name} decodes to another size")
+        if o.verify or o.recon is not None:
+            again = codec.decode(data, job.name)
+            if again.shape[1:] != image.shape[1:]:
+                raise UserError(f"{job.name} decodes to another size")
         took = time.perf_counter() - begin
-        if job.write is None:
-            sys.stdout.buffer.write(data)
-        else:
-            write_atomic(job.write, data)
+        if o.recon is not None:
+            write(recons[job.name], as_png(again, image.shape[0] == 1))
+        write(job, data)
         bits = f"{8 * len(data) / (height * width):.4f} bpp"
         return {
             "size": f"{width}x{height}",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from diffdistill.cli.codec.parallel import in_order
 from diffdistill.cli.paths import check_writable
 from diffdistill.errors import UserError
+from diffdistill.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STANDARD = "-"
 
@@ -40,7 +45,9 @@ class Job:
             raise UserError(f"{self.name} cannot be read: {error.strerror}") from error
 
 
-def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overwrite: bool) -> list[Job]:
+def jobs(
+    inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overwrite: bool, option: str = "--out"
+) -> list[Job]:
     """The files that a command reads, and where each result goes.
 
     A folder is read with all folders in it, and the output folder mirrors it. A single file goes to `out` if that name
@@ -52,6 +59,7 @@ def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overw
         endings: of the files that are taken from folders, such as ".png".
         to: the ending of results, such as ".ddc".
         overwrite: whether files that exist are replaced.
+        option: the one that names `out`, for messages.
 
     Raises:
         UserError: an input is missing, two results would have one name, or a result exists.
@@ -78,10 +86,28 @@ def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overw
         if job.write.resolve() in inputs_of:
             raise UserError(f"{job.write} is an input too; name another for the result of {job.name}")
         if job.write.suffix.lower() != to:
-            raise UserError(f"the result of {job.name} is a {to} file; --out names {job.write}")
+            raise UserError(f"the result of {job.name} is a {to} file; {option} names {job.write}")
         written[job.write] = job.name
-        check_writable(job.write, "--out")
+        check_writable(job.write, option)
     return found
+
+
+def write(job: Job, content: bytes) -> None:
+    """Write the result of a job; a file is whole or not there."""
+    if job.write is None:
+        sys.stdout.buffer.write(content)
+    else:
+        write_atomic(job.write, content)
+
+
+def as_png(image: Tensor, grey: bool) -> bytes:
+    """A PNG of an image, uint8 (3, H, W); of one channel if it is grey."""
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    pixels = image[0] if grey else image.permute(1, 2, 0).contiguous()
+    Image.fromarray(pixels.numpy()).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def _files(inputs: Sequence[str], out: Path, endings: tuple[str, ...], to: str) -> list[Job]:
