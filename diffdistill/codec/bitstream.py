@@ -3,7 +3,8 @@
     offset  what                                         bytes
     0       0x89 "DDC"                                   4
     4       version of the format: 1                     1
-    5       flags: 1 = the integers' checksum is there   1
+    5       flags: 1 = the integers' checksum is there,
+                   2 = the image is grey                 1
     6       fingerprint of the model                     4
     10      quality, 0 to 100                            1
     11      width, height, length of the payload         varints (LEB128), 1 to 5 bytes each
@@ -24,8 +25,8 @@ from diffdistill.errors import UserError
 
 MAGIC = b"\x89DDC"
 VERSION = 1
-INTEGERS_CHECKED = 1  # a flag
-MOST_PIXELS = 1 << 26  # whole images are decoded at once, with some 100 bytes of memory a pixel
+INTEGERS_CHECKED, GREY = 1, 2  # flags
+MOST_PIXELS = 1 << 28  # with up to 30 bytes of memory a pixel, some 8 GB
 MOST_SIDE = 1 << 15
 HIGHEST_QUALITY = 100
 
@@ -65,6 +66,7 @@ class CodedImage:
         model: the first four bytes of the model's fingerprint.
         payload: the entropy-coded integers.
         integers_crc: CRC-32 of the integers, or None.
+        grey: whether the image has equal channels.
     """
 
     width: int
@@ -73,6 +75,7 @@ class CodedImage:
     model: bytes
     payload: bytes
     integers_crc: int | None = None
+    grey: bool = False
 
 
 def to_bytes(coded: CodedImage) -> bytes:
@@ -81,7 +84,7 @@ def to_bytes(coded: CodedImage) -> bytes:
     >>> len(to_bytes(CodedImage(768, 512, 50, b"abcd", b"")))
     20
     """
-    flags = 0 if coded.integers_crc is None else INTEGERS_CHECKED
+    flags = (0 if coded.integers_crc is None else INTEGERS_CHECKED) | (GREY if coded.grey else 0)
     parts = [MAGIC, bytes([VERSION, flags]), coded.model, bytes([coded.quality])]
     parts += [varint(n) for n in (coded.width, coded.height, len(coded.payload))]
     if coded.integers_crc is not None:
@@ -101,7 +104,7 @@ def from_bytes(data: bytes, what: str = "the file") -> CodedImage:
         NotACodecFileError: it does not begin as such a file does.
         VersionError: another version of the format.
         DamagedFileError: it is cut off, longer than it says, or its checksum differs.
-        TooLargeError: the image has more than 2^26 pixels, or a side above 32,768.
+        TooLargeError: the image has more than 2^28 pixels, or a side above 32,768.
     """
     if data[: len(MAGIC)] != MAGIC[: len(data)] or not data:
         raise NotACodecFileError(f"{what} is no file of this codec; such files begin with the bytes 89 44 44 43")
@@ -123,15 +126,15 @@ def from_bytes(data: bytes, what: str = "the file") -> CodedImage:
     stored, found = struct.unpack("<I", data[-4:])[0], zlib.crc32(data[:-4])
     if stored != found:
         raise DamagedFileError(f"{what} is damaged: its checksum is {found:08x} and should be {stored:08x}")
-    if flags & ~INTEGERS_CHECKED:
-        raise VersionError(f"{what} has flags {flags:#04x}; this program knows {INTEGERS_CHECKED:#04x} alone")
+    if unknown := flags & ~(INTEGERS_CHECKED | GREY):
+        raise VersionError(f"{what} has the flags {unknown:#04x}, which this program does not know")
     if data[10] > HIGHEST_QUALITY:
         raise DamagedFileError(f"{what} says quality {data[10]}; it must be in [0, {HIGHEST_QUALITY}]")
     if not width or not height:
         raise DamagedFileError(f"{what} says that its image is {width}x{height} pixels")
     check_size(width, height, what)
     crc = struct.unpack("<I", data[place - 4 : place])[0] if flags & INTEGERS_CHECKED else None
-    return CodedImage(width, height, data[10], data[6:10], data[place:-4], crc)
+    return CodedImage(width, height, data[10], data[6:10], data[place:-4], crc, bool(flags & GREY))
 
 
 def check_size(width: int, height: int, what: str) -> None:

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 
+from . import strips, tiles
 from .bitstream import HIGHEST_QUALITY, CodedImage, DamagedFileError, OtherModelError, check_size, from_bytes, to_bytes
 from .coder import RangeCoder
 from .latent_codec import nearest_level
@@ -29,11 +29,27 @@ R_MOST = (1 << 15) - 1  # of a residual, which an escape can hold
 
 
 class Integers(NamedTuple):
-    """What a file holds of an image: z (Z, h, w), r (C, 4 h, 4 w), and the scale indexes, which z gives."""
+    """What a file holds of an image: z (Z, h, w), r (C, 4 h, 4 w) int16, and the scale indexes, which z gives."""
 
     z: np.ndarray
     r: np.ndarray
     indexes: np.ndarray
+
+
+class Analysis(NamedTuple):
+    """What the encoder makes of an image before a quality is chosen.
+
+    Attributes:
+        y: coefficients, (1, C, h, w).
+        width: of the image in pixels.
+        height: of the image in pixels.
+        grey: whether the image has one channel.
+    """
+
+    y: Tensor
+    width: int
+    height: int
+    grey: bool
 
 
 class Codec:
@@ -42,17 +58,20 @@ class Codec:
     Args:
         folder: what `save_codec` or `save_pretrained_codec` wrote.
         device: where the networks run. The integers of a file do not depend on it.
+        tile: images larger than this, in pixels, are processed in tiles. It is a multiple of 64, at least 512.
 
     Raises:
         UserError: there is no codec in the folder, it is damaged, or constriction is not installed.
     """
 
-    def __init__(self, folder: str | Path = "assets/codec", device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, folder: str | Path = "assets/codec", device: str | torch.device = "cpu", tile: int = tiles.TILE
+    ) -> None:
+        tiles.check_tile(tile)
         saved = open_codec(folder)
         self.network, self.fingerprint = saved.network.to(device), saved.fingerprint
-        self.device = torch.device(device)
+        self.device, self.tile = torch.device(device), tile
         self._coder = RangeCoder(saved.z_tables, saved.r_tables)
-        self._scales = saved.network.latent_codec.scales
         self.z_tables, self.r_tables = saved.z_tables, saved.r_tables
 
     @property
@@ -60,50 +79,76 @@ class Codec:
         """The four bytes of the fingerprint that files hold."""
         return bytes.fromhex(self.fingerprint[:8])
 
-    def encode(self, image: Tensor, quality: int = 50, check_integers: bool = False) -> bytes:
+    @torch.inference_mode()
+    def analyse(self, image: Tensor) -> Analysis:
+        """The part of encoding that does not depend on the quality; `encode` takes its result in place of the image.
+
+        Args:
+            image: uint8 of shape (3, H, W), or (1, H, W) for a grey image.
+
+        Raises:
+            ValueError: the image is of another type or shape.
+        """
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+            raise ValueError(
+                f"an image should be uint8 of shape (3, H, W) or (1, H, W), got {image.dtype} of {tuple(image.shape)}"
+            )
+        height, width = image.shape[1:]
+        check_size(width, height, "the image")
+        with torch.autocast(self.device.type, enabled=False):
+            y = tiles.encode(self.network, image.expand(3, -1, -1), self.device, self.tile)
+        return Analysis(y, width, height, image.shape[0] == 1)
+
+    def encode(self, image: Tensor | Analysis, quality: int = 50, check_integers: bool = False) -> bytes:
         """An image to a file.
 
         Args:
-            image: uint8 of shape (3, H, W).
+            image: uint8 of shape (3, H, W), or (1, H, W) for a grey image, which the file then says; or what `analyse`
+                made of it, which saves time when several qualities are tried.
             quality: 0 (smallest) to 100 (best).
             check_integers: store a checksum of the integers, so that a decoder that reads other ones says so.
 
         Raises:
-            ValueError: the image is of another type or shape, or the quality is out of its range.
+            ValueError: the image is of another type or shape.
+            UserError: the quality is out of its range.
         """
-        _check(image, quality)
-        found, _ = self.integers(image, quality)
+        if not isinstance(quality, int) or not 0 <= quality <= HIGHEST_QUALITY:
+            raise UserError(f"quality is {quality}; it must be a whole number in [0, {HIGHEST_QUALITY}]")
+        of = image if isinstance(image, Analysis) else self.analyse(image)
+        found, _ = self.integers(of, quality)
         payload = self._coder.encode(found.z, found.r, found.indexes, self._level(quality))
         crc = checksum(found) if check_integers else None
-        height, width = image.shape[1:]
-        return to_bytes(CodedImage(width, height, quality, self.model, payload, crc))
+        return to_bytes(CodedImage(of.width, of.height, quality, self.model, payload, crc, of.grey))
 
     def _level(self, quality: int) -> int:
         return int(nearest_level(torch.tensor([quality]), self.network.settings.levels))
 
     @torch.inference_mode()
-    def integers(self, image: Tensor, quality: int) -> tuple[Integers, Tensor]:
+    def integers(self, image: Tensor | Analysis, quality: int) -> tuple[Integers, Tensor]:
         """What a file would hold, and the code as a decoder has it, (1, C, h, w) coefficients."""
+        y = (image if isinstance(image, Analysis) else self.analyse(image)).y
         of = torch.tensor([float(quality)], device=self.device)
         codec = self.network.latent_codec
-        padded = _padded(image, self.network.multiple)
         with torch.autocast(self.device.type, enabled=False):
-            scaled = codec.scaled(self.network.encode(padded.to(self.device).float()[None] / 255), of)
-            z = codec.hyper_latent(scaled, of).clamp(-Z_MOST, Z_MOST).round()
-            indexes = self._scales(z, of)
-            settled, means = codec.settle(codec.features(z, of), None, scaled)
-            r = (scaled - means).round().clamp(-R_MOST, R_MOST)
-        made = Integers(*(x[0].cpu().to(torch.int32).numpy() for x in (z, r, indexes)))
+            scaled = codec.scaled(y, of)
+            z = strips.hyper_latent(codec, scaled, of).clamp(-Z_MOST, Z_MOST).round()
+            indexes = strips.scale_indexes(codec, z, of)
+            settled, means = strips.settle(codec, codec.features(z, of), None, scaled)
+            assert means is not None
+            r = scaled.sub_(means).round_().clamp_(-R_MOST, R_MOST)
+        made = Integers(z[0].cpu().to(torch.int32).numpy(), r[0].to(torch.int16).cpu().numpy(), indexes)
         return made, codec.unscaled(settled, of)
 
     def decode(self, data: bytes, what: str = "the file") -> Tensor:
-        """A file to an image, uint8 of shape (3, H, W).
+        """A file to an image, uint8 of shape (3, H, W); the channels of a grey image are equal.
+
+        Whether a file is of a grey image, `diffdistill.codec.bitstream.from_bytes(data).grey` says.
 
         Raises:
             CodecError: the bytes are no file of the codec, damaged, or of another model.
         """
         coded = from_bytes(data, what)
-        return self.image(self.read_integers(coded, what), coded.quality, (coded.height, coded.width))
+        return self.image(self.read_integers(coded, what), coded.quality, (coded.height, coded.width), coded.grey)
 
     @torch.inference_mode()
     def read_integers(self, coded: CodedImage, what: str = "the file") -> Integers:
@@ -122,9 +167,9 @@ class Codec:
         try:
             z, decoder = self._coder.decode_z(coded.payload, (h, w), self._level(coded.quality))
             of = torch.tensor([float(coded.quality)], device=self.device)
-            indexes = self._scales(torch.from_numpy(z).to(self.device)[None].double(), of)
-            made = indexes[0].cpu().to(torch.int32).numpy()
-            found = Integers(z, self._coder.decode_r(decoder, made), made)
+            codec = self.network.latent_codec
+            indexes = strips.scale_indexes(codec, torch.from_numpy(z).to(self.device)[None].double(), of)
+            found = Integers(z, self._coder.decode_r(decoder, indexes), indexes)
         except DamagedFileError as error:
             raise DamagedFileError(f"{what} is damaged: {error}") from error
         if coded.integers_crc is not None and coded.integers_crc != checksum(found):
@@ -132,33 +177,17 @@ class Codec:
         return found
 
     @torch.inference_mode()
-    def image(self, found: Integers, quality: int, size: tuple[int, int]) -> Tensor:
-        """The image of integers, uint8 of shape (3, *size)."""
+    def image(self, found: Integers, quality: int, size: tuple[int, int], grey: bool = False) -> Tensor:
+        """The image of integers, uint8 of shape (3, *size), with equal channels if it is grey."""
         of = torch.tensor([float(quality)], device=self.device)
         codec = self.network.latent_codec
-        z, r = (torch.from_numpy(x).to(self.device)[None].float() for x in (found.z, found.r))
+        z = torch.from_numpy(found.z).to(self.device)[None].float()
         with torch.autocast(self.device.type, enabled=False):
-            settled, _ = codec.settle(codec.features(z, of), r, None)
-            indexes = torch.from_numpy(found.indexes).to(self.device)[None].float()
-            pixels = self.network.decode(codec.unscaled(settled, of), of, indexes)[0, :, : size[0], : size[1]]
-        return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+            settled, _ = strips.settle(codec, codec.features(z, of), found.r, None)
+            y = codec.unscaled(settled, of)
+            return tiles.decode(self.network, y, of, found.indexes, size, grey, self.tile)
 
 
 def checksum(found: Integers) -> int:
     """CRC-32 of z and r as 16-bit little-endian integers."""
     return zlib.crc32(found.r.astype("<i2").tobytes(), zlib.crc32(found.z.astype("<i2").tobytes()))
-
-
-def _padded(image: Tensor, multiple: int) -> Tensor:
-    """The image with its last row and column repeated, up to multiples of so many pixels."""
-    height, width = image.shape[1:]
-    more = (0, -width % multiple, 0, -height % multiple)
-    return F.pad(image[None].float(), more, mode="replicate")[0].to(image.dtype)
-
-
-def _check(image: Tensor, quality: int) -> None:
-    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise ValueError(f"an image should be uint8 of shape (3, H, W), got {image.dtype} of {tuple(image.shape)}")
-    check_size(image.shape[2], image.shape[1], "the image")
-    if not isinstance(quality, int) or not 0 <= quality <= HIGHEST_QUALITY:
-        raise UserError(f"quality is {quality}; it must be a whole number in [0, {HIGHEST_QUALITY}]")

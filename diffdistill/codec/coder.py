@@ -49,12 +49,13 @@ class RangeCoder:
         coder = self._stream.queue.RangeEncoder()
         for channel, model in zip(z, self._z[level], strict=True):
             coder.encode((channel.ravel() + self._z_most).astype(np.int32), model)
-        values, _, ends = _grouped(r.ravel(), indexes.ravel(), len(self._r))
+        order, ends = _grouped(indexes.ravel(), len(self._r))
+        values = r.ravel()
         escape = self._stream.model.Uniform(TOTAL)
         for index, (begin, end) in enumerate(ends):
             if begin == end:
                 continue
-            half, part = self._halves[index], values[begin:end]
+            half, part = self._halves[index], values[order[begin:end]].astype(np.int32)
             outside = np.abs(part) > half
             coder.encode(np.where(outside, 2 * half + 1, part + half).astype(np.int32), self._r[index])
             if outside.any():
@@ -82,13 +83,13 @@ class RangeCoder:
         return np.stack(z).reshape(-1, *shape), coder
 
     def decode_r(self, coder: Any, indexes: np.ndarray) -> np.ndarray:
-        """r, of the shape of the scale indexes.
+        """r, int16, of the shape of the scale indexes.
 
         Raises:
             DamagedFileError: the payload does not decode, or holds more than that.
         """
-        _, order, ends = _grouped(indexes.ravel(), indexes.ravel(), len(self._r))
-        values = np.empty(indexes.size, np.int32)
+        order, ends = _grouped(indexes.ravel(), len(self._r))
+        values = np.empty(indexes.size, np.int16)
         escape = self._stream.model.Uniform(TOTAL)
         try:
             for index, (begin, end) in enumerate(ends):
@@ -112,11 +113,12 @@ def _fewest(table: np.ndarray) -> float:
     return float(np.log2(TOTAL / table.max()))
 
 
-def _grouped(values: np.ndarray, indexes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values in the order of their indexes, that order, and where each index begins and ends."""
-    order = np.argsort(indexes, kind="stable")
-    bounds = np.searchsorted(indexes[order], np.arange(count + 1))
-    return values[order], order, np.stack([bounds[:-1], bounds[1:]], 1)
+def _grouped(indexes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of values by their indexes, and where each index begins and ends in it."""
+    narrow = indexes.astype(np.uint8)  # of which numpy sorts by radix
+    order = np.argsort(narrow, kind="stable")
+    bounds = np.cumsum(np.bincount(narrow, minlength=count)[:count])
+    return order.astype(np.uint32), np.stack([np.concatenate([[0], bounds[:-1]]), bounds], 1)
 
 
 def _constriction() -> Any:

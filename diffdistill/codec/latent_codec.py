@@ -159,15 +159,31 @@ class LatentCodec(nn.Module):
         assert given is not None
         settled, means = torch.zeros_like(given), torch.zeros_like(given)
         for step, mask in enumerate(quadrants(given.shape[1], given.shape[2], given.shape[3], given.device)):
-            inner = self.context(torch.cat([features, torch.asinh(settled).to(features.dtype)], 1))
-            inner = activate(inner + self.of_step[step][:, None, None])
-            mean = self.mean[1](activate(self.mean[0](inner))).float()
-            residual = round_through(y - mean) if y is not None else given
-            lost = self.lost[0](torch.cat([inner, torch.asinh(residual * mask).to(inner.dtype)], 1))
-            lost = 0.5 * torch.tanh(self.lost[1](activate(lost)).float())
-            settled = settled + mask * (residual + mean + lost)
+            inner = self.context_of(features, settled, step)
+            change, mean = self.settle_step(inner, given, mask, y is not None)
+            settled = settled + mask * change
             means = means + mask * mean
         return settled, means
+
+    def context_of(self, features: Tensor, settled: Tensor, step: int) -> Tensor:
+        """What a step knows: (B, inner, h, w) of the features and the code so far; it sees one neighbour far."""
+        inner: Tensor = self.context(torch.cat([features, torch.asinh(settled).to(features.dtype)], 1))
+        return activate(inner + self.of_step[step][:, None, None])
+
+    def settle_step(self, inner: Tensor, given: Tensor, mask: Tensor, encode: bool) -> tuple[Tensor, Tensor]:
+        """What a step adds to the code where its mask is 1, and the means; each position by itself.
+
+        Args:
+            inner: of `context_of`.
+            given: the scaled code (B, C, h, w) to encode, or residuals to decode.
+            mask: of the step, (1, C, h, w).
+            encode: whether `given` is the code.
+        """
+        mean: Tensor = self.mean[1](activate(self.mean[0](inner))).float()
+        residual = round_through(given - mean) if encode else given
+        lost = self.lost[0](torch.cat([inner, torch.asinh(residual * mask).to(inner.dtype)], 1))
+        lost = 0.5 * torch.tanh(self.lost[1](activate(lost)).float())
+        return residual + mean + lost, mean
 
     def forward(self, y: Tensor, quality: Tensor, noise: Tensor, z_noise: Tensor) -> Coded:
         """Train: the bits of rounded values, and values as the decoder has them.

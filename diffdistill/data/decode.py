@@ -8,12 +8,14 @@ Notable:
 - whatever error Pillow raises for a damaged file becomes one error that names the file. The checksums of a PNG and the
   end of a JPEG are checked too. Damage that leaves a JPEG, WebP, AVIF, TIFF or BMP readable cannot be detected.
 
-Colour profiles are not applied: numbers are of the stored values, as in the tools that this one is compared with.
+By default colour profiles are not applied: numbers are of the stored values, as in the tools that this one is compared
+with. `read` takes a `Reading`, which says otherwise, and tells what was changed.
 """
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,40 @@ class CorruptPictureError(UserError):
     """One image cannot be read; the message names it."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How an image becomes 8 bits of red, green and blue.
+
+    Attributes:
+        alpha: what transparent parts are put on, "white" or "black"; or "refuse".
+        profiles: convert pixels with a colour profile to sRGB; CMYK is then refused if it has none.
+        eight_bit: scale images of more than 8 bits to 8, rather than refuse them.
+        keep_grey: give grey images one channel.
+    """
+
+    alpha: str = "white"
+    profiles: bool = False
+    eight_bit: bool = False
+    keep_grey: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alpha not in ("white", "black", "refuse"):
+            raise UserError(f"alpha is {self.alpha!r}; it must be white, black or refuse")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was read.
+
+    Attributes:
+        pixels: uint8 (3, H, W), or (1, H, W) where `Reading.keep_grey` holds and the image is grey.
+        notices: what was changed or dropped, each in a few words.
+    """
+
+    pixels: Tensor
+    notices: tuple[str, ...]
+
+
 def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixels: int | None = None) -> Tensor:
     """Decode an image to a uint8 Tensor of shape (3, H, W).
 
@@ -48,17 +84,32 @@ def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixe
         CorruptPictureError: the image is damaged, of another format or too large, has more than 8 bits per channel, or
             the file holds several images. The message names `what`.
     """
+    return read(data, what, Reading(), formats, most_pixels).pixels
+
+
+def read(
+    data: bytes, what: str, how: Reading, formats: tuple[str, ...] = FORMATS, most_pixels: int | None = None
+) -> Picture:
+    """`decode` with a choice of what becomes of transparent parts, colour profiles, deep and grey images.
+
+    Raises:
+        CorruptPictureError: as for `decode`; or `how` refuses the image.
+    """
     from PIL import Image, ImageOps
 
+    from diffdistill.data import srgb
+
     most = MAX_PIXELS if most_pixels is None else most_pixels
+    notices: list[str] = []
     try:
         with Image.open(io.BytesIO(data), formats=formats) as opened:
             picture: Any = opened
             width, height = picture.size
             if width * height > most:
                 raise CorruptPictureError(f"{what} is {width}x{height}; at most {most:,} pixels are read")
-            if (bits := _bits(picture, data)) > 8:
-                raise CorruptPictureError(f"{what} has {bits} bits per channel; only 8 bits per channel are read")
+            if (bits := _bits(picture, data)) > 8 and not how.eight_bit:
+                hint = "" if how == Reading() else "; eight_bit scales them to 8"
+                raise CorruptPictureError(f"{what} has {bits} bits per channel; only 8 bits per channel are read{hint}")
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # in a camera's MPO the first frame is the image
                 raise CorruptPictureError(f"{what} holds {frames} images; only files of one image are read")
@@ -67,19 +118,26 @@ def decode(data: bytes, what: str, formats: tuple[str, ...] = FORMATS, most_pixe
             if picture.format == "PNG":  # decoding does not check the checksums of the pixels
                 with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
                     again.verify()
+            profile = picture.info.get("icc_profile")
+            if bits > 8:
+                picture = srgb.to_eight_bits(picture, data, bits)
+                notices.append(f"{bits} bits scaled to 8")
             picture = ImageOps.exif_transpose(picture)
+            if how.profiles:
+                picture = srgb.to_srgb(picture, profile, notices)
             if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                white.alpha_composite(picture)
-                picture = white
-            pixels = np.array(picture.convert("RGB"))
+                picture = srgb.without_alpha(picture, how.alpha, notices)
+            grey = how.keep_grey and picture.mode in ("1", "L")
+            mode = "L" if grey else "RGB"
+            pixels = np.array(picture if picture.mode == mode else picture.convert(mode))
     except CorruptPictureError:
         raise
+    except srgb.RefusedError as error:
+        raise CorruptPictureError(f"{what} {error}") from error
     except Exception as error:  # decoders raise many kinds of error for a damaged file
         reason = str(error).partition(" <")[0] or type(error).__name__
         raise CorruptPictureError(f"{what} cannot be read as an image: {reason}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return Picture(torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1)), tuple(notices))
 
 
 def _ends(data: bytes) -> bool:

@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_codec import picture, save_small_codec
 
 from diffdistill.cli.main import main
+from diffdistill.codec import Codec
+from diffdistill.codec.bitstream import from_bytes
 from diffdistill.data.decode import decode
 
 
@@ -65,6 +69,25 @@ def test_never_more_than_was_asked_for(
     low = "5" if option == "--target_size" else "0.001"
     said = refused(capsys, "encode", str(photos / "a.png"), "-o", str(tmp_path / "x.ddc"), "-m", model, option, low)
     assert f"takes {sizes[0]:,} bytes at the lowest quality" in said and not (tmp_path / "x.ddc").exists()
+
+
+def test_a_target_analyses_the_image_once(
+    model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    analyse = Codec.analyse
+    monkeypatch.setattr(Codec, "analyse", lambda self, image: calls.append(image) or analyse(self, image))
+    with Image.open(photos / "a.png") as opened:
+        image = torch.from_numpy(np.array(opened)).permute(2, 0, 1)
+    sizes = {q: len(Codec(model).encode(image, q)) for q in (12, 48, 96)}
+    calls.clear()
+    for q in sizes:
+        out = tmp_path / f"{q}.ddc"
+        args = ["codec", "encode", str(photos / "a.png"), "-o", str(out), "-m", model, "--target_size", str(sizes[q])]
+        assert main(args) == 0
+        assert len(calls) == 1 and out.stat().st_size <= sizes[q]
+        assert from_bytes(out.read_bytes()).quality >= q
+        calls.clear()
 
 
 def test_one_bad_file_does_not_stop_the_others(

@@ -85,14 +85,14 @@ def varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
-    """Width, height, quality, z and r of a file."""
-    assert data[:4] == b"\x89DDC" and data[4] == 1 and data[5] in (0, 1)
+    """Width, height, quality, z and r of a file, and whether it is grey."""
+    assert data[:4] == b"\x89DDC" and data[4] == 1 and data[5] in (0, 1, 2, 3)
     assert zlib.crc32(data[:-4]) == struct.unpack("<I", data[-4:])[0]
     quality = data[10]
     width, place = varint(data, 11)
     height, place = varint(data, place)
     length, place = varint(data, place)
-    place += 4 * data[5]
+    place += 4 * (data[5] & 1)
     reader = Reader(data[place : place + length])
     rows, columns = -(-height // 64), -(-width // 64)
     z = []
@@ -115,4 +115,4 @@ def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
         for c, y, x in escaped:
             r[c][y][x] = reader.value([v << 8 for v in range(65537)]) - 32768
     assert reader.place >= len(reader.words) and (reader.point - reader.lower) % (1 << 64) < (1 << 33) - 1, "damaged"
-    return {"width": width, "height": height, "quality": quality, "z": z, "r": r}
+    return {"width": width, "height": height, "quality": quality, "grey": data[5] >= 2, "z": z, "r": r}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.codec.jobs import Job, jobs, run
+from diffdistill.cli.codec.jobs import Job, as_png, jobs, run, write
+from diffdistill.cli.codec.parallel import add_jobs, check_jobs
 from diffdistill.cli.paths import find
 
 
@@ -28,30 +27,28 @@ def main(argv: Sequence[str]) -> None:
         default="assets/codec",
         help="folder of a trained codec (default: assets/codec, which does not ship yet)",
     )
+    add_jobs(parser)
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     o = parser.parse_args(list(argv))
+    check_jobs(o.jobs)
     found = jobs(o.inputs, o.out, (".ddc",), ".png", o.overwrite)
 
-    from PIL import Image
-
     from diffdistill.codec import Codec
-    from diffdistill.files import write_atomic
+    from diffdistill.codec.bitstream import from_bytes
 
     codec = Codec(find(o.model), o.device)
 
     def work(job: Job) -> dict[str, Any]:
         begin = time.perf_counter()
-        image = codec.decode(job.content(), job.name)
+        data = job.content()
+        image = codec.decode(data, job.name)
         took = time.perf_counter() - begin
-        encoded = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(encoded, "PNG")
-        if job.write is None:
-            sys.stdout.buffer.write(encoded.getvalue())
-        else:
-            write_atomic(job.write, encoded.getvalue())
+        grey = from_bytes(data).grey
+        write(job, as_png(image, grey))
         height, width = image.shape[1:]
-        return {"size": f"{width}x{height}", "seconds": round(took, 3) if o.json else f"{took:.2f} s"}
+        return {"size": f"{width}x{height}", "seconds": round(took, 3) if o.json else f"{took:.2f} s",
+                "notices": ["grey"] if grey else []}  # fmt: skip
 
-    run(found, work, o.json)
+    run(found, work, o.json, o.jobs)

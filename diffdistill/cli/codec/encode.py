@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.codec.jobs import Job, jobs, run
+from diffdistill.cli.codec.jobs import STANDARD, Job, as_png, jobs, run, write
+from diffdistill.cli.codec.parallel import add_jobs, check_jobs
 from diffdistill.cli.paths import find
 from diffdistill.data.listing import PICTURES
 from diffdistill.errors import UserError
@@ -33,7 +33,16 @@ def main(argv: Sequence[str]) -> None:
     rate.add_argument("-q", "--quality", type=int, help="0 (smallest) to 100 (best); 50 by default")
     rate.add_argument("--target_bpp", type=float, help="the best quality of at most so many bits a pixel")
     rate.add_argument("--target_size", type=int, help="the best quality of at most so many bytes")
+    parser.add_argument(
+        "--alpha",
+        choices=("white", "black", "refuse"),
+        default="white",
+        help="what transparent parts are put on (default: white)",
+    )
+    parser.add_argument("--eight_bit", action="store_true", help="scale images of more than 8 bits a channel to 8")
     parser.add_argument("--verify", action="store_true", help="decode each file again, and store a checksum of it")
+    parser.add_argument("--recon", metavar="PNG", help="also write what the file decodes to: a .png file, or a folder")
+    add_jobs(parser)
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -45,29 +54,41 @@ def main(argv: Sequence[str]) -> None:
         value = getattr(o, name)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} is {value:g}; it must be above 0")
+    check_jobs(o.jobs)
     found = jobs(o.inputs, o.out, PICTURES, ".ddc", o.overwrite)
+    recons: dict[str, Job] = {}
+    if o.recon is not None:
+        if o.recon == STANDARD:
+            raise UserError("--recon is -; it must be a .png file or a folder")
+        recons = {job.name: job for job in jobs(o.inputs, o.recon, PICTURES, ".png", o.overwrite, "--recon")}
+
+    from PIL import Image
 
     from diffdistill.codec import Codec
-    from diffdistill.data.decode import decode
-    from diffdistill.files import write_atomic
+    from diffdistill.codec.bitstream import MOST_PIXELS
+    from diffdistill.data.decode import Reading, read
 
     codec = Codec(find(o.model), o.device)
+    how = Reading(o.alpha, profiles=True, eight_bit=o.eight_bit, keep_grey=True)
 
     def work(job: Job) -> dict[str, Any]:
-        image = decode(job.content(), job.name)
-        begin, (height, width) = time.perf_counter(), image.shape[1:]
+        picture = read(job.content(), job.name, how, most_pixels=MOST_PIXELS)
+        image, begin = picture.pixels, time.perf_counter()
+        height, width = image.shape[1:]
         most = o.target_size if o.target_bpp is None else int(o.target_bpp * height * width / 8)
         if most is None:
             data, used = codec.encode(image, quality, o.verify), quality
         else:
-            data, used = best_within(lambda q: codec.encode(image, q, o.verify), most, job.name)
-        if o.verify and codec.decode(data, job.name).shape != image.shape:
-            raise UserError(f"{job.name} decodes to another size")
+            analysis = codec.analyse(image)
+            data, used = best_within(lambda q: codec.encode(analysis, q, o.verify), most, job.name)
+        if o.verify or o.recon is not None:
+            again = codec.decode(data, job.name)
+            if again.shape[1:] != image.shape[1:]:
+                raise UserError(f"{job.name} decodes to another size")
         took = time.perf_counter() - begin
-        if job.write is None:
-            sys.stdout.buffer.write(data)
-        else:
-            write_atomic(job.write, data)
+        if o.recon is not None:
+            write(recons[job.name], as_png(again, image.shape[0] == 1))
+        write(job, data)
         bits = f"{8 * len(data) / (height * width):.4f} bpp"
         return {
             "size": f"{width}x{height}",
@@ -75,9 +96,14 @@ def main(argv: Sequence[str]) -> None:
             "bpp": round(8 * len(data) / (height * width), 5) if o.json else bits,
             "quality": used if o.json else f"quality {used}",
             "seconds": round(took, 3) if o.json else f"{took:.2f} s",
+            "notices": list(picture.notices),
         }
 
-    run(found, work, o.json)
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS  # above it Pillow warns, and `read` refuses
+    try:
+        run(found, work, o.json, o.jobs)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def best_within(encode: Callable[[int], bytes], most: int, name: str) -> tuple[bytes, int]:

@@ -35,13 +35,15 @@ def main(argv: Sequence[str]) -> None:
             "bpp": round(bpp, 5),
             "quality": coded.quality,
             "model": coded.model.hex(),
+            "grey": coded.grey,
             "integers_checked": coded.integers_crc is not None,
         }
         if o.json:
             return found
         size = f"{coded.width}x{coded.height}"
         return {"size": size, "bytes": f"{len(data):,} bytes", "bpp": f"{bpp:.4f} bpp",
-                "quality": f"quality {coded.quality}", "model": f"model {coded.model.hex()}"}  # fmt: skip
+                "quality": f"quality {coded.quality}", "model": f"model {coded.model.hex()}",
+                "notices": ["grey"] if coded.grey else []}  # fmt: skip
 
     for name in o.inputs:
         if not Path(name).is_file():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from diffdistill.cli.codec.parallel import in_order
 from diffdistill.cli.paths import check_writable
 from diffdistill.errors import UserError
+from diffdistill.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STANDARD = "-"
 
@@ -39,7 +45,9 @@ class Job:
             raise UserError(f"{self.name} cannot be read: {error.strerror}") from error
 
 
-def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overwrite: bool) -> list[Job]:
+def jobs(
+    inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overwrite: bool, option: str = "--out"
+) -> list[Job]:
     """The files that a command reads, and where each result goes.
 
     A folder is read with all folders in it, and the output folder mirrors it. A single file goes to `out` if that name
@@ -51,6 +59,7 @@ def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overw
         endings: of the files that are taken from folders, such as ".png".
         to: the ending of results, such as ".ddc".
         overwrite: whether files that exist are replaced.
+        option: the one that names `out`, for messages.
 
     Raises:
         UserError: an input is missing, two results would have one name, or a result exists.
@@ -77,10 +86,28 @@ def jobs(inputs: Sequence[str], out: str, endings: Iterable[str], to: str, overw
         if job.write.resolve() in inputs_of:
             raise UserError(f"{job.write} is an input too; name another for the result of {job.name}")
         if job.write.suffix.lower() != to:
-            raise UserError(f"the result of {job.name} is a {to} file; --out names {job.write}")
+            raise UserError(f"the result of {job.name} is a {to} file; {option} names {job.write}")
         written[job.write] = job.name
-        check_writable(job.write, "--out")
+        check_writable(job.write, option)
     return found
+
+
+def write(job: Job, content: bytes) -> None:
+    """Write the result of a job; a file is whole or not there."""
+    if job.write is None:
+        sys.stdout.buffer.write(content)
+    else:
+        write_atomic(job.write, content)
+
+
+def as_png(image: Tensor, grey: bool) -> bytes:
+    """A PNG of an image, uint8 (3, H, W); of one channel if it is grey."""
+    from PIL import Image
+
+    encoded = io.BytesIO()
+    pixels = image[0] if grey else image.permute(1, 2, 0).contiguous()
+    Image.fromarray(pixels.numpy()).save(encoded, "PNG")
+    return encoded.getvalue()
 
 
 def _files(inputs: Sequence[str], out: Path, endings: tuple[str, ...], to: str) -> list[Job]:
@@ -101,28 +128,62 @@ def _files(inputs: Sequence[str], out: Path, endings: tuple[str, ...], to: str) 
     return found
 
 
-def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bool) -> None:
-    """Do all jobs. A file that fails is reported, and the others go on.
+def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bool, jobs: int = 1) -> None:
+    """Do all jobs. A file that fails is reported, and the others go on. Lines come in the order of the jobs.
 
     Args:
         found: the jobs.
-        work: does one and returns what is said of it.
+        work: does one and returns what is said of it; a list is of notices, and stands in brackets if it is not empty.
         as_json: print one JSON object a file rather than a line.
+        jobs: how many are done at a time.
 
     Raises:
         UserError: a file failed.
     """
     quiet = any(job.write is None for job in found)
     failed = []
-    for job in found:
-        try:
-            said = {"file": job.name, **work(job)}
-        except (UserError, OSError) as error:
-            failed.append(str(error))
-            if len(found) > 1:
-                print(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
-            continue
-        line = json.dumps(said) if as_json else "  ".join(str(value) for value in said.values())
-        print(line, file=sys.stderr if quiet else sys.stdout, flush=True)
+    progress = _progress(len(found))
+    with progress:
+        for job, result in in_order(found, work, jobs):
+            try:
+                said = {"file": job.name, **result()}
+            except (UserError, OSError) as error:
+                failed.append(str(error))
+                if len(found) > 1:
+                    progress.write(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+            else:
+                line = json.dumps(said) if as_json else _line(said)
+                progress.write(line, file=sys.stderr if quiet else sys.stdout)
+            progress.update()
     if failed:
         raise UserError(failed[0] if len(found) == 1 else f"{len(failed)} of {len(found)} files failed")
+
+
+def _line(said: dict[str, Any]) -> str:
+    values = [value for value in said.values() if value != []]
+    return "  ".join(f"({'; '.join(value)})" if isinstance(value, list) else str(value) for value in values)
+
+
+class _Lines:
+    """Prints lines, where there is no progress bar."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, line: str, file: TextIO) -> None:
+        print(line, file=file, flush=True)
+
+    def update(self) -> None:
+        pass
+
+
+def _progress(total: int) -> Any:
+    """A progress bar on standard error, if that is a terminal and there are several files."""
+    if total < 2 or not sys.stderr.isatty():
+        return _Lines()
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="file", file=sys.stderr)

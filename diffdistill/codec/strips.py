@@ -1,0 +1,95 @@
+"""The entropy model on codes of any size, in strips of rows: only what is kept takes memory for the whole image.
+
+Notable:
+- every value is settled once. In each of the four steps a strip sees one row of its neighbours, as they were before it;
+- a code of one strip (up to four million pixels) goes through the same operations as in training;
+- scale indexes are integers that are computed position by position, so strips cannot change them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .latent_codec import LatentCodec, quadrants
+
+CELLS = 1 << 14  # positions of the code in a strip, but at least four rows; tensors of 320 channels are made of them
+
+
+def strips(rows: int, width: int, cells: int = CELLS) -> list[tuple[int, int]]:
+    """Where strips begin and end, in rows of z.
+
+    Args:
+        rows: of z.
+        width: of z; a row of z has 16 positions of the code for each.
+        cells: positions of the code in a strip.
+
+    >>> strips(5, 512)
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    step = max(1, cells // (16 * width))
+    return [(begin, min(rows, begin + step)) for begin in range(0, rows, step)]
+
+
+def hyper_latent(codec: LatentCodec, scaled: Tensor, quality: Tensor, cells: int = CELLS) -> Tensor:
+    """`LatentCodec.hyper_latent` of a code (1, C, h, w), with a halo of four rows, which is all that it sees."""
+    found = []
+    for begin, end in strips(scaled.shape[2] // 4, scaled.shape[3] // 4, cells):
+        above = min(begin, 1)
+        z = codec.hyper_latent(scaled[:, :, 4 * (begin - above) : 4 * (end + 1)], quality)
+        found.append(z[:, :, above : above + end - begin])
+    return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+def scale_indexes(codec: LatentCodec, z: Tensor, quality: Tensor, cells: int = CELLS) -> np.ndarray:
+    """The scale indexes (C, 4 h, 4 w), uint8, of z (1, Z, h, w)."""
+    parts = strips(z.shape[2], z.shape[3], cells)
+    found = [codec.scales(z[:, :, begin:end], quality)[0].to(torch.uint8).cpu().numpy() for begin, end in parts]
+    return np.concatenate(found, 1)
+
+
+def settle(
+    codec: LatentCodec, features: Tensor, r: np.ndarray | None, y: Tensor | None, cells: int = CELLS
+) -> tuple[Tensor, Tensor | None]:
+    """`LatentCodec.settle` of one image, in strips.
+
+    Args:
+        codec: the entropy model.
+        features: of z, (1, width, h, w).
+        r: residuals (C, h, w), integers, to decode; None to encode.
+        y: the scaled code (1, C, h, w) to encode; None to decode.
+        cells: positions of the code in a strip.
+
+    Returns:
+        The code as the decoder has it, scaled, (1, C, h, w); and its means, where it encodes.
+    """
+    assert y is not None or r is not None
+    shape = y.shape if y is not None else (1, *np.shape(r))  # type: ignore[arg-type]
+    parts = [(4 * begin, 4 * end) for begin, end in strips(shape[2] // 4, shape[3] // 4, cells)]
+    if len(parts) == 1:
+        return codec.settle(features, None if r is None else _given(r, None, 0, shape[2], features.device), y)
+    settled = torch.zeros(shape, device=features.device).contiguous(memory_format=torch.channels_last)
+    means = None if y is None else torch.zeros_like(settled)
+    height = shape[2]
+    for step in range(4):
+        above = settled[:, :, :0]  # the row before the strip, as it was before this step
+        for begin, end in parts:
+            seen = slice(begin - above.shape[2], min(height, end + 1))
+            before = torch.cat([above, settled[:, :, begin : seen.stop]], 2)
+            inner = codec.context_of(features[:, :, seen], before, step)[:, :, above.shape[2] :][:, :, : end - begin]
+            above = settled[:, :, end - 1 : end].clone()
+            given = _given(r, y, begin, end, features.device)
+            mask = quadrants(shape[1], end - begin, shape[3], features.device)[step]
+            change, mean = codec.settle_step(inner, given, mask, y is not None)
+            settled[:, :, begin:end] += mask * change
+            if means is not None:
+                means[:, :, begin:end] += mask * mean
+    return settled, means
+
+
+def _given(r: np.ndarray | None, y: Tensor | None, begin: int, end: int, device: torch.device) -> Tensor:
+    if y is not None:
+        return y[:, :, begin:end]
+    assert r is not None
+    return torch.from_numpy(np.ascontiguousarray(r[None, :, begin:end])).to(device).float()
