@@ -3,16 +3,21 @@
     python bench/codec_ablation.py --codec runs/codec_small/export --train runs/photographs/train \
         --images runs/photographs/heldout --out runs/codec_ablation
 
-First two denoisers are pre-trained, one that is told the code and one that is not. Then each arm adapts the decoder for
-the same number of steps, with the encoder and the entropy model as they are, so that all arms decode the same files.
-Arms that are done are kept in OUT; a run that was stopped goes on with the next one.
+First two denoisers are pre-trained, one that is told the code and one that is not. Then each arm adapts decoder
+and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy model stay
+as they are, so all arms decode the same files. Arms that are done are kept in OUT, by all that they were made from.
+
+"oracle" decodes what the encoder made before rounding: the most that a denoiser can reach with the untouched decoder.
+"20 steps" samples the code by flow matching, told the rounded one, and decodes it with the decoder of "all three".
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,8 +37,8 @@ from diffdistill.evaluation.pairs.perceptual import st_lpips
 from diffdistill.evaluation.pairs.pixels import ms_ssim, psnr
 from diffdistill.files import write_json_atomic
 from diffdistill.methods import CodecFlow, ImageCodec, OptimizerSettings, ParameterGroup
-from diffdistill.methods.codec_flow import sample_latent
-from diffdistill.methods.codec_judge import CODE, CodecJudge, LatentBackbone
+from diffdistill.methods.codec_flow import condition_of, sample_code
+from diffdistill.methods.codec_judge import CONDITION, CodecJudge, LatentBackbone
 from diffdistill.methods.codec_rate_distortion import CodecLoss
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
@@ -45,7 +50,7 @@ ARMS: dict[str, tuple[str, DenoiserSettings | None, float, float]] = {
     "convolutions, as many parameters": ("codec", dataclasses.replace(OURS, kind="convolutions"), 0.0, 0.0),
     "transformer from nothing": ("codec", OURS, 0.0, 0.0),
     "all three alignments": ("code", OURS, 0.05, 0.0),
-    "no variance-guided step": ("code", dataclasses.replace(OURS, step="sample"), 0.05, 0.0),
+    "no variance-guided step": ("code", dataclasses.replace(OURS, step="channel"), 0.05, 0.0),
     "time for each token": ("code", dataclasses.replace(OURS, step="token"), 0.05, 0.0),
     "no self-distillation": ("code", OURS, 0.0, 0.0),
     "no latent condition": ("none", dataclasses.replace(OURS, conditional=False), 0.05, 0.0),
@@ -65,69 +70,113 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2400, help="crops of each arm")
     parser.add_argument("--qualities", type=int, nargs="+", default=(15, 45), help="at which arms are measured")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="only these")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="of the draws and of new weights")
     parser.add_argument("--vgg", action="store_true", help="also ST-LPIPS of VGG, which is slow")
     o = parser.parse_args()
-    found = {"untouched": _kept(o, "untouched", lambda: measure(Codec(o.codec), o))}
-    for arm in o.arms:
-        found[arm] = _kept(o, arm, lambda arm=arm: measure(Codec(adapted(arm, o)), o))
-        print(json.dumps({arm: found[arm]["mean"]}), file=sys.stderr, flush=True)
-    many = _kept(o, "20 steps in place of one", lambda: measure(Codec(flow("code", o)), o, steps=20))
-    print(json.dumps({name: row["mean"] for name, row in {**found, "20 steps": many}.items()}, indent=1))
+    codec = Codec(o.codec)
+    made = {name: _kept(o, name, ("measure", name), lambda ideal=ideal: measure(codec, o, ideal=ideal))
+            for name, ideal in (("untouched", False), ("oracle", True))}  # fmt: skip
+    for seed in o.seeds:
+        for arm in o.arms:
+            name = f"{arm}, seed {seed}"
+            made[name] = _kept(o, name, (ARMS[arm], seed), lambda arm=arm, seed=seed: of_arm(arm, o, seed))
+            print(json.dumps({name: made[name]["mean"]}), file=sys.stderr, flush=True)
+    if "all three alignments" in o.arms:
+        made["20 steps"] = _kept(o, "20 steps", ("measure", "20 steps"), lambda: many_steps(o))
+    print(
+        json.dumps(
+            {name: {k: row[k] for k in ("mean", "parameters") if k in row} for name, row in made.items()}, indent=1
+        )
+    )
 
 
-def _kept(o: argparse.Namespace, name: str, make: Any) -> dict[str, Any]:
-    file = o.out / f"{name}.json"
-    made_from = {"codec": Codec(o.codec).fingerprint, "qualities": list(o.qualities), "samples": o.samples}
-    if file.is_file() and (kept := json.loads(file.read_text()))["made_from"] == made_from:
-        return kept  # type: ignore[no-any-return]
+def _digest(o: argparse.Namespace, of: Any) -> str:
+    """A short hash of everything that a result is made from."""
+    everything = (Codec(o.codec).fingerprint, o.train, o.samples, o.flow_samples, repr(of))
+    return hashlib.sha256(repr(everything).encode()).hexdigest()[:10]
+
+
+def _kept(o: argparse.Namespace, name: str, of: Any, make: Any) -> dict[str, Any]:
+    digest = _digest(o, (of, str(o.images), tuple(o.qualities), o.vgg))
+    file = o.out / f"{name.replace(' ', '_').replace(',', '')}-{digest}.json"
+    if file.is_file():
+        return json.loads(file.read_text())  # type: ignore[no-any-return]
     o.out.mkdir(parents=True, exist_ok=True)
-    made = {"made_from": made_from, **make()}
+    made: dict[str, Any] = make()
     write_json_atomic(file, made)
     return made
 
 
-def _settings(samples: int, batch: int, rate: str = "cosine") -> TrainingSettings:
-    return TrainingSettings(
-        samples, batch_size=batch, mixed_precision="bf16", max_grad_norm=2.0, lr_schedule=rate, ema_decay=0.995,
-        warmup_samples=samples // 20, log_every=20, validate_every=samples, checkpoint_every=samples,
-    )  # fmt: skip
-
-
-def _trained(method: Any, settings: TrainingSettings, folder: Path) -> Path:
+def _trained(method: Any, o: argparse.Namespace, samples: int, batch: int, seed: int, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "export").is_dir():
-        resume = "latest" if list(folder.glob("checkpoint-*")) else None
-        Trainer(method, settings, folder, resume=resume).fit()
-    return folder / "export"
+    settings = TrainingSettings(
+        samples, batch_size=batch, mixed_precision="bf16", max_grad_norm=2.0, lr_schedule="cosine", ema_decay=0.995,
+        warmup_samples=samples // 20, log_every=20, validate_every=samples, checkpoint_every=samples, seed=seed,
+    )  # fmt: skip
+    return Trainer(method, settings, folder).fit()
 
 
 def flow(condition: str, o: argparse.Namespace) -> Path:
     """The codec with a pre-trained denoiser."""
-    if (o.out / f"flow_{condition}" / "export").is_dir():
-        return o.out / f"flow_{condition}" / "export"
+    folder = o.out / f"flow-{condition}-{_digest(o, (condition, OURS))}"
+    if (folder / "export").is_dir():
+        return folder / "export"
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(0)
     method = CodecFlow(PhotographData(o.train), o.codec, OURS, condition)  # type: ignore[arg-type]
-    return _trained(method, _settings(o.flow_samples, 16), o.out / f"flow_{condition}")
+    return _trained(method, o, o.flow_samples, 16, 0, folder)
 
 
-def adapted(arm: str, o: argparse.Namespace) -> Path:
+def adapted(arm: str, o: argparse.Namespace, seed: int) -> Path:
     """The codec of an arm."""
     begins, denoiser, alignment, judge = ARMS[arm]
+    folder = o.out / f"{arm.replace(' ', '_').replace(',', '')}-{seed}-{_digest(o, ARMS[arm])}"
+    if (folder / "export").is_dir():
+        return folder / "export"
+    shutil.rmtree(folder, ignore_errors=True)
     start = Path(o.codec) if begins == "codec" else flow(begins, o)
     network = dataclasses.replace(Codec(o.codec).network.settings, denoiser=denoiser)
+    groups = [ParameterGroup("decoder[.]out", 8e-5)]
+    if denoiser is not None and denoiser.kind == "transformer":
+        groups.append(ParameterGroup("denoiser[.](step|of_scales|time)", 5e-3))
+    torch.manual_seed(seed)
     method = ImageCodec(
-        PhotographData(o.train), network, loss=CodecLoss(alignment=alignment), init_from=str(start), trained="decoder",
-        judge=CodecJudge(judge),
-        optimizer=OptimizerSettings(2e-4, (0.9, 0.99), groups=(ParameterGroup("decoder[.]out", 8e-5),)),
+        PhotographData(o.train), network, loss=CodecLoss(error=2.0, alignment=alignment), init_from=str(start),
+        trained="decoder", judge=CodecJudge(judge),
+        optimizer=OptimizerSettings(2e-4, (0.9, 0.99), groups=tuple(groups)),
     )  # fmt: skip
+    return _trained(method, o, o.samples, 4, seed, folder)
+
+
+def of_arm(arm: str, o: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train and measure an arm."""
     begin = time.process_time()
-    made = _trained(method, _settings(o.samples, 4), o.out / arm.replace(" ", "_").replace(",", ""))
-    print(f"{arm}: {time.process_time() - begin:.0f} CPU seconds", file=sys.stderr, flush=True)
-    return made
+    codec = Codec(adapted(arm, o, seed))
+    took, denoiser = time.process_time() - begin, codec.network.denoiser
+    count = 0 if denoiser is None else sum(p.numel() for p in denoiser.parameters())
+    return {**measure(codec, o), "parameters": count, "cpu_seconds": round(took)}
+
+
+def many_steps(o: argparse.Namespace) -> dict[str, Any]:
+    """The code sampled in 20 steps, and the decoder of "all three"."""
+    codec, pretrained = Codec(adapted("all three alignments", o, o.seeds[0])), Codec(flow("code", o))
+    assert pretrained.network.denoiser is not None
+    backbone = LatentBackbone(pretrained.network.denoiser.transformer, True)
+    return measure(codec, o, Denoiser(backbone, FlowSchedule(), "flow"))
 
 
 @torch.inference_mode()
-def measure(codec: Codec, o: argparse.Namespace, steps: int = 1) -> dict[str, Any]:
-    """Metrics of each photograph at each quality, and their means."""
+def measure(
+    codec: Codec, o: argparse.Namespace, sampler: Denoiser | None = None, ideal: bool = False
+) -> dict[str, Any]:
+    """Metrics of each photograph at each quality, and their means.
+
+    Args:
+        codec: the codec.
+        o: the arguments.
+        sampler: if given, it samples the code in 20 steps in place of the denoiser.
+        ideal: decode what the encoder made, before rounding.
+    """
     source = open_source(o.images)
     distances = {"st_alex": st_lpips("alex")} | ({"st_vgg": st_lpips("vgg")} if o.vgg else {})
     rows = []
@@ -135,7 +184,9 @@ def measure(codec: Codec, o: argparse.Namespace, steps: int = 1) -> dict[str, An
         image = source.read(number)
         for quality in o.qualities:
             data = codec.encode(image, quality)
-            made = codec.decode(data) if steps == 1 else sampled(codec, image, quality, number, steps)
+            made = (
+                codec.decode(data) if sampler is None and not ideal else _other(codec, image, quality, number, sampler)
+            )
             x, y = image[None], made[None]
             row = {"psnr_db": float(psnr(x, y)), "ms_ssim": float(ms_ssim(x, y))}
             row |= {name: float(distance(x, y)) for name, distance in distances.items()}
@@ -151,18 +202,18 @@ def measure(codec: Codec, o: argparse.Namespace, steps: int = 1) -> dict[str, An
     return {"mean": mean, "rows": rows}
 
 
-def sampled(codec: Codec, image: Tensor, quality: int, seed: int, steps: int) -> Tensor:
-    """What the decoder makes of latents that are sampled in several steps, told the code."""
+def _other(codec: Codec, image: Tensor, quality: int, seed: int, sampler: Denoiser | None) -> Tensor:
+    """What the decoder makes of a code that is sampled in 20 steps, or without a sampler of the encoder's own."""
     network, of = codec.network, torch.tensor([float(quality)])
-    x = torch.nn.functional.pad(
-        image[None].float() / 255, (0, -image.shape[2] % 64, 0, -image.shape[1] % 64), "replicate"
-    )
-    coded = network.latent_codec.rounded(network.encode(x), of)
-    assert network.denoiser is not None
-    denoiser = Denoiser(LatentBackbone(network.denoiser.transformer, True), FlowSchedule(), "flow")
-    shape = (network.settings.latent, *coded.y.shape[-2:])
-    w = sample_latent(denoiser, SampleRandom(seed, [0]).normal("noise", shape), {CODE: coded.y}, steps)
-    made = network.decode(coded.y, of, coded.indexes, network.denoiser.restored(w))
+    more = (0, -image.shape[2] % 64, 0, -image.shape[1] % 64)
+    y = network.encode(torch.nn.functional.pad(image[None].float() / 255, more, "replicate"))
+    if sampler is not None:
+        coded = network.latent_codec.rounded(y, of)
+        noise = SampleRandom(seed, [0]).normal("noise", y.shape[1:])
+        w = sample_code(sampler, noise, {CONDITION: condition_of(network, coded)})
+        assert network.denoiser is not None
+        y = network.denoiser.restored(w)
+    made = network.decode_clean(y, of)
     return (made[0, :, : image.shape[1], : image.shape[2]].clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -1,22 +1,18 @@
 """The nonlinear part of the decoder: it corrects the image that the inverse lapped transform makes of the code.
 
-    linear image --unshuffle 4--> f4 --> f8 --> f16 (+ code) --> latent u (32, f16) --> f16 --> f8 --> f4 --> correction
-                                   |      |                                                    ^      ^
-                                   |      +----------------------------------------------------+      |
-                                   +------------------------------------------------------------------+
-
-The latent u is where a denoiser runs once, if there is one.
+linear image --unshuffle 4--> f4 --> f8 --> f16 (+ code) --> f16 --> f8 --> f4 --> correction
+                               |      |                               ^      ^
+                               |      +-------------------------------+      |
+                               +---------------------------------------------+
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Enlarge, between_levels, convolution, residuals
+from .layers import Enlarge, convolution, modulated, residuals
 
 
 class Decoder(nn.Module):
@@ -25,7 +21,7 @@ class Decoder(nn.Module):
     Args:
         channels: C, those of the code.
         levels: levels of quality, L, each with its own modulation at f8 and f16.
-        latent: channels of u.
+        latent: channels of the narrowest layer, at f16.
         widths: at f4, f8 and f16.
     """
 
@@ -48,39 +44,21 @@ class Decoder(nn.Module):
         self.modulation8 = nn.Parameter(torch.zeros(levels, 2 * f8))
         self.modulation16 = nn.Parameter(torch.zeros(levels, 2 * f16))
 
-    def forward(
-        self, linear: Tensor, code: Tensor, quality: Tensor, denoise: Callable[[Tensor], Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, linear: Tensor, code: Tensor, quality: Tensor) -> Tensor:
         """The image.
 
         Args:
             linear: the inverse transform of the code, (B, 3, 16 h, 16 w), around 0.
             code: coefficients (B, C, h, w).
             quality: (B,) integers in [0, 100].
-            denoise: what is done to u (B, latent, h, w).
 
         Returns:
             (B, 3, 16 h, 16 w), `linear` with the correction.
         """
-        u, x8, x4 = self.latent(linear, code, quality)
-        return linear + self.correction(u if denoise is None else denoise(u), x8, x4)
-
-    def latent(self, linear: Tensor, code: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """u (B, latent, h, w), and the features at f8 and f4 that `correction` needs too."""
         x4 = self.before4(self.in4(F.pixel_unshuffle(linear * 2, 4).contiguous(memory_format=torch.channels_last)))
         x8 = self.before8(modulated(self.down8(x4), self.modulation8, quality))
         code = torch.asinh(code).contiguous(memory_format=torch.channels_last)
         x16 = self.before16(modulated(self.down16(x8) + self.code(code), self.modulation16, quality))
-        return self.head(x16), x8, x4
-
-    def correction(self, u: Tensor, x8: Tensor, x4: Tensor) -> Tensor:
-        """What is added to the linear image, (B, 3, 16 h, 16 w)."""
-        x8 = self.after8(x8 + self.up8(self.after16(self.tail(u))))
+        x8 = self.after8(x8 + self.up8(self.after16(self.tail(self.head(x16)))))
         x4 = self.after4(x4 + self.up4(x8))
-        return F.pixel_shuffle(self.out(x4), 4).float()
-
-
-def modulated(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:
-    """x + x a + b, with a and b (B, K) of the quality; x is (B, K, h, w), and the table (L, 2 K)."""
-    a, b = between_levels(table, quality)[:, :, None, None].to(x.dtype).chunk(2, 1)
-    return x + x * a + b
+        return linear + F.pixel_shuffle(self.out(x4), 4).float()

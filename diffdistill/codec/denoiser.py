@@ -6,7 +6,8 @@ Training first makes it a multi-step flow-matching model: with w_t = (1 - t) w +
 `OneStep` then moves the decoder's latent by -rho v.
 
 Notable:
-- there is no text. Conditions are tokens that are pooled from the code (latent-conditioned guidance) and a map of it;
+- there is no text. The condition is a map, which is added to the tokens, and tokens that are pooled from it
+  (latent-conditioned guidance);
 - tokens have no positions. A depthwise convolution in each block sees neighbours instead (SANA, arXiv 2410.10629), so
   that images may be larger than the crops of training;
 - attention is over all tokens of an image, or of a tile.
@@ -79,18 +80,18 @@ class DenoisingTransformer(nn.Module):
 
     Args:
         latent: channels of w.
-        code: channels of the code, for the condition.
+        condition: channels of the condition.
         width: of a token.
         depth: number of blocks.
         heads: number of attention heads.
     """
 
-    def __init__(self, latent: int, code: int, width: int = 144, depth: int = 3, heads: int = 4) -> None:
+    def __init__(self, latent: int, condition: int, width: int = 144, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
         self.width = width
         self.into = nn.Conv2d(latent, width, PATCH, PATCH)
-        self.map = nn.Conv2d(code, width, PATCH, PATCH)
-        self.pool = nn.Linear(code, width)
+        self.map = nn.Conv2d(condition, width, PATCH, PATCH)
+        self.pool = nn.Linear(condition, width)
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -101,31 +102,30 @@ class DenoisingTransformer(nn.Module):
         for parameter in self.time[2].parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, time: Tensor, code: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
         """v of x.
 
         Args:
             x: (B, latent, h, w); h and w are even.
             time: (B,) in [0, 1], or (B, h/2, w/2) for a time per token.
-            code: (B, code, h, w), the condition; None for none.
+            condition: (B, condition, h, w); None for none.
 
         Returns:
             (B, latent, h, w).
         """
         grid = x.shape[-2] // PATCH, x.shape[-1] // PATCH
         tokens = self.into(x)
-        if code is None:
+        if condition is None:
             tokens = tokens + self.map.bias[:, None, None]  # type: ignore[index]
-            condition = self.pool.bias.expand(len(x), 1, -1)
+            pooled = self.pool.bias.expand(len(x), 1, -1)
         else:
-            code = torch.asinh(code)
-            tokens = tokens + self.map(code)
-            condition = self.pool(F.adaptive_avg_pool2d(code, POOLED).flatten(2).transpose(1, 2))
+            tokens = tokens + self.map(condition)
+            pooled = self.pool(F.adaptive_avg_pool2d(condition, POOLED).flatten(2).transpose(1, 2))
         tokens = tokens.flatten(2).transpose(1, 2)
         modulation = self.time(sinusoids(time.flatten(1) if time.dim() > 1 else time, self.width))
         modulation = modulation.unflatten(-1, (6, self.width))
         for block in self.blocks:
-            tokens = block(tokens, condition, modulation, grid)
+            tokens = block(tokens, pooled, modulation, grid)
         made = self.out(self.norm(tokens)).transpose(1, 2).unflatten(2, grid)
         return F.pixel_shuffle(made, PATCH)
 

@@ -53,7 +53,8 @@ def lapped_basis(block: int = BLOCK, correlation: float = 0.95) -> tuple[Tensor,
     for rows_of_kind, sign in zip(halves, (1, -1), strict=True):
         variances, rotation = torch.linalg.eigh(rows_of_kind @ covariance @ rows_of_kind.T)
         windows = rotation.T @ rows_of_kind
-        windows = windows * torch.where(windows.gather(1, windows.abs().argmax(1, keepdim=True)) < 0, -1.0, 1.0)
+        largest = windows[:, :block].abs().argmax(1, keepdim=True)  # of one half: in both, mirrored taps tie
+        windows = windows * torch.where(windows.gather(1, largest) < 0, -1.0, 1.0)
         rows += [(float(variance), window, sign) for variance, window in zip(variances, windows, strict=True)]
     rows.sort(key=lambda row: -row[0])
     return torch.stack([window for _, window, _ in rows]), torch.tensor([sign for *_, sign in rows])

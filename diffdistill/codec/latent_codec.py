@@ -234,8 +234,8 @@ def gaussian_probabilities(x: Tensor, scale: Tensor) -> Tensor:
 def as_in_tables(probabilities: Tensor, scale: Tensor) -> Tensor:
     """Probabilities as integer tables hold them, where each of the values in a table has at least 1 / 65,536.
 
-    Rare values cost 16 bits at most, and not as many as the tail of a Gaussian says. A table of `tables.gaussian_table`
-    has about 18 scale + 9 values.
+    A table of `tables.gaussian_table` has about 18 scale + 9 values. A value in it costs 16 bits at most, and not as
+    many as the tail of a Gaussian says. Values beyond it, which take 16 bits more, are too rare to be counted.
     """
     share = (18 * scale.detach() + 9) / (1 << 16)
     return probabilities * (1 - share) + 2.0**-16

@@ -79,6 +79,12 @@ def between_levels(table: Tensor, quality: Tensor, most: int = 100) -> Tensor:
     return table[low] * (1 - share) + table[low + 1] * share
 
 
+def modulated(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:
+    """x + x a + b, with a and b (B, K) of the quality; x is (B, K, h, w), and the table (L, 2 K)."""
+    a, b = between_levels(table, quality)[:, :, None, None].to(x.dtype).chunk(2, 1)
+    return x + x * a + b
+
+
 class _Straight(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from diffdistill.errors import UserError
 from .decoder import Decoder
 from .encoder import Encoder
 from .lapped import LappedTransform
-from .latent_codec import LatentCodec
+from .latent_codec import Coded, LatentCodec
 from .one_step import DenoiserSettings, OneStep
 from .scales import QUALITIES
 
@@ -29,11 +29,11 @@ class CodecSettings:
     Args:
         channels: C of the code at f16, a multiple of 4.
         hyper: Z of the hyper-latent at f64.
-        latent: channels of the latent in which a denoiser runs, at f16.
+        latent: channels of the decoder's narrowest layer, at f16.
         levels: levels of quality, from 0 to 100; 100 is a multiple of `levels` - 1.
         encoder_widths: widths of the encoder at f4, f8 and f16.
         decoder_widths: widths of the decoder at f4, f8 and f16.
-        denoiser: the denoiser in the decoder; None for none.
+        denoiser: the denoiser of the code; None for none.
     """
 
     channels: int = 192
@@ -60,17 +60,23 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         images: (B, 3, H, W) in about [0, 1], not clamped.
-        latent: u (B, latent, H/16, W/16), after the denoiser.
-        y_bits: (B,) estimated bits of the code.
-        z_bits: (B,) estimated bits of the hyper-latent.
-        y: (B, C, H/16, W/16) coefficients as the decoder has them.
+        clean: (B, C, H/16, W/16) coefficients after the denoiser.
+        coded: the code as the decoder has it, before the denoiser, and its bits.
     """
 
     images: Tensor
-    latent: Tensor
-    y_bits: Tensor
-    z_bits: Tensor
-    y: Tensor
+    clean: Tensor
+    coded: Coded
+
+    @property
+    def y_bits(self) -> Tensor:
+        """(B,) estimated bits of the code."""
+        return self.coded.y_bits
+
+    @property
+    def z_bits(self) -> Tensor:
+        """(B,) estimated bits of the hyper-latent."""
+        return self.coded.z_bits
 
 
 class CodecNetwork(nn.Module):
@@ -96,7 +102,7 @@ class CodecNetwork(nn.Module):
         self.latent_codec = LatentCodec(settings.channels, scales, level_steps(settings.levels), settings.hyper)
         self.decoder = Decoder(settings.channels, settings.levels, settings.latent, settings.decoder_widths)
         d = settings.denoiser
-        self.denoiser = None if d is None else OneStep(d, settings.latent, settings.channels, settings.levels)
+        self.denoiser = None if d is None else OneStep(d, settings.channels, settings.levels)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], whose sides are multiples of 64, to coefficients (B, C, H/16, W/16)."""
@@ -105,48 +111,34 @@ class CodecNetwork(nn.Module):
             linear: Tensor = self.lapped(x)
         return linear + self.encoder(x).float()
 
-    def decode(self, y: Tensor, quality: Tensor, indexes: Tensor, latent: Tensor | None = None) -> Tensor:
+    def decode(self, y: Tensor, quality: Tensor, indexes: Tensor) -> Tensor:
         """Coefficients to images.
 
         Args:
             y: (B, C, h, w); h and w are even.
             quality: (B,) in [0, 100].
             indexes: scale indexes of the entropy model, (B, C, h, w), for the denoiser.
-            latent: u in place of that of the denoiser, (B, latent, h, w).
 
         Returns:
             (B, 3, 16 h, 16 w), not clamped.
         """
-        return self.decode_with_latent(y, quality, indexes, latent)[0]
+        return self.decode_clean(self.denoised(y, quality, indexes), quality)
 
-    def decode_with_latent(
-        self, y: Tensor, quality: Tensor, indexes: Tensor, latent: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`decode`, and the latent u after the denoiser."""
-        linear = self.linear(y)
-        u, x8, x4 = self.decoder.latent(linear, y, quality)
-        if latent is not None:
-            u = latent
-        elif self.denoiser is not None:
-            u = self.denoiser(u, y, indexes, quality)
-        return linear + self.decoder.correction(u, x8, x4) + 0.5, u
+    def denoised(self, y: Tensor, quality: Tensor, indexes: Tensor) -> Tensor:
+        """The coefficients after the denoiser, or as they are if there is none."""
+        return y if self.denoiser is None else self.denoiser(y, indexes, quality)  # type: ignore[no-any-return]
 
-    def linear(self, y: Tensor) -> Tensor:
-        """The inverse lapped transform of coefficients (B, C, h, w), around 0."""
+    def decode_clean(self, y: Tensor, quality: Tensor) -> Tensor:
+        """Coefficients after the denoiser, (B, C, h, w), to images."""
         with torch.autocast(y.device.type, enabled=False):
-            return self.lapped.inverse(y)
-
-    def latent(self, y: Tensor, quality: Tensor) -> Tensor:
-        """u of coefficients (B, C, h, w), before the denoiser."""
-        u: Tensor = self.decoder.latent(self.linear(y), y, quality)[0]
-        return u
+            linear = self.lapped.inverse(y.float())
+        return self.decoder(linear, y, quality) + 0.5  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor, quality: Tensor, noise: Tensor, z_noise: Tensor) -> Reconstruction:
         """Train: code and decode; see `LatentCodec.forward`."""
         coded = self.latent_codec(self.encode(images), quality, noise, z_noise)
-        return Reconstruction(
-            *self.decode_with_latent(coded.y, quality, coded.indexes), coded.y_bits, coded.z_bits, coded.y
-        )
+        clean = self.denoised(coded.y, quality, coded.indexes)
+        return Reconstruction(self.decode_clean(clean, quality), clean, coded)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, quality: Tensor) -> tuple[Tensor, float]:

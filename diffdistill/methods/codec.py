@@ -1,8 +1,8 @@
 """The image codec: rate, distortion and perceptual distance, for all qualities at once.
 
     image --encoder--> code --rounded--> bits (rate)
-                            `--decoder, with a denoiser or without--> image: squared error, perceptual distance
-                                          `-- latent: alignment with the original's, a judge
+                            `--denoiser, if there is one--> code --decoder--> image: squared error, perceptual distance
+                                                             `-- alignment with the encoder's code, a judge
 
 Notable:
 - each sample has a quality of its own, and the loss weighs its distortion accordingly, so that one network covers the
@@ -17,6 +17,7 @@ Notable:
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,15 +29,14 @@ from diffdistill.codec.alignments import cosine_alignment
 from diffdistill.codec.lapped import channels_by_variance
 from diffdistill.codec.network import MULTIPLE, CodecNetwork, CodecSettings
 from diffdistill.codec.saved import load_codec, save_codec
-from diffdistill.codec.scales import QUALITIES
 from diffdistill.data.photographs import PhotographData
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 
 from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase, Validation, unwrap
 from .codec_crops import Crops, random_qualities
-from .codec_flow import with_denoiser
-from .codec_judge import CODE, CodecJudge, LatentBackbone, judge_of
+from .codec_flow import condition_of, normalised, with_denoiser
+from .codec_judge import CONDITION, CodecJudge, LatentBackbone, judge_of
 from .codec_rate_distortion import CodecLoss, RateDistortion
 from .judge import Judge
 
@@ -53,7 +53,7 @@ class ImageCodec(Method):
         low_qualities: exponent of the draw of qualities, 100 u^x; above 1 for more of the low ones.
         init_from: a saved codec to start from. Its shape must be `network`; it may lack the denoiser.
         trained: "all", or "decoder" for decoder and denoiser alone.
-        judge: a score-distillation term on the latent. It needs `init_from` with a denoiser from `CodecFlow`.
+        judge: a score-distillation term on the denoised code. It needs `init_from` with a denoiser from `CodecFlow`.
 
     Raises:
         UserError: a setting is out of its range, the codec has another shape, or there are no photographs.
@@ -96,6 +96,8 @@ class ImageCodec(Method):
         made = self._new(network) if init_from is None else self._from(init_from, network)
         if init_from is not None:
             content["init_from"] = load_codec(init_from).fingerprint
+        order = bytes(str(made.lapped.channels.tolist()), "ascii")  # found anew by a continuation, from statistics
+        content["channels of the transform"] = hashlib.sha256(order).hexdigest()[:16]
         self.networks = {"codec": made}
         self.optimizers = {"codec": optimizer}
         if self.trade.perceptual is not None:
@@ -125,9 +127,11 @@ class ImageCodec(Method):
         saved = load_codec(folder)
         made = saved.network
         if settings.denoiser is not None and made.settings.denoiser != settings.denoiser:
-            made = with_denoiser(made, settings.denoiser, self.crops.for_statistics(64), trained=False)
+            made = with_denoiser(made, settings.denoiser, self.crops.for_statistics(64))
         if made.settings != settings:
             raise UserError(f"the codec at {folder} has the shape {made.settings}, not that of `network`, {settings}")
+        if made.denoiser is not None and made.denoiser.settings.kind == "transformer":
+            made.denoiser.with_a_step()
         return made.requires_grad_(True).train()
 
     def _judge(self, settings: CodecJudge, made: CodecNetwork) -> Judge | None:
@@ -136,6 +140,8 @@ class ImageCodec(Method):
         if made.denoiser is None or made.denoiser.settings.kind != "transformer":
             raise UserError("judge.weight needs a codec with a pre-trained denoiser; name one by init_from")
         transformer = copy.deepcopy(made.denoiser.transformer)
+        if not transformer.out.weight.abs().max() > 0:
+            raise UserError("judge.weight: the denoiser is new and predicts zero; pre-train it by CodecFlow")
         judge = judge_of(settings, LatentBackbone(transformer, made.denoiser.settings.conditional))
         judge.add_networks(self.networks, self.optimizers)
         return judge
@@ -144,7 +150,7 @@ class ImageCodec(Method):
         super().prepare(device)
         if self.judge is not None:
             side = self.crop // 16
-            self.judge.prepare({CODE: torch.zeros(1, self.settings.channels, side, side)}, self.device)
+            self.judge.prepare({CONDITION: torch.zeros(1, 2 * self.settings.channels, side, side)}, self.device)
 
     def __len__(self) -> int:
         return len(self.crops.records)
@@ -160,34 +166,25 @@ class ImageCodec(Method):
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x, quality = batch["images"], batch["quality"]
         side = self.crop // 16
-        noise = random.uniform("noise", (self.settings.channels, side, side)).float() - 0.5
+        noise = random.uniform("rounding", (self.settings.channels, side, side)).float() - 0.5
         z_noise = random.uniform("z_noise", (self.settings.hyper, side // 4, side // 4)).float() - 0.5
         made = self.networks["codec"](x, quality, noise, z_noise)
         loss, logs = self.trade(x, made, quality, random)
         found = {name: value.detach().mean() for name, value in logs.items()}
+        network: CodecNetwork = unwrap(self.networks["codec"])
         if self.reference is not None or self.judge is not None:
-            w = self._normalised(made.latent)
+            w = normalised(network, made.clean)
         if self.reference is not None:
-            found["alignment"] = distance = cosine_alignment(w, self._original(x), self.loss.margin)
+            with torch.no_grad():
+                target = normalised(network, self.reference.encode(x))
+            found["alignment"] = distance = cosine_alignment(w, target, self.loss.margin)
             loss = loss + self.loss.alignment * distance
         if self.judge is not None:
-            batch["cond"], carry["x0"] = {CODE: made.y.detach()}, w.detach()
+            batch["cond"], carry["x0"] = {CONDITION: condition_of(network, made.coded).detach()}, w.detach()
             push, more = self.judge.loss(w, batch["cond"], random, residual="vsd", weight=self.judging.of_time)
             loss = loss + self.judging.weight * push
             found |= {f"judge_{name}": value for name, value in more.items()}
         return loss, {name: value.detach() for name, value in found.items()}
-
-    def _normalised(self, latent: Tensor) -> Tensor:
-        """The latent on the scale of the denoiser, or as it is if there is none."""
-        denoiser = unwrap(self.networks["codec"]).denoiser
-        return latent.float() if denoiser is None else denoiser.normalised(latent.float())  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def _original(self, x: Tensor) -> Tensor:
-        """The latent of images as the first codec has it when nothing is rounded."""
-        assert self.reference is not None
-        best = torch.full((len(x),), float(QUALITIES), device=x.device)
-        return self._normalised(self.reference.latent(self.reference.encode(x), best))
 
     def validate(self) -> Validation:
         return self.trade.show(unwrap(self.networks["codec"]), self.crops, self.device)

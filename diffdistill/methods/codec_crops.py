@@ -56,10 +56,11 @@ class Crops:
         return (torch.stack(crops).float() / 255).contiguous(memory_format=torch.channels_last)
 
     def for_statistics(self, most: int = 256) -> Tensor:
-        """Crops of a seed of their own, 8 for each photograph."""
+        """Crops of a seed of their own: about 8 for each photograph, and at most so many."""
         photographs = len(set(self.records))
         indices = range(min(most, 8 * photographs))
-        return self.images([i % len(self.records) for i in indices], SampleRandom(0, indices))
+        stride = max(1, len(self.records) // len(indices))  # of many photographs, some from everywhere
+        return self.images([i * stride % len(self.records) for i in indices], SampleRandom(0, indices))
 
     def shown(self, multiple: int) -> list[Tensor]:
         """The middles of the photographs that are kept, or else of the first one: (1, 3, H, W) in [0, 1]."""

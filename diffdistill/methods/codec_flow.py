@@ -1,12 +1,12 @@
-"""Pre-training of the codec's denoiser: a multi-step flow-matching model of the decoder's latent.
+"""Pre-training of the codec's denoiser: a multi-step flow-matching model of the encoder's code.
 
-    photograph --frozen codec, nothing rounded, quality 100--> u --normalise--> w
+    photograph --frozen encoder, nothing rounded--> y --normalise--> w
     w_t = (1 - t) w + t eps --> transformer(w_t, t, condition) --> eps - w
 
 Notable:
-- with `condition: code` the model is told the code of a random quality, as it will be when it runs in the codec
-  (compression-oriented pre-training, as in CoD, arXiv 2511.18706); with `none` it is a model of latents alone
-  (generation-oriented);
+- with `condition: code` the model is told the code as it is rounded at a random quality, and its scales, as it will be
+  when it runs in the codec (compression-oriented pre-training, as in CoD, arXiv 2511.18706); with `none` it is a model
+  of photographs' codes alone (generation-oriented);
 - the product is the codec with the denoiser in it, whose step is zero, so that it decodes as before. `ImageCodec`
   adapts it to one step.
 """
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from diffdistill.codec.denoiser import DenoisingTransformer
+from diffdistill.codec.latent_codec import Coded
 from diffdistill.codec.network import CodecNetwork
-from diffdistill.codec.one_step import DenoiserSettings, OneStep
+from diffdistill.codec.one_step import DenoiserSettings, OneStep, of_indexes
 from diffdistill.codec.saved import load_codec, save_codec
-from diffdistill.codec.scales import QUALITIES
 from diffdistill.data.photographs import PhotographData
 from diffdistill.diffusion import Condition, Denoiser, FlowSchedule
 from diffdistill.diffusion.samplers import euler
@@ -34,7 +34,7 @@ from diffdistill.errors import UserError
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
 from .codec_crops import Crops, random_qualities
-from .codec_judge import CODE, LatentBackbone
+from .codec_judge import CONDITION, LatentBackbone
 
 STEPS = 20  # of the samples that validation shows
 SHOWN_QUALITY = 10.0
@@ -63,12 +63,15 @@ class CodecFlow(Method):
         codec: str,
         denoiser: DenoiserSettings = DenoiserSettings(),
         condition: Literal["code", "none"] = "code",
-        optimizer: OptimizerSettings = OptimizerSettings(5e-4, (0.9, 0.99)),
+        optimizer: OptimizerSettings = OptimizerSettings(1e-3, (0.9, 0.99)),
         crop: int = 256,
     ) -> None:
         saved = load_codec(codec)
-        if denoiser.kind != "transformer":
-            raise UserError(f"denoiser.kind is {denoiser.kind!r}; flow matching trains a transformer")
+        if denoiser.kind != "transformer" or denoiser.step not in ("element", "channel"):
+            raise UserError(
+                f"denoiser.kind is {denoiser.kind!r} and step {denoiser.step!r}; flow matching trains a transformer "
+                "whose step can be zero: 'element' or 'channel'. `ImageCodec` may take another step"
+            )
         if condition not in ("code", "none"):
             raise UserError(f"condition is {condition!r}; it must be 'code' or 'none'")
         if saved.network.denoiser is not None:
@@ -77,7 +80,10 @@ class CodecFlow(Method):
         self.content = {"data.source": self.crops.digest, "codec": saved.fingerprint}
         self.codec = with_denoiser(saved.network, denoiser, self.crops.for_statistics(64))
         assert self.codec.denoiser is not None
+        self.codec.denoiser.without_a_step()
         transformer: DenoisingTransformer = self.codec.denoiser.transformer
+        if condition == "none":  # it will see one condition token alone, so nothing trains this
+            torch.nn.init.zeros_(transformer.pool.weight)
         self.networks = {"denoiser": LatentBackbone(transformer.requires_grad_(True).train(), condition == "code")}
         self.optimizers = {"denoiser": optimizer}
         self.frozen = {"codec": self.codec}
@@ -92,12 +98,10 @@ class CodecFlow(Method):
             return self._of(self.crops.images(records, random).to(self.device), quality)
 
     def _of(self, images: Tensor, quality: Tensor) -> Batch:
-        """The clean latents of images, and their condition."""
-        y, best = self.codec.encode(images), torch.full_like(quality, QUALITIES)
-        assert self.codec.denoiser is not None
-        made: Batch = {"w": self.codec.denoiser.normalised(self.codec.latent(y, best).float())}
+        """The clean code of images, and its condition."""
+        y = self.codec.encode(images)
         coded = self.codec.latent_codec.rounded(y, quality)
-        return {**made, "cond": {CODE: coded.y}, "coded": coded}
+        return {"w": normalised(self.codec, y), "cond": {CONDITION: condition_of(self.codec, coded)}, "coded": coded}
 
     def phases(self, step: int) -> list[Phase]:
         return [Phase("denoiser", "denoiser", self._loss)]
@@ -113,18 +117,17 @@ class CodecFlow(Method):
 
     @torch.no_grad()
     def validate(self) -> Validation:
-        """The kept photographs at quality 10: the original, decoded, and with a latent sampled in 20 steps."""
+        """The kept photographs at quality 10: the original, decoded, and decoded from a code sampled in 20 steps."""
         shown, errors = [], []
         for number, x in enumerate(self.crops.shown(64)):
             found = self._of(x.to(self.device), torch.tensor([SHOWN_QUALITY], device=self.device))
             coded, random = found["coded"], SampleRandom(0, [number], self.device)
             noise = random.normal("noise", found["w"].shape[1:])
-            sampled = sample_latent(self._denoiser(), noise, found["cond"])
+            sampled = sample_code(self._denoiser(), noise, found["cond"])
             assert self.codec.denoiser is not None
-            latent = self.codec.denoiser.restored(sampled)
             quality = torch.tensor([SHOWN_QUALITY], device=self.device)
-            plain = self.codec.decode(coded.y, quality, coded.indexes)
-            again = self.codec.decode(coded.y, quality, coded.indexes, latent)
+            plain = self.codec.decode_clean(coded.y, quality)
+            again = self.codec.decode_clean(self.codec.denoiser.restored(sampled), quality)
             shown += [image[0].float().clamp(0, 1).cpu() for image in (x, plain, again)]
             times = torch.tensor([0.5], device=self.device)
             errors.append(float(denoising_loss(self._denoiser(), found["w"], times, noise, found["cond"], "flow")))
@@ -139,16 +142,13 @@ class CodecFlow(Method):
         save_codec(self.codec, folder)
 
 
-def with_denoiser(
-    network: CodecNetwork, settings: DenoiserSettings, images: Tensor, trained: bool = True
-) -> CodecNetwork:
+def with_denoiser(network: CodecNetwork, settings: DenoiserSettings, images: Tensor) -> CodecNetwork:
     """A codec with a new denoiser, or with a new step around the transformer that it has.
 
     Args:
         network: the codec.
         settings: the shape of the denoiser. If the codec has one, only `step` and `conditional` may be others.
-        images: photographs (B, 3, H, W) in [0, 1], by which the latents of a new denoiser are normalised.
-        trained: whether a new denoiser is going to be trained by flow matching, and so starts with a step of zero.
+        images: photographs (B, 3, H, W) in [0, 1], by whose codes a new denoiser normalises.
 
     Raises:
         UserError: the codec's transformer has another shape.
@@ -172,17 +172,22 @@ def with_denoiser(
     assert isinstance(made.denoiser, OneStep)
     if before is None:
         with torch.no_grad():
-            parts = [
-                made.latent(made.encode(part), torch.full((len(part),), float(QUALITIES))) for part in images.split(8)
-            ]
-        made.denoiser.calibrate(torch.cat(parts).float())
-    if before is not None or trained:
-        made.denoiser.start_from_flow()
+            made.denoiser.calibrate(torch.cat([made.encode(part) for part in images.split(8)]).float())
     return made
 
 
-def sample_latent(denoiser: Denoiser, noise: Tensor, cond: Condition, steps: int = STEPS) -> Tensor:
-    """w (B, latent, h, w), sampled from noise by Euler's method."""
+def normalised(network: CodecNetwork, y: Tensor) -> Tensor:
+    """Coefficients (B, C, h, w) on the scale of the denoiser, in float32; as they are if there is none."""
+    return y.float() if network.denoiser is None else network.denoiser.normalised(y.float())  # type: ignore[no-any-return]
+
+
+def condition_of(network: CodecNetwork, coded: Coded) -> Tensor:
+    """What the transformer is told: the rounded code, normalised, and its scales, (B, 2 C, h, w)."""
+    return torch.cat([normalised(network, coded.y), of_indexes(coded.indexes)], 1)
+
+
+def sample_code(denoiser: Denoiser, noise: Tensor, cond: Condition, steps: int = STEPS) -> Tensor:
+    """w (B, C, h, w), sampled from noise by Euler's method."""
 
     def predict(x: Tensor, t: Tensor) -> Any:
         return denoiser(x, t, cond)

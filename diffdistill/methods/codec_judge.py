@@ -1,9 +1,9 @@
-"""Score distillation on the codec: a frozen flow-matching denoiser judges the latents that the decoder makes.
+"""Score distillation on the codec: a frozen flow-matching denoiser judges the code that the one-step denoiser makes.
 
-    code --decoder, one step--> w --noise--> w_t --> frozen denoiser, fake score --> a gradient on w (DMD, VSD)
+    rounded code --one step--> w --noise--> w_t --> frozen denoiser, fake score --> a gradient on w (DMD, VSD)
 
 The judge is that of every other method (`methods.judge`). Here its teacher is the codec's own transformer as it was
-pre-trained, its space is the decoder's latent w, and the condition is the code.
+pre-trained, its space is the normalised code w, and the condition is the rounded code.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .base import OptimizerSettings
 from .judge import Judge
 from .settings import FakeScore, JudgedTimes
 
-CODE = "code"
+CONDITION = "condition"
 
 
 @dataclass(frozen=True)
 class CodecJudge:
-    """The score-distillation term of the codec.
+    """The score-distillation term of the codec, on its denoised code.
 
     Args:
         weight: of the term; 0 for none.
@@ -52,16 +52,16 @@ class CodecJudge:
 
 
 class LatentBackbone(nn.Module):
-    """The codec's transformer with the signature of a backbone: times in thousandths, the code as the condition."""
+    """The codec's transformer with the signature of a backbone: times in thousandths, the condition in a mapping."""
 
     def __init__(self, inner: DenoisingTransformer, conditional: bool) -> None:
         super().__init__()
         self.inner, self.conditional = inner, conditional
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
-        """The flow of x_t (B, latent, h, w) at times (B,) in [0, 1000]."""
-        code = cond.get(CODE) if self.conditional and isinstance(cond, dict) else None
-        made: Tensor = self.inner(x_t, time / 1000, code)
+        """The flow of x_t (B, C, h, w) at times (B,) in [0, 1000]."""
+        told = cond.get(CONDITION) if self.conditional and isinstance(cond, dict) else None
+        made: Tensor = self.inner(x_t, time / 1000, told)
         return made
 
 

@@ -34,8 +34,8 @@ class CodecLoss:
             `smoothness`. 0 for none, 1 for at most 2.5 times as much.
         perceptual: weight of the perceptual distance, beside its weight by quality; 0 for none.
         perceptual_side: side in pixels of the part of a crop on which the perceptual distance is measured.
-        alignment: weight of the distance between the direction of the denoised latent and that of the original's, at
-            each place (DiT-IC's self-distillation; 0.05 in its released code). It needs `init_from`.
+        alignment: weight of the distance between the direction of the denoised code and that of the encoder's, at each
+            place (DiT-IC's self-distillation; 0.05 in its released code). It needs `init_from`.
         margin: how much of that distance is free.
     """
 
@@ -102,7 +102,8 @@ class RateDistortion:
             found = []
             for x in crops.shown(network.multiple):
                 x = x.to(device)
-                y, bits = network.reconstruct(x, torch.tensor([float(quality)], device=device))
+                with torch.autocast(device.type, enabled=False):  # as files are made
+                    y, bits = network.reconstruct(x, torch.tensor([float(quality)], device=device))
                 y = y.clamp(0, 1)
                 distance = 0.0 if self.perceptual is None else float(self.perceptual(x, y))
                 found.append((bits / x[0, 0].numel(), float(-10 * (y - x).square().mean().log10()), distance))

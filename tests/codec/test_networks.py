@@ -11,7 +11,7 @@ from diffdistill.codec.lapped import LappedTransform, channels_by_variance, lapp
 from diffdistill.codec.latent_codec import HyperPrior, gaussian_probabilities, quadrants
 from diffdistill.codec.layers import clamp_through
 from diffdistill.codec.network import level_steps
-from diffdistill.codec.one_step import DenoiserSettings, OneStep
+from diffdistill.codec.one_step import DenoiserSettings, OneStep, of_indexes
 from diffdistill.codec.scales import ScaleNetwork, scale_of
 
 
@@ -87,41 +87,70 @@ def test_training_sees_the_code_that_a_file_holds() -> None:
 def test_a_new_denoiser_predicts_zero_at_any_size() -> None:
     denoiser = DenoisingTransformer(8, 16, width=32, depth=2)
     for time in (torch.rand(2), torch.rand(2, 3, 4)):
-        for code in (torch.randn(2, 16, 6, 8), None):
-            flow = denoiser(torch.randn(2, 8, 6, 8), time, code)
+        for told in (torch.randn(2, 16, 6, 8), None):
+            flow = denoiser(torch.randn(2, 8, 6, 8), time, told)
             assert flow.shape == (2, 8, 6, 8) and flow.abs().max() == 0
 
 
 @pytest.mark.parametrize("kind", ["transformer", "convolutions"])
-@pytest.mark.parametrize("step", ["element", "token", "sample"])
+@pytest.mark.parametrize("step", ["element", "channel", "token", "sample"])
 def test_a_step_of_zero_or_a_flow_of_zero_changes_nothing(kind: str, step: str) -> None:
-    made = OneStep(DenoiserSettings(kind, 32, 2, 4, step), 8, 16, 6)  # type: ignore[arg-type]
-    u, code, indexes = torch.randn(2, 8, 4, 6) * 3 + 1, torch.randn(2, 16, 4, 6), torch.full((2, 16, 4, 6), 30.0)
-    made.calibrate(u)
-    torch.testing.assert_close(made.normalised(u).std((0, 2, 3)), torch.ones(8))
+    made = OneStep(DenoiserSettings(kind, 32, 2, 4, step), 16, 6)  # type: ignore[arg-type]
+    y, indexes = torch.randn(2, 16, 4, 6) * 3 + 1, torch.full((2, 16, 4, 6), 30.0)
+    made.calibrate(y)
+    torch.testing.assert_close(made.normalised(y).std((0, 2, 3)), torch.ones(16))
     quality = torch.tensor([0.0, 70.0])
-    torch.testing.assert_close(made(u, code, indexes, quality), u)  # a new network predicts zero
-    if kind == "transformer" and step == "element":
+    torch.testing.assert_close(made(y, indexes, quality), y)  # a new network predicts zero
+    if kind == "transformer":
         torch.nn.init.normal_(made.transformer.out.weight)
-        assert (made(u, code, indexes, quality) - u).abs().max() > 0.1
-        made.start_from_flow()
-        torch.testing.assert_close(made(u, code, indexes, quality), u)
+        assert (made(y, indexes, quality) - y).abs().max() > 0.1
+        if step in ("element", "channel"):
+            made.without_a_step()
+            torch.testing.assert_close(made(y, indexes, quality), y)
+        else:
+            with pytest.raises(ValueError, match="has no step of zero"):
+                made.without_a_step()
 
 
 def test_a_step_of_one_time_inverts_the_straight_path() -> None:
     """With the true flow eps - w, w_t - t (eps - w) = w, for a time of each sample and of each token."""
     for step in ("sample", "token"):
-        made = OneStep(DenoiserSettings("transformer", 32, 1, 4, step), 8, 16, 6)  # type: ignore[arg-type]
+        made = OneStep(DenoiserSettings("transformer", 32, 1, 4, step), 16, 6)  # type: ignore[arg-type]
         made.time.data.zero_()  # t = 1/2
-        w, eps = torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)
+        w, eps = torch.randn(1, 16, 4, 4), torch.randn(1, 16, 4, 4)
         with mock.patch.object(made.transformer, "forward", return_value=eps - w):
-            found = made((w + eps) / 2, torch.zeros(1, 16, 4, 4), torch.zeros(1, 16, 4, 4), torch.tensor([50.0]))
+            found = made((w + eps) / 2, torch.zeros(1, 16, 4, 4), torch.tensor([50.0]))
         torch.testing.assert_close(found, w)
+
+
+def test_the_step_follows_the_scales() -> None:
+    made = OneStep(DenoiserSettings("transformer", 32, 1, 4, "element"), 16, 6)
+    made.step.data.fill_(0.25)
+    torch.nn.init.dirac_(made.of_scales.weight)
+    w, indexes = torch.randn(1, 16, 4, 4), torch.randint(0, 64, (1, 16, 4, 4)).float()
+    with mock.patch.object(made.transformer, "forward", return_value=torch.ones(1, 16, 4, 4)):
+        found = made(w, indexes, torch.tensor([50.0]))
+    torch.testing.assert_close(w - found, 0.25 + of_indexes(indexes))
+    assert OneStep(DenoiserSettings(step="channel"), 16, 6).settings.step == "channel"
+
+
+def test_a_perfect_denoiser_gives_what_the_encoder_made() -> None:
+    """The denoiser works where rounding spoils: with the encoder's code the decoder makes another image."""
+    codec, images = network(), picture(64, 128)[None].float() / 255
+    quality = torch.tensor([10.0])
+    with torch.no_grad():
+        y = codec.encode(images)
+        coded = codec.latent_codec.rounded(y, quality)
+        rounded, clean = codec.decode_clean(coded.y, quality), codec.decode_clean(y, quality)
+    assert (rounded - clean).abs().mean() > 0.01
+    codec.denoiser = OneStep(DenoiserSettings(width=16, heads=2), 16, 6)
+    with mock.patch.object(codec.denoiser, "forward", return_value=y), torch.no_grad():
+        torch.testing.assert_close(codec.decode(coded.y, quality, coded.indexes), clean)
 
 
 def test_convolutions_have_about_as_many_parameters() -> None:
     sizes = [
-        sum(p.numel() for p in OneStep(DenoiserSettings(kind), 32, 192, 6).parameters())
+        sum(p.numel() for p in OneStep(DenoiserSettings(kind), 192, 6).parameters())
         for kind in ("transformer", "convolutions")
     ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.06)
