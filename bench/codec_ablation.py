@@ -4,8 +4,8 @@
         --images runs/photographs/heldout --out runs/codec_ablation
 
 First two denoisers are pre-trained, one that is told the code and one that is not. Then each arm adapts decoder
-and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy model stay
-as they are, so all arms decode the same files. Arms that are done are kept in OUT, by all that they were made from.
+and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy model
+stay as they are, so all arms decode the same files. Arms that are done are kept in OUT, by all they were made from.
 
 "oracle" decodes what the encoder made before rounding: the most that a denoiser can reach with the untouched decoder.
 "20 steps" samples the code by flow matching, told the rounded one, and decodes it with the decoder of "all three".
@@ -141,7 +141,7 @@ def adapted(arm: str, o: argparse.Namespace, seed: int) -> Path:
         groups.append(ParameterGroup("denoiser[.](step|of_scales|time)", 5e-3))
     torch.manual_seed(seed)
     method = ImageCodec(
-        PhotographData(o.train), network, loss=CodecLoss(error=2.0, alignment=alignment), init_from=str(start),
+        PhotographData(o.train), network, loss=CodecLoss(alignment=alignment), init_from=str(start),
         trained="decoder", judge=CodecJudge(judge),
         optimizer=OptimizerSettings(2e-4, (0.9, 0.99), groups=tuple(groups)),
     )  # fmt: skip

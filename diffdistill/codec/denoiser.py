@@ -1,9 +1,9 @@
-"""The diffusion transformer of the codec, which is run once, in the decoder's latent u at f16.
+"""The diffusion transformer of the codec, which is run once, on the code.
 
-    w (latent, f16) --patches of 2 x 2--> tokens (f32) --blocks--> v, the flow
+    w (C, f16) --patches of 2 x 2--> tokens (f32) --blocks--> v, the flow
 
 Training first makes it a multi-step flow-matching model: with w_t = (1 - t) w + t eps it predicts v = eps - w.
-`OneStep` then moves the decoder's latent by -rho v.
+`OneStep` then moves the code by -rho v.
 
 Notable:
 - there is no text. The condition is a map, which is added to the tokens, and tokens that are pooled from it

@@ -29,25 +29,25 @@ class CodecSettings:
     Args:
         channels: C of the code at f16, a multiple of 4.
         hyper: Z of the hyper-latent at f64.
-        latent: channels of the decoder's narrowest layer, at f16.
         levels: levels of quality, from 0 to 100; 100 is a multiple of `levels` - 1.
         encoder_widths: widths of the encoder at f4, f8 and f16.
-        decoder_widths: widths of the decoder at f4, f8 and f16.
+        decoder_widths: widths of the decoder at f4 and f8.
         denoiser: the denoiser of the code; None for none.
     """
 
     channels: int = 192
     hyper: int = 48
-    latent: int = 32
     levels: int = 6
     encoder_widths: tuple[int, int, int] = (32, 64, 96)
-    decoder_widths: tuple[int, int, int] = (48, 96, 160)
+    decoder_widths: tuple[int, int] = (48, 96)
     denoiser: DenoiserSettings | None = None
 
     def __post_init__(self) -> None:
         widths = (*self.encoder_widths, *self.decoder_widths)
-        numbers = (self.channels, self.hyper, self.latent, self.levels, *widths)
-        if not all(isinstance(n, int) and 1 <= n <= 4096 for n in numbers) or len(widths) != 6:
+        numbers = (self.channels, self.hyper, self.levels, *widths)
+        if not all(isinstance(n, int) and 1 <= n <= 4096 for n in numbers) or (
+            len(self.encoder_widths) != 3 or len(self.decoder_widths) != 2
+        ):
             raise UserError(f"the shape of the codec is {self}; its numbers must be whole, from 1 to 4096")
         if self.channels % 4 or self.channels > 768:
             raise UserError(f"channels is {self.channels}; it must be a multiple of 4, at most 768")
@@ -100,7 +100,7 @@ class CodecNetwork(nn.Module):
         self.lapped = LappedTransform(order)
         self.encoder = Encoder(settings.channels, settings.encoder_widths)
         self.latent_codec = LatentCodec(settings.channels, scales, level_steps(settings.levels), settings.hyper)
-        self.decoder = Decoder(settings.channels, settings.levels, settings.latent, settings.decoder_widths)
+        self.decoder = Decoder(settings.levels, settings.decoder_widths)
         d = settings.denoiser
         self.denoiser = None if d is None else OneStep(d, settings.channels, settings.levels)
 
@@ -132,7 +132,7 @@ class CodecNetwork(nn.Module):
         """Coefficients after the denoiser, (B, C, h, w), to images."""
         with torch.autocast(y.device.type, enabled=False):
             linear = self.lapped.inverse(y.float())
-        return self.decoder(linear, y, quality) + 0.5  # type: ignore[no-any-return]
+        return self.decoder(linear, quality) + 0.5  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor, quality: Tensor, noise: Tensor, z_noise: Tensor) -> Reconstruction:
         """Train: code and decode; see `LatentCodec.forward`."""

@@ -39,7 +39,7 @@ class CodecLoss:
         margin: how much of that distance is free.
     """
 
-    error: float = 1.0
+    error: float = 2.0
     masking: float = 1.0
     perceptual: float = 0.3
     perceptual_side: int = 128

@@ -8,7 +8,7 @@ from torch import Tensor
 from diffdistill.codec.network import CodecNetwork, CodecSettings
 from diffdistill.codec.saved import save_codec
 
-SETTINGS = CodecSettings(channels=16, hyper=8, latent=8, levels=6, encoder_widths=(8, 8, 8), decoder_widths=(8, 8, 16))
+SETTINGS = CodecSettings(channels=16, hyper=8, levels=6, encoder_widths=(8, 8, 8), decoder_widths=(8, 8))
 
 
 def network(seed: int = 0) -> CodecNetwork:
