@@ -1,13 +1,15 @@
 """The diffusion transformer of the codec, which is run once, on the code.
 
-    w (C, f16) --patches of 2 x 2--> tokens (f32) --blocks--> v, the flow
+    w (C, f16) --a token for each place--> blocks --> + a(t) w + b(t) condition --> v, the flow
 
 Training first makes it a multi-step flow-matching model: with w_t = (1 - t) w + t eps it predicts v = eps - w.
 `OneStep` then moves the code by -rho v.
 
 Notable:
 - there is no text. The condition is a map, which is added to the tokens, and tokens that are pooled from it
-  (latent-conditioned guidance);
+  (latent-conditioned guidance). Its first C channels are a guess of w;
+- v is what the blocks say plus a linear part in each channel, since tokens are narrower than the code. For a w of
+  independent values with variance 1 the best flow is (2t - 1) / ((1 - t)^2 + t^2) w_t, and a(t) starts there;
 - tokens have no positions. A depthwise convolution in each block sees neighbours instead (SANA, arXiv 2410.10629), so
   that images may be larger than the crops of training;
 - attention is over all tokens of an image, or of a tile.
@@ -21,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PATCH = 2
 POOLED = 4  # condition tokens are a grid of 4 x 4
 
 
@@ -79,41 +80,40 @@ class DenoisingTransformer(nn.Module):
     """Predicts the flow v of w.
 
     Args:
-        latent: channels of w.
-        condition: channels of the condition.
+        channels: C, of w.
+        condition: channels of the condition, C or more.
         width: of a token.
         depth: number of blocks.
         heads: number of attention heads.
     """
 
-    def __init__(self, latent: int, condition: int, width: int = 144, depth: int = 3, heads: int = 4) -> None:
+    def __init__(self, channels: int, condition: int, width: int = 192, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
-        self.width = width
-        self.into = nn.Conv2d(latent, width, PATCH, PATCH)
-        self.map = nn.Conv2d(condition, width, PATCH, PATCH)
+        self.channels, self.width = channels, width
+        self.into, self.map = nn.Conv2d(channels, width, 1), nn.Conv2d(condition, width, 1)
         self.pool = nn.Linear(condition, width)
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 6 * width))
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU())
+        self.modulation, self.linear = nn.Linear(width, 6 * width), nn.Linear(width, 2 * channels)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.out = nn.Linear(width, latent * PATCH**2)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = nn.Linear(width, channels)
+        for layer in (self.out, self.modulation, self.linear):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.map.weight)
-        for parameter in self.time[2].parameters():
-            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, time: Tensor, condition: Tensor | None) -> Tensor:
         """v of x.
 
         Args:
-            x: (B, latent, h, w); h and w are even.
-            time: (B,) in [0, 1], or (B, h/2, w/2) for a time per token.
+            x: (B, C, h, w).
+            time: (B,) in [0, 1], or (B, h, w) for a time per token.
             condition: (B, condition, h, w); None for none.
 
         Returns:
-            (B, latent, h, w).
+            (B, C, h, w).
         """
-        grid = x.shape[-2] // PATCH, x.shape[-1] // PATCH
+        grid = x.shape[-2], x.shape[-1]
         tokens = self.into(x)
         if condition is None:
             tokens = tokens + self.map.bias[:, None, None]  # type: ignore[index]
@@ -122,12 +122,20 @@ class DenoisingTransformer(nn.Module):
             tokens = tokens + self.map(condition)
             pooled = self.pool(F.adaptive_avg_pool2d(condition, POOLED).flatten(2).transpose(1, 2))
         tokens = tokens.flatten(2).transpose(1, 2)
-        modulation = self.time(sinusoids(time.flatten(1) if time.dim() > 1 else time, self.width))
-        modulation = modulation.unflatten(-1, (6, self.width))
+        t = time.flatten(1) if time.dim() > 1 else time
+        known = self.time(sinusoids(t, self.width))
+        modulation = self.modulation(known).unflatten(-1, (6, self.width))
         for block in self.blocks:
             tokens = block(tokens, pooled, modulation, grid)
-        made = self.out(self.norm(tokens)).transpose(1, 2).unflatten(2, grid)
-        return F.pixel_shuffle(made, PATCH)
+        made: Tensor = self.out(self.norm(tokens)).transpose(1, 2).unflatten(2, grid)
+        a, b = self.linear(known).chunk(2, -1)
+        best = ((2 * t - 1) / ((1 - t).square() + t.square()))[..., None]
+        a, b = (
+            part.transpose(1, 2).unflatten(2, grid) if part.dim() > 2 else part[..., None, None]
+            for part in (a + best, b)
+        )
+        made = made + a * x
+        return made if condition is None else made + b * condition[:, : self.channels]
 
 
 def sinusoids(time: Tensor, width: int) -> Tensor:

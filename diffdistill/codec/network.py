@@ -115,7 +115,7 @@ class CodecNetwork(nn.Module):
         """Coefficients to images.
 
         Args:
-            y: (B, C, h, w); h and w are even.
+            y: (B, C, h, w).
             quality: (B,) in [0, 100].
             indexes: scale indexes of the entropy model, (B, C, h, w), for the denoiser.
 

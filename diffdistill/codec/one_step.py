@@ -21,11 +21,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 
-from .denoiser import PATCH, DenoisingTransformer
+from .denoiser import DenoisingTransformer
 from .layers import between_levels, convolution, modulated, residuals
 
 TIMES = (0.4, 0.05)  # that the transformer is told at the lowest and the highest quality, at the start
@@ -43,7 +42,7 @@ class DenoiserSettings:
         depth: number of blocks of the transformer.
         heads: number of attention heads; `width` is a multiple of twice as many.
         step: "element" for a step for each element, by quality, channel and scale; "channel" for the same without the
-            scale; "token" for a time for each patch, by quality and scales; "sample" for a time for each quality.
+            scale; "token" for a time for each place, by quality and scales; "sample" for a time for each quality.
         conditional: whether the transformer is told the code and the scales, beside the latent that it denoises.
 
     Raises:
@@ -51,7 +50,7 @@ class DenoiserSettings:
     """
 
     kind: Literal["transformer", "convolutions"] = "transformer"
-    width: int = 144
+    width: int = 192
     depth: int = 3
     heads: int = 4
     step: Literal["element", "channel", "token", "sample"] = "element"
@@ -114,7 +113,7 @@ class OneStep(nn.Module):
         """The code after the step.
 
         Args:
-            y: coefficients (B, C, h, w) as the decoder has them; h and w are even.
+            y: coefficients (B, C, h, w) as the decoder has them.
             indexes: scale indexes of the entropy model, (B, C, h, w).
             quality: (B,) integers in [0, 100].
         """
@@ -130,10 +129,8 @@ class OneStep(nn.Module):
                 rho = rho + self.of_scales(s)
             return self.restored(w - rho * self.transformer(w, time.sigmoid(), told))
         if self.settings.step == "token":
-            mean = F.avg_pool2d(self.of_scales(s), PATCH)  # (B, 1, h/2, w/2)
-            times = torch.sigmoid(time[:, None, None, None] + mean)
-            rho = times.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
-            return self.restored(w - rho * self.transformer(w, times[:, 0], told))
+            times = torch.sigmoid(time[:, None, None, None] + self.of_scales(s))  # (B, 1, h, w)
+            return self.restored(w - times * self.transformer(w, times[:, 0], told))
         t = time.sigmoid()
         return self.restored(w - t[:, None, None, None] * self.transformer(w, t, told))
 

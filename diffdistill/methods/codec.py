@@ -141,7 +141,7 @@ class ImageCodec(Method):
             raise UserError("judge.weight needs a codec with a pre-trained denoiser; name one by init_from")
         transformer = copy.deepcopy(made.denoiser.transformer)
         if not transformer.out.weight.abs().max() > 0:
-            raise UserError("judge.weight: the denoiser is new and predicts zero; pre-train it by CodecFlow")
+            raise UserError("judge.weight: the denoiser is new and knows nothing; pre-train it by CodecFlow")
         judge = judge_of(settings, LatentBackbone(transformer, made.denoiser.settings.conditional))
         judge.add_networks(self.networks, self.optimizers)
         return judge

