@@ -18,7 +18,7 @@ LEAST_STEP, STEP_SLOPE, LARGE_SCALE = 0.4, 0.15, 4.0
 
 
 def cosine_alignment(x0: Tensor, target: Tensor, margin: float = MARGIN) -> Tensor:
-    """The self-distillation loss of DiT-IC (eq. 4): mean of max(0, 1 - margin - cos).
+    """The self-distillation loss of DiT-IC (eq. 4): mean of max(0, 1 - margin - cos), of each sample.
 
     The cosine is that of the channels at each position. Positions that are aligned well enough have no gradient. The
     released code weighs this loss by 0.05.
@@ -29,14 +29,14 @@ def cosine_alignment(x0: Tensor, target: Tensor, margin: float = MARGIN) -> Tens
         margin: 1 - margin is the cosine that is good enough.
 
     Returns:
-        A scalar in [0, 2 - margin].
+        (B,), each in [0, 2 - margin].
 
     >>> x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
     >>> float(cosine_alignment(x, 2 * x)), float(cosine_alignment(-x, x))
     (0.0, 1.5)
     """
     cosine = F.cosine_similarity(x0.float(), target.detach().float(), dim=1)
-    return F.relu(1 - margin - cosine).mean()
+    return F.relu(1 - margin - cosine).mean((1, 2))
 
 
 def contrastive_alignment(a: Tensor, b: Tensor, log_temperature: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,11 +98,9 @@ class CodecNetwork(nn.Module):
         super().__init__()
         self.settings = settings
         self.lapped = LappedTransform(order)
-        self.encoder = Encoder(settings.channels, settings.encoder_widths)
-        self.latent_codec = LatentCodec(settings.channels, scales, level_steps(settings.levels), settings.hyper)
-        self.decoder = Decoder(settings.levels, settings.decoder_widths)
-        d = settings.denoiser
-        self.denoiser = None if d is None else OneStep(d, settings.channels, settings.levels)
+        made = trained_parts(settings, scales, level_steps(settings.levels))
+        self.encoder, self.latent_codec, self.decoder = made["encoder"], made["latent_codec"], made["decoder"]
+        self.denoiser = made.get("denoiser")
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], whose sides are multiples of 64, to coefficients (B, C, H/16, W/16)."""
@@ -145,6 +143,24 @@ class CodecNetwork(nn.Module):
         """What the decoder makes of images (B, 3, H, W), and the bits that all of them are estimated to take."""
         coded = self.latent_codec.rounded(self.encode(images), quality)
         return self.decode(coded.y, quality, coded.indexes).float(), float(coded.y_bits.sum() + coded.z_bits.sum())
+
+
+def trained_parts(settings: CodecSettings, scales: Tensor, steps: Tensor) -> dict[str, Any]:
+    """The networks of a codec by name, all but the transform.
+
+    Args:
+        settings: the shape.
+        scales: (C,) root mean squares of the coefficients, for the start.
+        steps: (L,) quantisation steps, for the start.
+    """
+    made: dict[str, Any] = {
+        "encoder": Encoder(settings.channels, settings.encoder_widths),
+        "latent_codec": LatentCodec(settings.channels, scales, steps, settings.hyper),
+        "decoder": Decoder(settings.levels, settings.decoder_widths),
+    }
+    if settings.denoiser is not None:
+        made["denoiser"] = OneStep(settings.denoiser, settings.channels, settings.levels)
+    return made
 
 
 def level_steps(levels: int) -> Tensor:

@@ -176,6 +176,13 @@ class PretrainedCodecNetwork(nn.Module):
         else:
             self.time = nn.Parameter(torch.linspace(TIMES[0], TIMES[1], levels).logit())
 
+    def train(self, mode: bool = True) -> PretrainedCodecNetwork:
+        """As every module, but that the pretrained networks stay as they run: no statistics of theirs move."""
+        super().train(mode)
+        self.autoencoder.eval()
+        self.transformer.eval()
+        return self
+
     def train_new_parts(self) -> None:
         """Let all that is not pretrained, and the adapters, have gradients; the pretrained weights have none."""
         for name, parameter in self.named_parameters():

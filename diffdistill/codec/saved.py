@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from diffdistill.errors import UserError
 from diffdistill.files import write_atomic
 
+from .lapped import BLOCK
 from .latent_codec import LatentCodec
-from .network import CodecNetwork, CodecSettings
+from .network import CodecNetwork, CodecSettings, trained_parts
 from .one_step import DenoiserSettings
 from .scales import FIRST_BIAS_UNIT, SCALES, SECOND_UNIT, WEIGHT_UNIT, Z_MOST
 from .tables import gaussian_tables, hyper_tables
@@ -43,6 +44,7 @@ _UNITS = {
     "second_bias": SECOND_UNIT,
     "offset": 1,
 }
+TRANSFORM = 3 * BLOCK**2  # channels of the whole transform
 _NARROW = ("first", "second", "offset")  # fit 8 bits
 _MOST_BYTES = 1 << 30
 _SCALES, _PRIOR = "latent_codec.scales.", "latent_codec.prior."
@@ -134,10 +136,24 @@ def load_codec(folder: str | Path) -> SavedCodec[CodecNetwork]:
             given["denoiser"] = DenoiserSettings(**given["denoiser"])
         settings = CodecSettings(**given)
         state = load(data)
-        network = CodecNetwork(settings, state["lapped.channels"].tolist(), torch.ones(settings.channels))
+        channels = state["lapped.channels"]
+        if channels.shape != (settings.channels,) or not bool(((channels >= 0) & (channels < TRANSFORM)).all()):
+            raise ValueError(f"its transform has channels of shape {tuple(channels.shape)}, or numbers out of range")
+        _check_shapes(settings, state)
+        network = CodecNetwork(settings, channels.tolist(), torch.ones(settings.channels))
         z, r_tables = fill(network, state, network.latent_codec, (settings.levels, settings.hyper))
         digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode() + data).hexdigest()
         return SavedCodec(network.to(memory_format=torch.channels_last), z, r_tables, digest)  # type: ignore[call-overload]
+
+
+def _check_shapes(settings: CodecSettings, state: dict[str, Tensor]) -> None:
+    """Raise ValueError unless all tensors have the shapes of the settings; the network itself takes no memory here."""
+    with torch.device("meta"):
+        made = trained_parts(settings, torch.ones(settings.channels), torch.ones(settings.levels))
+    for name, value in nn.ModuleDict(made).state_dict().items():
+        if name not in state or state[name].shape != value.shape:
+            found = tuple(state[name].shape) if name in state else "missing"
+            raise ValueError(f"{name} is {found}; config.json asks for {tuple(value.shape)}")
 
 
 @contextmanager
@@ -185,6 +201,8 @@ def fill(
     """
     z, flat, lengths = (state.pop(f"tables.{name}") for name in ("z", "r", "r_lengths"))
     for name, unit in _UNITS.items():
+        if state[_SCALES + name].dtype != (torch.int8 if name in _NARROW else torch.int32):
+            raise ValueError(f"the integers {_SCALES}{name} are stored as {state[_SCALES + name].dtype}")
         state[_SCALES + name] = state[_SCALES + name].float() / unit
     floats = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
     network.load_state_dict(floats)

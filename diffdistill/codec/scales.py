@@ -3,7 +3,7 @@
     z (integers, f64) --1x1--> >> 6, clamp to 8 bits --1x1, shuffle 4--> + 512 >> 10 --> + offset, clamp --> index (f16)
 
 The index names one of 64 Gaussian tables. Encoder and decoder must agree on every index, since one that differs ruins
-all that follows. So this network is made of integers: weights of 8 bits, sums that stay below 2^24, and shifts. Its
+all that follows. So this network is made of integers: weights of 8 bits, sums that float64 holds, and shifts. Its
 result is the same on every device, with every number of threads and in every precision that holds such integers.
 
 Training uses the same integers in the forward pass and the gradients of the values before rounding.

@@ -177,8 +177,9 @@ class ImageCodec(Method):
         if self.reference is not None:
             with torch.no_grad():
                 target = normalised(network, self.reference.encode(x))
-            found["alignment"] = distance = cosine_alignment(w, target, self.loss.margin)
-            loss = loss + self.loss.alignment * distance
+            distance = cosine_alignment(w, target, self.loss.margin)
+            loss = loss + self.trade.aligned(distance, quality)
+            found["alignment"] = distance.mean()
         if self.judge is not None:
             batch["cond"], carry["x0"] = {CONDITION: condition_of(network, made.coded).detach()}, w.detach()
             push, more = self.judge.loss(w, batch["cond"], random, residual="vsd", weight=self.judging.of_time)

@@ -1,7 +1,7 @@
 """The codec around a pretrained autoencoder and transformer: adapters on both, and all between from nothing (DiT-IC).
 
     loss = bits a pixel + squared error + perceptual distance     by quality, as `ImageCodec` weighs them
-         + alignment of x0 with the clean latent                  self-distillation, weight 0.05
+         + alignment of x0 with the clean latent                  self-distillation, 0.05 of the perceptual weight
          + alignment of the condition with the clean latent       off by default, as in the released code
 
 Notable:
@@ -98,7 +98,7 @@ class PretrainedImageCodec(Method):
                 ParameterGroup(r"latent_codec\.(hyper_)?gain", 5e-4),
             ),
         ),
-        loss: CodecLoss = CodecLoss(error=0.025, masking=0.0, perceptual=0.1, perceptual_side=256, alignment=0.05),
+        loss: CodecLoss = CodecLoss(error=0.025, masking=0.0, perceptual=0.1, perceptual_side=256, alignment=0.005),
         contrastive: float = 0.0,
         crop: int = 256,
         low_qualities: float = 1.4,
@@ -159,7 +159,7 @@ class PretrainedImageCodec(Method):
         made = self.networks["codec"](x, quality, noise, z_noise)
         loss, logs = self.trade(x, made, quality, random)
         aligned = cosine_alignment(made.latent, made.target, self.loss.margin)
-        loss, logs["alignment"] = loss + self.loss.alignment * aligned, aligned
+        loss, logs["alignment"] = loss + self.trade.aligned(aligned, quality), aligned
         if self.contrastive:
             a, b, log_temperature = self.networks["pair"](made.condition.float(), made.target)
             contrast = contrastive_alignment(random.gather(a.float()), random.gather(b.float()), log_temperature)

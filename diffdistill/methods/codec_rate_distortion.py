@@ -35,7 +35,8 @@ class CodecLoss:
         perceptual: weight of the perceptual distance, beside its weight by quality; 0 for none.
         perceptual_side: side in pixels of the part of a crop on which the perceptual distance is measured.
         alignment: weight of the distance between the direction of the denoised code and that of the encoder's, at each
-            place (DiT-IC's self-distillation; 0.05 in its released code). It needs `init_from`.
+            place, beside the perceptual weight by quality (DiT-IC's self-distillation; its released code has 0.05 of
+            the weight of LPIPS). It needs `init_from`.
         margin: how much of that distance is free.
     """
 
@@ -92,6 +93,11 @@ class RateDistortion:
             total = total + loss.perceptual * weights[:, 1] * distance
             logs["perceptual"] = distance
         return (weights[:, 2] * total).mean(), logs
+
+    def aligned(self, distances: Tensor, quality: Tensor) -> Tensor:
+        """The term of an alignment (B,) in the loss of a batch."""
+        weights = weights_of(quality)
+        return self.settings.alignment * (weights[:, 2] * weights[:, 1] * distances).mean()
 
     @torch.no_grad()
     def show(self, network: Any, crops: Crops, device: torch.device) -> Validation:

@@ -21,11 +21,13 @@ def test_the_cosine_alignment_of_an_angle(degrees: float) -> None:
     angle = math.radians(degrees)
     target = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(2, 2, 3, 5)
     x0 = (7 * torch.tensor([math.cos(angle), math.sin(angle)])).view(1, 2, 1, 1).repeat(2, 1, 3, 5).requires_grad_()
-    found = cosine_alignment(x0, target)
+    found = cosine_alignment(x0, target).mean()
     assert found.item() == pytest.approx(max(0.0, 0.5 - math.cos(angle)), abs=1e-6)
     found.backward()
     assert x0.grad is not None and bool(x0.grad.abs().sum() > 0) == (degrees > 60)
-    assert cosine_alignment(x0, target, margin=0.1).item() == pytest.approx(max(0.0, 0.9 - math.cos(angle)), abs=1e-6)
+    assert cosine_alignment(x0, target, margin=0.1)[1].item() == pytest.approx(
+        max(0.0, 0.9 - math.cos(angle)), abs=1e-6
+    )
 
 
 def test_the_contrastive_alignment_of_orthogonal_embeddings() -> None:
