@@ -11,8 +11,8 @@ from small_codec import picture
 from small_pretrained import SETTINGS, save_parts, transformer
 
 from diffdistill.codec import Codec
-from diffdistill.codec.bitstream import from_bytes
 from diffdistill.codec.adapters import is_adapter
+from diffdistill.codec.bitstream import from_bytes
 from diffdistill.codec.pretrained_source import PretrainedSource
 from diffdistill.data.photographs import PhotographData
 from diffdistill.distill import SampleRandom
