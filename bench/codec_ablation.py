@@ -82,7 +82,7 @@ def main() -> None:
             made[name] = _kept(o, name, (ARMS[arm], seed), lambda arm=arm, seed=seed: of_arm(arm, o, seed))
             print(json.dumps({name: made[name]["mean"]}), file=sys.stderr, flush=True)
     if "all three alignments" in o.arms:
-        made["20 steps"] = _kept(o, "20 steps", ("measure", "20 steps"), lambda: many_steps(o))
+        made["20 steps"] = _kept(o, "20 steps", ("20 steps", o.seeds[0]), lambda: many_steps(o))
     print(
         json.dumps(
             {name: {k: row[k] for k in ("mean", "parameters") if k in row} for name, row in made.items()}, indent=1
@@ -92,12 +92,13 @@ def main() -> None:
 
 def _digest(o: argparse.Namespace, of: Any) -> str:
     """A short hash of everything that a result is made from."""
-    everything = (Codec(o.codec).fingerprint, o.train, o.samples, o.flow_samples, repr(of))
+    photographs = [open_source(path).digest() for path in (o.train, o.images)]
+    everything = (Codec(o.codec).fingerprint, photographs, o.samples, o.flow_samples, repr(of))
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:10]
 
 
 def _kept(o: argparse.Namespace, name: str, of: Any, make: Any) -> dict[str, Any]:
-    digest = _digest(o, (of, str(o.images), tuple(o.qualities), o.vgg))
+    digest = _digest(o, (of, tuple(o.qualities), o.vgg))
     file = o.out / f"{name.replace(' ', '_').replace(',', '')}-{digest}.json"
     if file.is_file():
         return json.loads(file.read_text())  # type: ignore[no-any-return]

@@ -21,6 +21,7 @@ import torch
 from diffdistill.cli.codec.eval import QUALITIES, read_photographs
 from diffdistill.cli.main import guard
 from diffdistill.codec import Codec
+from diffdistill.errors import UserError
 from diffdistill.evaluation.rate.classic import CLASSIC
 from diffdistill.evaluation.rate.comparison import Comparison
 from diffdistill.evaluation.rate.curves import bd_rate, value_at
@@ -41,14 +42,20 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", help="only these images")
     parser.add_argument("--qualities", type=int, nargs="+", default=QUALITIES, help="of the codec")
     o = parser.parse_args()
-    images = {Path(label).stem: image for label, image in read_photographs(o.images).items()}
+    found = read_photographs(o.images)
+    images = {Path(label).stem: image for label, image in found.items()}
+    if len(images) < len(found):
+        raise UserError(f"two photographs of {o.images} have one name but for its ending or folder; rename one")
     if o.names:
+        if missing := [name for name in o.names if name not in images]:
+            raise UserError(f"{o.images} has no photograph {missing[0]!r}; there are {', '.join(images)}")
         images = {name: images[name] for name in o.names}
     metrics = check_metrics(["psnr", "ms_ssim", "st_alex", *(["st_vgg"] if o.vgg else [])])
     codec = Codec(o.codec)
     rows = Comparison(images, codec, codec.fingerprint, o.qualities, CLASSIC, metrics, o.out).curves()
     names = [name for name in NATURAL if name in images] or list(images)
-    print(json.dumps(summary(rows, names, [metric.key for metric in metrics]), indent=1))
+    about = {"photographs": names, "bpp_of_rival": BETWEEN}
+    print(json.dumps({**about, **summary(rows, names, [metric.key for metric in metrics])}, indent=1))
 
 
 def summary(rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:

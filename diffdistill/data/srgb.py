@@ -17,7 +17,7 @@ import numpy as np
 
 _TO_SRGB_MODES = {"RGB": "RGB", "L": "RGB", "CMYK": "RGB"}
 _SAME = 2  # levels
-_ORIENTATION = 0x112
+_ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x112, 262, 339
 
 
 class RefusedError(Exception):
@@ -38,6 +38,10 @@ def to_eight_bits(picture: Any, data: bytes, bits: int) -> Any:
     from PIL import Image
 
     mode = picture.mode
+    if picture.format == "TIFF" and bits <= 16:
+        tags = getattr(picture, "tag_v2", {})
+        if 2 in tuple(tags.get(_SAMPLE_FORMAT, (1,))) or tags.get(_PHOTOMETRIC) == 0:
+            raise RefusedError(f"has {bits} bits per channel that are signed, or whose zero is white; it is not read")
     if picture.format in ("PPM", "AVIF") and mode in ("RGB", "RGBA", "L", "LA"):
         picture.load()  # these decoders scale by themselves, and round
         return picture
@@ -47,7 +51,8 @@ def to_eight_bits(picture: Any, data: bytes, bits: int) -> Any:
             raise RefusedError("has float values outside of [0, 1]; only such are scaled to 8 bits")
         made = Image.fromarray((values * 255 + 0.5).astype(np.uint8))
     elif mode.startswith("I;16") or mode == "I" and bits <= 16:
-        made = Image.fromarray(_from_16(np.asarray(picture).astype(np.uint32)))
+        most = (1 << bits) - 1 if picture.format == "TIFF" else 65535  # Pillow gives values of a TIFF as they are
+        made = Image.fromarray(_scaled(np.asarray(picture).astype(np.uint32), most))
     elif bits == 16 and mode in ("RGB", "RGBA"):
         made = Image.fromarray(_colours_of_16(picture, data))
     else:
@@ -58,8 +63,8 @@ def to_eight_bits(picture: Any, data: bytes, bits: int) -> Any:
     return made
 
 
-def _from_16(values: np.ndarray) -> np.ndarray:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _scaled(values: np.ndarray, most: int) -> np.ndarray:
+    return ((values.astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8)
 
 
 def _colours_of_16(picture: Any, data: bytes) -> np.ndarray:
@@ -78,7 +83,7 @@ def _colours_of_16(picture: Any, data: bytes) -> np.ndarray:
             tiles.append(tile._replace(args=swapped if isinstance(tile.args, tuple) else swapped[0]))
         again.tile = tiles
         low = np.asarray(again).astype(np.uint32)
-    return _from_16(high << 8 | low)
+    return _scaled(high << 8 | low, 65535)
 
 
 def to_srgb(picture: Any, profile: bytes | None, notices: list[str]) -> Any:

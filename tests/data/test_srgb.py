@@ -1,6 +1,7 @@
 """What `read` makes of transparent parts, colour profiles, deep and grey images, and what it says of it."""
 
 import base64
+import struct
 
 import numpy as np
 import pytest
@@ -182,3 +183,21 @@ def test_cmyk_goes_through_its_profile() -> None:
     wanted = np.array([[255 - 255 * max(c, m, y, k)] * 3 for c, m, y, k in corners])  # each ink of it is black
     assert np.abs(found[0] - wanted).max() <= 2 and found.max() >= 253
     assert notices == ("converted from the colour profile 'without a name' to sRGB",)
+
+
+def grey_tiff(data: bytes, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """An uncompressed grey TIFF of 8 x 8 pixels."""
+    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (273, 134), (277, 1), (278, 8),
+            (279, len(data)), (339, sample_format)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 3 if tag != 273 and tag != 279 else 4, 1, v) for tag, v in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def test_tiffs_of_many_bits_are_scaled_by_their_own_white() -> None:
+    found, _ = pixels(grey_tiff(b"\xff" * 96, 12), DEEP)
+    assert found.min() == 255  # 4095 is white
+    found, _ = pixels(grey_tiff(b"\xff" * 128, 16), DEEP)
+    assert found.min() == 255
+    for data in (grey_tiff(b"\xff" * 128, 16, photometric=0), grey_tiff(bytes(128), 16, sample_format=2)):
+        with pytest.raises(CorruptPictureError, match="signed, or whose zero is white"):
+            pixels(data, DEEP)

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-BLOCK = {"jpeg": 8}  # pixels; all other codecs here are looked at on a grid of 16
+SIDES = (8, 16)  # pixels; the larger of both ratios counts, for each codec
 USUAL = 16
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from diffdistill.evaluation.rate.classic import ClassicCodec
 from diffdistill.evaluation.rate.crops import SIDE, links, write_crops
-from diffdistill.evaluation.rate.kept import KeptRows, file_names, made_by, pixels_digest
+from diffdistill.evaluation.rate.kept import MEASURED_BY, KeptRows, file_names, made_by, pixels_digest
 from diffdistill.evaluation.rate.measures import OURS, ImageCoder, Metric, RateMeasure
-from diffdistill.evaluation.rate.search import best_within
+from diffdistill.evaluation.rate.search import best_of_branches
 from diffdistill.files import write_atomic
 
 ENDINGS = {OURS: "ddc", "jpeg": "jpg"}
@@ -73,6 +73,7 @@ class Comparison:
             "rivals": {name: repr(rival) for name, rival in self.rivals.items()},
             "metrics": [metric.option for metric in self.metrics],
             "bpp": self.bpp,
+            "measured_by": MEASURED_BY,
             **made_by(),
         }
 
@@ -131,7 +132,8 @@ class Comparison:
         most, files, made = int(self.bpp * image[0].numel() / 8), {}, {}
         for codec, coder in self.coders.items():
             low = 0 if codec == OURS else self.rivals[codec].qualities[0]
-            best = best_within(lambda quality, coder=coder: coder.encode(image, quality), most, low)  # type: ignore[misc]
+            jumps = () if codec == OURS else self.rivals[codec].jumps
+            best = best_of_branches(lambda quality, coder=coder: coder.encode(image, quality), most, low, jumps)  # type: ignore[misc]
             made[codec] = coder.decode(best.data)
             row = self.measure(codec, image, made[codec], best.data)
             files[codec] = {"quality": best.quality, "fits": best.fits, **row}
@@ -189,7 +191,7 @@ class Comparison:
     def _made_from(self, codec: str, name: str) -> dict[str, Any]:
         own = {"model": self.fingerprint} if codec == OURS else {"codec": repr(self.rivals[codec]), **made_by()}
         options = [metric.option for metric in self.metrics if metric.option != "kd"]
-        return {"pixels": self._pixels[name], **own, "metrics": options}
+        return {"pixels": self._pixels[name], **own, "metrics": options, "measured_by": MEASURED_BY}
 
     def _file(self, codec: str, name: str, quality: int) -> Path:
         return self.folder / "files" / codec / f"{self.names[name]}-q{quality}.{_ending(codec)}"

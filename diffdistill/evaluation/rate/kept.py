@@ -13,6 +13,10 @@ from torch import Tensor
 
 from diffdistill.files import write_json_atomic
 
+MEASURED_BY = (
+    2  # goes up with each change of decoding or of a metric that changes numbers, so that old rows are not kept
+)
+
 
 def pixels_digest(image: Tensor) -> str:
     """SHA-256 of the shape and the pixels of a uint8 image (3, H, W)."""

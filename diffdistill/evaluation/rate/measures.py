@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.rate.block_grid import BLOCK, USUAL, block_grid
+from diffdistill.evaluation.rate.block_grid import SIDES, USUAL, block_grid
 
 OURS = "ours"
 
@@ -128,7 +128,7 @@ class RateMeasure:
         """Bytes, bits a pixel, the metrics and the block grid; None for a number that is not finite.
 
         Args:
-            codec: its name, which says how large its blocks are.
+            codec: its name, for messages.
             image: uint8 tensor of shape (3, H, W).
             made: what the file decodes to, of the same shape.
             data: the file.
@@ -138,7 +138,7 @@ class RateMeasure:
         found: dict[str, Any] = {"bytes": len(data), "bpp": 8 * len(data) / image[0].numel()}
         for key, measure in self._measures.items():
             found[key] = _finite(float(measure(image[None], made[None])))
-        return found | {"block_grid": _finite(block_grid(image, made, BLOCK.get(codec, USUAL)))}
+        return found | {"block_grid": _finite(max(block_grid(image, made, side) for side in SIDES))}
 
 
 def _finite(value: float) -> float | None:

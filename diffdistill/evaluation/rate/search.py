@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -18,6 +18,20 @@ class Within(NamedTuple):
     data: bytes
     quality: int
     fits: bool
+
+
+def best_of_branches(encode: Callable[[int], bytes], most: int, low: int, jumps: Sequence[int] = ()) -> Within:
+    """`best_within`, where sizes rise with quality but at some qualities fall: the highest branch that fits.
+
+    >>> sizes = [10, 20, 30, 15, 25, 35]  # they fall at 3
+    >>> best_of_branches(lambda quality: bytes(sizes[min(quality, 5)]), 22, 0, (3,))[1:]
+    (3, True)
+    """
+    starts = [low, *(jump for jump in jumps if jump > low)]
+    ends = [*(start - 1 for start in starts[1:]), 100]
+    found = [best_within(encode, most, start, end) for start, end in zip(starts, ends, strict=True)]
+    fitting = [within for within in found if within.fits]
+    return fitting[-1] if fitting else found[0]
 
 
 def best_within(encode: Callable[[int], bytes], most: int, low: int = 0, high: int = 100) -> Within:
