@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         "-m",
         "--model",
         default="assets/codec",
-        help="folder of a trained codec (default: assets/codec, which does not ship yet)",
+        help="folder of a trained codec (default: the one that ships, assets/codec)",
     )
     parser.add_argument("--size", type=_size, default=(768, 512), help="of the image (default: 768x512)")
     parser.add_argument("--image", help="a photograph, which is resized; by default noise with a photograph's spectrum")

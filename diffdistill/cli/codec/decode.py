@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
         "-m",
         "--model",
         default="assets/codec",
-        help="folder of a trained codec (default: assets/codec, which does not ship yet)",
+        help="folder of a trained codec (default: the one that ships, assets/codec)",
     )
     add_jobs(parser)
     parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
         "-m",
         "--model",
         default="assets/codec",
-        help="folder of a trained codec (default: assets/codec, which does not ship yet)",
+        help="folder of a trained codec (default: the one that ships, assets/codec)",
     )
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("-q", "--quality", type=int, help="0 (smallest) to 100 (best); 50 by default")

@@ -78,7 +78,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         "-m",
         "--model",
         default="assets/codec",
-        help="folder of a trained codec (default: assets/codec, which does not ship yet)",
+        help="folder of a trained codec (default: the one that ships, assets/codec)",
     )
     parser.add_argument(
         "--qualities", type=_numbers, default=list(QUALITIES), help="of the codec's curve, such as 0,30,60,90"
