@@ -76,7 +76,7 @@ def between_levels(table: Tensor, quality: Tensor, most: int = 100) -> Tensor:
     low = place.floor().clamp(0, len(table) - 2)
     share = (place - low).view(-1, *[1] * (table.dim() - 1))
     low = low.long()
-    return table[low] * (1 - share) + table[low + 1] * share
+    return table.index_select(0, low) * (1 - share) + table.index_select(0, low + 1) * share
 
 
 def modulated(x: Tensor, table: Tensor, quality: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -165,7 +166,9 @@ def trained_parts(settings: CodecSettings, scales: Tensor, steps: Tensor) -> dic
 
 def level_steps(levels: int) -> Tensor:
     """Quantisation steps of so many levels, between the six that are known to give 0.05 to 0.5 bits a pixel."""
-    known = torch.tensor(STEPS).log()
-    places = torch.linspace(0, len(STEPS) - 1, levels)
-    low = places.floor().long().clamp(max=len(STEPS) - 2)
-    return (known[low] + (places - low) * (known[low + 1] - known[low])).exp()
+    known, found = [math.log(step) for step in STEPS], []
+    for level in range(levels):
+        place = level * (len(known) - 1) / (levels - 1)
+        low = min(int(place), len(known) - 2)
+        found.append(math.exp(known[low] + (place - low) * (known[low + 1] - known[low])))
+    return torch.tensor(found)

@@ -120,5 +120,5 @@ def integers_between(table: Tensor, quality: Tensor) -> Tensor:
     span = QUALITIES // (len(table) - 1)
     low = (quality.long() // span).clamp(0, len(table) - 2)
     f = (quality - low * span)[:, None].to(table.dtype)
-    total = table[low] * (span - f) + table[low + 1] * f
+    total = table.index_select(0, low) * (span - f) + table.index_select(0, low + 1) * f
     return straight_through(total / span, ((total.detach() + span // 2) / span).floor())
