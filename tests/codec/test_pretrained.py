@@ -66,7 +66,7 @@ def real() -> PretrainedCodecNetwork:
             cross_attention_head_dim=72, cross_attention_dim=1152,
         )  # fmt: skip
         sizes = count(vae.encoder), count(vae.decoder), count(sana)
-        made = PretrainedCodecNetwork(vae, sana, PretrainedSettings())
+        made = PretrainedCodecNetwork(vae, sana, PretrainedSettings()).to("meta")
     assert [round(size, 1) for size in sizes] == [153.0, 159.2, 591.7]
     return made
 
@@ -107,14 +107,12 @@ def test_adapters_are_on_the_named_layers_and_only_they_are_trained(real: Pretra
 
 
 def test_shapes_at_real_size(real: PretrainedCodecNetwork) -> None:
-    with torch.device("meta"):
-        y, quality = real.encode(torch.empty(1, 3, 512, 768)), torch.empty(1)
-        coded = real.latent_codec.hyper_latent(y, quality)
-        images, x0 = real.decode_with_latent(y, quality, torch.empty_like(y))
+    y, quality = real.encode(torch.empty(1, 3, 512, 768, device="meta")), torch.empty(1, device="meta")
+    coded = real.latent_codec.hyper_latent(y, quality)
+    images, x0 = real.decode_with_latent(y, quality, torch.empty_like(y))
     assert y.shape == (1, 320, 8, 12) and coded.shape == (1, 160, 2, 3)
     assert x0.shape == (1, 32, 16, 24) and images.shape == (1, 3, 512, 768)
-    with torch.device("meta"):
-        assert real.tokens(y).shape == (1, 77, 2304)
+    assert real.tokens(y).shape == (1, 77, 2304)
 
 
 # ---- the step ----------------------------------------------------------------------------------------------------
