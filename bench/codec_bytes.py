@@ -49,8 +49,9 @@ def main() -> None:
 def of_file(codec: Codec, image: torch.Tensor, quality: int) -> tuple[int, float, float]:
     """Bytes of the file, bytes of its entropy under the tables, and bytes that training estimates."""
     found, _ = codec.integers(image, quality)
+    multiple = codec.network.multiple
     padded = torch.nn.functional.pad(
-        image[None].float() / 255, (0, -image.shape[2] % 64, 0, -image.shape[1] % 64), "replicate"
+        image[None].float() / 255, (0, -image.shape[2] % multiple, 0, -image.shape[1] % multiple), "replicate"
     )
     coded = codec.network.latent_codec.rounded(codec.network.encode(padded), torch.tensor([float(quality)]))
     estimate = float(coded.y_bits.sum() + coded.z_bits.sum()) / 8

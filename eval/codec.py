@@ -1,4 +1,4 @@
-"""`accelerate launch eval/codec.py ...`: the same as `diffdistill codec eval`. One process does the work."""
+"""`accelerate launch eval/codec.py ...`: the same as `diffdistill codec eval`."""
 
 import sys
 

@@ -214,25 +214,22 @@ class PretrainedCodecNetwork(nn.Module):
 
     # ---- the code to images -------------------------------------------------------------------------------------
 
-    def decode(self, y: Tensor, quality: Tensor, indexes: Tensor, latent: Tensor | None = None) -> Tensor:
+    def decode(self, y: Tensor, quality: Tensor, indexes: Tensor) -> Tensor:
         """The code to images.
 
         Args:
             y: (B, C, h, w).
             quality: (B,) in [0, 100].
             indexes: scale indexes of the entropy model, (B, C, h, w).
-            latent: x0 in place of that after the step, (B, K, 2 h, 2 w).
 
         Returns:
             (B, 3, 64 h, 64 w), not clamped.
         """
-        return self.decode_with_latent(y, quality, indexes, latent)[0]
+        return self.decode_with_latent(y, quality, indexes)[0]
 
-    def decode_with_latent(
-        self, y: Tensor, quality: Tensor, indexes: Tensor, latent: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`decode`, and the latent x0 after the step."""
-        x0 = self._step(y, quality, indexes, self.tokens(y)) if latent is None else latent
+    def decode_with_latent(self, y: Tensor, quality: Tensor, indexes: Tensor) -> tuple[Tensor, Tensor]:
+        """`decode`, and the latent x0 (B, K, 2 h, 2 w) after the step."""
+        x0 = self._step(y, quality, indexes, self.tokens(y))
         return self.pixels(x0), x0
 
     def latent(self, y: Tensor, quality: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
     encode   tiles of 1024 pixels with a halo of 128, which is cut off: the coefficients are those of the whole image
     decode   tiles of at most 1024 pixels that overlap by 128 or more, blended by weights that fall linearly
 
-The encoder's halo covers all that its convolutions see, so that only rounding differs. The decoder sees 260 pixels far,
-and a denoiser sees its whole tile, so tiles are blended: the outer 32 pixels of an overlap are those of one tile alone,
-and the ramp lies between. Without a denoiser this differs from the whole image by one level of 255 at most, in about
-one value of a thousand. Pretrained networks have attention, so neither holds for them: a tile decides what they see.
+The encoder's halo covers all that its convolutions see, so that only rounding differs. The decoder sees some 130 pixels
+far, and a denoiser sees its whole tile, so tiles are blended: the outer 32 pixels of an overlap are those of one tile
+alone, and the ramp lies between. Without a denoiser this differs from the whole image by one level of 255 at most, in
+about one value of a thousand. Pretrained networks have attention, so neither holds for them: they see their tile.
 An image that fits into one tile is processed at once. The format knows no tiles.
 """
 

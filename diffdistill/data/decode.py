@@ -108,7 +108,7 @@ def read(
             if width * height > most:
                 raise CorruptPictureError(f"{what} is {width}x{height}; at most {most:,} pixels are read")
             if (bits := _bits(picture, data)) > 8 and not how.eight_bit:
-                hint = "" if how == Reading() else "; eight_bit scales them to 8"
+                hint = "" if how == Reading() else "; --eight_bit scales them to 8"
                 raise CorruptPictureError(f"{what} has {bits} bits per channel; only 8 bits per channel are read{hint}")
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # in a camera's MPO the first frame is the image

@@ -148,7 +148,10 @@ def test_what_is_refused(
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refused(photos=str(tmp_path / "empty"))
     assert "with other --qualities and --bpp" in refused("--qualities", "0,100", "--bpp", "2", to=out)
-    assert "holds no comparison" in refused(to=Path(photos))
+    assert "lies inside of" in refused(to=Path(photos) / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    assert "holds no comparison" in refused(to=tmp_path / "other")
     assert not (tmp_path / "new").exists()
     assert "there is no codec at" in refused("-m", str(tmp_path))
 

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def test_what_is_refused_by_name(model: str, tmp_path: Path, capsys: pytest.Capt
 
     clear = Image.new("RGBA", (8, 8))
     assert "a.png has transparent parts, which are refused" in of(encoded(clear), "--alpha", "refuse")
-    assert "only 8 bits per channel are read; eight_bit scales them to 8" in of(encoded(np.zeros((8, 8), np.uint16)))
+    assert "only 8 bits per channel are read; --eight_bit scales them to 8" in of(encoded(np.zeros((8, 8), np.uint16)))
     assert "a.png has 32 bits per channel; only 8" in of(encoded(np.zeros((8, 8), np.float32), "TIFF"))
     assert "outside of [0, 1]" in of(encoded(np.full((8, 8), 2, np.float32), "TIFF"), "--eight_bit")
     assert "a.png is CMYK without a colour profile" in of(encoded(Image.new("CMYK", (8, 8)), "JPEG"))
@@ -79,8 +80,17 @@ def test_what_is_refused_by_name(model: str, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "a.ddc").exists()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, since another number of threads may round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_jobs_give_the_same_files_and_lines_in_order(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -17,7 +17,7 @@ from diffdistill.evaluation.distances.frechet import (
     frechet_distance_of,
     frechet_terms,
 )
-from diffdistill.evaluation.distances.kernel import kernel_distance, kernel_distance_subsets
+from diffdistill.evaluation.distances.kernel import biased_kernel_distance, kernel_distance, kernel_distance_subsets
 from diffdistill.evaluation.features.statistics import FeatureStatistics
 
 
@@ -307,3 +307,15 @@ def test_docstring_examples(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted
     assert not result.failed
+
+
+def test_the_biased_distance_is_the_unbiased_one_with_the_diagonals() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 5, generator=draw), torch.randn(9, 5, generator=draw) + 0.3
+
+    def k(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.double() @ b.double().T / 5 + 1) ** 3
+
+    expected = float(k(x, x).mean() + k(y, y).mean() - 2 * k(x, y).mean())
+    assert biased_kernel_distance(x, y, tile=4) == pytest.approx(expected, rel=1e-12)
+    assert biased_kernel_distance(x, x.clone()) == 0 and biased_kernel_distance(x, y) > kernel_distance(x, y)[0]

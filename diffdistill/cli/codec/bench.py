@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.paths import find
+from diffdistill.cli.codec.model import add_model, open_model
 from diffdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,17 +22,11 @@ def main(argv: Sequence[str]) -> None:
         UserError: bad input, or an interpreter without compressai was named.
     """
     parser = OneLineParser(prog="diffdistill codec bench", description=(main.__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "-m",
-        "--model",
-        default="assets/codec",
-        help="folder of a trained codec (default: the one that ships, assets/codec)",
-    )
+    add_model(parser)
     parser.add_argument("--size", type=_size, default=(768, 512), help="of the image (default: 768x512)")
     parser.add_argument("--image", help="a photograph, which is resized; by default noise with a photograph's spectrum")
     parser.add_argument("-q", "--quality", type=int, default=50, help="0 (smallest) to 100 (best); 50 by default")
     parser.add_argument("--runs", type=int, default=5, help="how many are counted, after one that is not (default: 5)")
-    parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; by default its own choice")
     parser.add_argument("--compressai_python", metavar="PATH", help="an interpreter that has the package compressai")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -46,14 +40,14 @@ def main(argv: Sequence[str]) -> None:
     import torch
 
     from diffdistill.cli.codec.timing import has_compressai, time_avif, time_codec, time_compressai
-    from diffdistill.codec import Codec
 
     if o.threads:
         torch.set_num_threads(o.threads)
-    codec = Codec(find(o.model), o.device)
+    codec = open_model(o)
     image = _noise(o.size) if o.image is None else _resized(o.image, o.size)
     own = time_codec(codec, image, o.quality, o.runs)
-    others = [{"codec": "AVIF", **time_avif(image, own["bytes"], o.runs)}]
+    avif = time_avif(image, own["bytes"], o.runs)
+    others = [{"codec": "AVIF" if avif["fits"] else "AVIF, its smallest file", **avif}]
     if python := o.compressai_python or has_compressai():
         others += time_compressai(python, o.size, o.runs)
     width, height = o.size

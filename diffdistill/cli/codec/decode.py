@@ -8,8 +8,8 @@ from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.codec.jobs import Job, as_png, jobs, run, write
+from diffdistill.cli.codec.model import add_model, open_model
 from diffdistill.cli.codec.parallel import add_jobs, check_jobs
-from diffdistill.cli.paths import find
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,24 +21,17 @@ def main(argv: Sequence[str]) -> None:
     parser = OneLineParser(prog="diffdistill codec decode", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="IN", help=".ddc files, folders of them, or - for standard input")
     parser.add_argument("-o", "--out", required=True, help="a .png file, a folder, or - for standard output")
-    parser.add_argument(
-        "-m",
-        "--model",
-        default="assets/codec",
-        help="folder of a trained codec (default: the one that ships, assets/codec)",
-    )
+    add_model(parser)
     add_jobs(parser)
-    parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     o = parser.parse_args(list(argv))
     check_jobs(o.jobs)
     found = jobs(o.inputs, o.out, (".ddc",), ".png", o.overwrite)
 
-    from diffdistill.codec import Codec
     from diffdistill.codec.bitstream import from_bytes
 
-    codec = Codec(find(o.model), o.device)
+    codec = open_model(o)
 
     def work(job: Job) -> dict[str, Any]:
         begin = time.perf_counter()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.codec.jobs import STANDARD, Job, as_png, jobs, run, write
+from diffdistill.cli.codec.model import add_model, open_model
 from diffdistill.cli.codec.parallel import add_jobs, check_jobs
-from diffdistill.cli.paths import find
 from diffdistill.data.listing import PICTURES
 from diffdistill.errors import UserError
 
@@ -23,12 +23,7 @@ def main(argv: Sequence[str]) -> None:
     parser = OneLineParser(prog="diffdistill codec encode", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("inputs", nargs="+", metavar="IN", help="images, folders of images, or - for standard input")
     parser.add_argument("-o", "--out", required=True, help="a .ddc file, a folder, or - for standard output")
-    parser.add_argument(
-        "-m",
-        "--model",
-        default="assets/codec",
-        help="folder of a trained codec (default: the one that ships, assets/codec)",
-    )
+    add_model(parser)
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("-q", "--quality", type=int, help="0 (smallest) to 100 (best); 50 by default")
     rate.add_argument("--target_bpp", type=float, help="the best quality of at most so many bits a pixel")
@@ -43,7 +38,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--verify", action="store_true", help="decode each file again, and store a checksum of it")
     parser.add_argument("--recon", metavar="PNG", help="also write what the file decodes to: a .png file, or a folder")
     add_jobs(parser)
-    parser.add_argument("--device", default="cpu", help="where the networks run (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     o = parser.parse_args(list(argv))
@@ -55,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} is {value:g}; it must be above 0")
     check_jobs(o.jobs)
-    found = jobs(o.inputs, o.out, PICTURES, ".ddc", o.overwrite)
+    todo = jobs(o.inputs, o.out, PICTURES, ".ddc", o.overwrite)
     recons: dict[str, Job] = {}
     if o.recon is not None:
         if o.recon == STANDARD:
@@ -64,11 +58,11 @@ def main(argv: Sequence[str]) -> None:
 
     from PIL import Image
 
-    from diffdistill.codec import Codec
     from diffdistill.codec.bitstream import MOST_PIXELS
     from diffdistill.data.decode import Reading, read
+    from diffdistill.evaluation.rate.search import best_within
 
-    codec = Codec(find(o.model), o.device)
+    codec = open_model(o)
     how = Reading(o.alpha, profiles=True, eight_bit=o.eight_bit, keep_grey=True)
 
     def work(job: Job) -> dict[str, Any]:
@@ -80,7 +74,10 @@ def main(argv: Sequence[str]) -> None:
             data, used = codec.encode(image, quality, o.verify), quality
         else:
             analysis = codec.analyse(image)
-            data, used = best_within(lambda q: codec.encode(analysis, q, o.verify), most, job.name)
+            found = best_within(lambda q: codec.encode(analysis, q, o.verify), most)
+            data, used = found.data, found.quality
+            if not found.fits:
+                raise UserError(f"{job.name} takes {len(data):,} bytes at the lowest quality; {most:,} were asked for")
         if o.verify or o.recon is not None:
             again = codec.decode(data, job.name)
             if again.shape[1:] != image.shape[1:]:
@@ -101,26 +98,6 @@ def main(argv: Sequence[str]) -> None:
 
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS  # above it Pillow warns, and `read` refuses
     try:
-        run(found, work, o.json, o.jobs)
+        run(todo, work, o.json, o.jobs)
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def best_within(encode: Callable[[int], bytes], most: int, name: str) -> tuple[bytes, int]:
-    """The file of the highest quality that has at most `most` bytes, and its quality.
-
-    Raises:
-        UserError: even the lowest quality takes more.
-    """
-    low, best = encode(0), 0
-    if len(low) > most:
-        raise UserError(f"{name} takes {len(low):,} bytes at the lowest quality; {most:,} were asked for")
-    above = 101
-    while above - best > 1:  # sizes rise with quality
-        middle = (best + above) // 2
-        data = encode(middle)
-        if len(data) <= most:
-            low, best = data, middle
-        else:
-            above = middle
-    return low, best

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffdistill.cli.arguments import OneLineParser
+from diffdistill.cli.codec.model import add_model, open_model
 from diffdistill.cli.paths import check_writable, find
 from diffdistill.errors import UserError
 
@@ -25,6 +26,7 @@ IN_WORDS = {
     "rivals": "--rivals",
     "metrics": "--metrics",
     "bpp": "--bpp",
+    "measured_by": "way of measuring",
     "pillow": "version of Pillow",
     "pillow_jxl": "version of the plug-in for JPEG XL",
 }
@@ -40,7 +42,6 @@ def main(argv: Sequence[str]) -> None:
 
     from tqdm import tqdm
 
-    from diffdistill.codec import Codec
     from diffdistill.evaluation.rate.comparison import Comparison
     from diffdistill.evaluation.rate.measures import check_metrics, check_sizes
     from diffdistill.evaluation.rate.table import csv_table
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     metrics, rivals = check_metrics(o.metrics), _rivals(o.rivals)
     images = read_photographs(find(o.photos))
     check_sizes(images, metrics)
-    codec = Codec(find(o.model), o.device)
+    codec = open_model(o)
     comparison = Comparison(images, codec, codec.fingerprint, o.qualities, rivals, metrics, o.out, o.bpp)
     _claim(o.out, comparison)
     with tqdm(total=comparison.steps(), unit="point", disable=o.quiet) as bar:
@@ -74,12 +75,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(prog="diffdistill codec eval", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("photos", metavar="PHOTOS", help="a folder, .zip or .tar of photographs")
     parser.add_argument("-o", "--out", type=Path, required=True, help="a folder; a run that was interrupted goes on")
-    parser.add_argument(
-        "-m",
-        "--model",
-        default="assets/codec",
-        help="folder of a trained codec (default: the one that ships, assets/codec)",
-    )
+    add_model(parser)
     parser.add_argument(
         "--qualities", type=_numbers, default=list(QUALITIES), help="of the codec's curve, such as 0,30,60,90"
     )
@@ -91,7 +87,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         help="of psnr,ms_ssim,st_alex,st_vgg,kd; by default all but st_vgg, which takes 40 s a megapixel",
     )
     parser.add_argument("--bpp", type=float, default=0.2, help="bits a pixel of files at equal bytes (default: 0.2)")
-    parser.add_argument("--device", default="cpu", help="where the codec runs (default: cpu)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     o = parser.parse_args(list(argv))
     if not 0 < o.bpp < float("inf"):
@@ -100,6 +95,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     if wrong or len(o.qualities) < 2:
         raise UserError(f"--qualities is {o.qualities}; it must be two or more whole numbers from 0 to 100")
     check_writable(o.out, "--out")
+    if Path(o.photos).is_dir() and o.out.resolve().is_relative_to(Path(o.photos).resolve()):
+        raise UserError(f"--out {o.out} lies inside of {o.photos}, whose photographs are read; name a folder elsewhere")
     return o
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from diffdistill.codec import Codec
+from diffdistill.codec.strips import strips
+from diffdistill.codec.tiles import padded
 from diffdistill.errors import UserError
 from diffdistill.evaluation.rate.classic import ClassicCodec
 from diffdistill.evaluation.rate.search import best_within
@@ -95,11 +97,13 @@ def time_codec(codec: Codec, image: Tensor, quality: int, runs: int) -> dict[str
     """
     network, latent = codec.network, codec.network.latent_codec
     coder = codec._coder
+    height, width = (padded(side, network.multiple) // network.multiple for side in image.shape[1:])
+    whole = len(strips(height, width)) == 1  # a larger code is settled in parts, which are clocked one by one
     entropy = [Part(coder, "decode_z"), Part(coder, "decode_r")]
     context = [
         Part(latent.scales, "forward"),
         Part(latent, "features"),
-        Part(latent, "settle"),
+        *(Part(latent, name) for name in (("settle",) if whole else ("context_of", "settle_step"))),
         Part(latent, "unscaled"),
     ]
     decoder = [Part(network, "decode")]
@@ -148,13 +152,14 @@ def _status(name: str) -> int:
 
 
 def time_avif(image: Tensor, most: int, runs: int) -> dict[str, Any]:
-    """Seconds of AVIF at its default speed, at the highest quality that takes at most `most` bytes."""
+    """Seconds of AVIF at its default speed, at the highest quality that takes at most `most` bytes, or at 0."""
     avif = ClassicCodec("avif", "AVIF", (0,))
     found = best_within(lambda quality: avif.encode(image, quality), most)
     times = [(taken(lambda: avif.encode(image, found.quality)), taken(lambda: avif.decode(found.data)))
              for _ in range(runs + 1)][1:]  # fmt: skip
     encode, decode = (median(column) for column in zip(*times, strict=True))
-    return {"bytes": len(found.data), "quality": found.quality, "encode_s": encode, "decode_s": decode}
+    return {"bytes": len(found.data), "quality": found.quality, "encode_s": encode, "decode_s": decode,
+            "fits": found.fits}  # fmt: skip
 
 
 def time_compressai(python: str, size: tuple[int, int], runs: int) -> list[dict[str, Any]]:

@@ -47,6 +47,30 @@ def kernel_sums(
     return rows, columns
 
 
+def biased_kernel_distance(x: Tensor, y: Tensor, tile: int = _TILE) -> float:
+    """The squared maximum mean discrepancy with all pairs, the V-statistic of Gretton et al. 2012, eq. 5.
+
+    It is never negative, and zero where both sets are the same. Its bias is positive and falls with the number of rows,
+    so it compares only with values of as many rows. The kernel is that of `kernel_distance`.
+
+    Args:
+        x: Tensor of shape (m, d).
+        y: Tensor of shape (n, d).
+        tile: side of the square tiles in which the kernel is computed.
+
+    Raises:
+        ValueError: wrong shapes, no rows, or values that are not finite.
+
+    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> biased_kernel_distance(x, x)
+    0.0
+    """
+    check_rows(x, y, minimum=1)
+    kernel = _cubic(x.shape[1])
+    xx, yy, xy = (kernel_sums(a, b, kernel, tile)[0].sum() / (len(a) * len(b)) for a, b in ((x, x), (y, y), (x, y)))
+    return max(0.0, float(xx + yy - 2 * xy))
+
+
 def kernel_distance(x: Tensor, y: Tensor, tile: int = _TILE) -> tuple[float, float]:
     """Unbiased squared maximum mean discrepancy with the kernel k(a, b) = (a.b / d + 1)^3.
 

@@ -79,6 +79,17 @@ def bd_rate(
     return float(np.exp(np.mean(np.interp(places, *a) - np.interp(places, *b))) - 1)
 
 
+def shared_part(values: Sequence[float], anchor_values: Sequence[float], metric: str) -> float:
+    """The share of an anchor's range of quality, on the metric's scale, that a codec reaches too: 0 to 1.
+
+    >>> shared_part([20.0, 30.0], [25.0, 45.0], "psnr_db")
+    0.25
+    """
+    a, b = ([scaled(metric, v) for v in own] for own in (values, anchor_values))
+    span = max(b) - min(b)
+    return max(0.0, min(max(a), max(b)) - max(min(a), min(b))) / span if span > 0 else 0.0
+
+
 def _by_quality(rates: Sequence[float], values: Sequence[float], metric: str) -> tuple[list[float], list[float]]:
     """Qualities, rising, and the logarithms of the rates; a point that costs more than a better one is left out."""
     kept: list[tuple[float, float]] = []

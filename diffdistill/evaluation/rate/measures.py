@@ -63,7 +63,7 @@ METRICS = {
             "patch-KD",
             False,
             "kernel distance between patches of 128 pixels of all originals and of all reconstructions, by features of "
-            "MobileNetV2; originals beside themselves are below 0, and BD-rates count from there",
+            "MobileNetV2, with all pairs: 0 where all are the originals",
             "",
             128,
         ),

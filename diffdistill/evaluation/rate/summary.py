@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diffdistill.evaluation.rate.curves import bd_rate, scaled
+from diffdistill.evaluation.rate.curves import bd_rate, scaled, shared_part
 from diffdistill.evaluation.rate.measures import JUDGES, METRICS, OURS, Metric
 
 Rows = Sequence[Mapping[str, Any]]
+LEAST_SHARED = 1 / 3  # of a rival's range of quality, below which a BD-rate would be of a sliver
 
 
 class Against(NamedTuple):
@@ -17,7 +18,7 @@ class Against(NamedTuple):
 
     Attributes:
         bd_percent: mean over photographs of the difference in bytes at equal quality, over the range that both reach;
-            None where they reach no quality in common.
+            None where they share too little of it.
         each: of each photograph, or None.
         fewer: in how many photographs this codec needs fewer bytes.
         better: in how many photographs it is better at equal bytes.
@@ -53,10 +54,10 @@ def mean_curve(rows: Rows, codec: str, key: str) -> list[tuple[int, float, float
 def bd_percent(rows: Rows, image: str | None, rival: str, key: str, codec: str = OURS) -> float | None:
     """How many percent more bytes a codec needs than a rival on one photograph, at equal quality.
 
-    It is the mean over the range of quality that both reach; None where there is none.
+    It is the mean over the range of quality that both reach; None where that is less than a third of the rival's.
     """
     mine, theirs = curve(rows, codec, image, key), curve(rows, rival, image, key)
-    if not mine[0] or not theirs[0]:
+    if not mine[0] or not theirs[0] or shared_part(mine[1], theirs[1], key) < LEAST_SHARED:
         return None
     found = 100 * bd_rate(*mine, *theirs, key)
     return None if math.isnan(found) else found
@@ -65,7 +66,7 @@ def bd_percent(rows: Rows, image: str | None, rival: str, key: str, codec: str =
 def against(rows: Rows, equal: Rows, kd: Rows, rival: str, metric: Metric) -> Against:
     """This codec beside one rival; see `Against`. The patch distance has one curve and no photographs."""
     if metric.option == "kd":
-        return Against(bd_percent(kd, None, rival, "kd_above"), {}, 0, 0, 0)
+        return Against(bd_percent(kd, None, rival, "kd"), {}, 0, 0, 0)
     images = list(dict.fromkeys(row["image"] for row in rows))
     each = {image: bd_percent(rows, image, rival, metric.key) for image in images}
     known = [value for value in each.values() if value is not None]

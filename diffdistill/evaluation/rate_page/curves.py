@@ -37,8 +37,7 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], codecs: Sequence[str], metric:
     ticks = [tick for tick in TICKS if min(xs) * 0.95 <= tick <= max(xs) * 1.05]
     better = "higher is better" if metric.higher else "lower is better"
     note = f"{metric.trained_on}; {better}" if metric.trained_on else better
-    floor = next(((row["kd"] - row["kd_above"], "originals") for row in rows if "kd_above" in row), None)
-    plot = Plot(metric.label, "bits a pixel", series, note, ticks or None, log2=True, floor=floor, carry=False)
+    plot = Plot(metric.label, "bits a pixel", series, note, ticks or None, log2=True, carry=False)
     return draw(plot)
 
 

@@ -35,10 +35,10 @@ def bytes_needed(value: float | None) -> str:
     """A difference in bytes in words.
 
     >>> bytes_needed(-12.4), bytes_needed(0.3), bytes_needed(None)
-    ('12 % fewer bytes', 'as many bytes', 'no quality in common')
+    ('12 % fewer bytes', 'as many bytes', 'too little quality in common')
     """
     if value is None:
-        return "no quality in common"
+        return "too little quality in common"
     whole = round(value)
     return "as many bytes" if whole == 0 else f"{abs(whole):,} % {'more' if whole > 0 else 'fewer'} bytes"
 

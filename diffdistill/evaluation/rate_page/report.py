@@ -48,7 +48,7 @@ def html_page(record: Mapping[str, Any]) -> str:
         ("photographs", "Photographs at equal bytes", _photographs(ordered, rows, codecs, metrics, judge, settings)),
         ("grid", "Block grid", _grid(equal, codecs, captions)),
         ("numbers", "All means", f"<figure>{means_table(rows, kd, codecs, metrics)}"
-            f"{captions.table('Means over photographs at each quality. A click on a head sorts.')}</figure>"),
+            f"{captions.table('Means over photographs at each quality. Click on a column heading to sort.')}</figure>"),
         ("settings", "What was measured", _settings(settings, metrics)),
     ]  # fmt: skip
     links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in sections)
@@ -83,28 +83,38 @@ def _summary(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], me
     ordered = sorted(metrics, key=lambda metric: bool(metric.trained_on))
     lines = []
     for rival in rivals:
-        said = [f"{bytes_needed(found[rival, m.option].bd_percent)} by {escape(metric_label(m))}" for m in ordered]
+        said = [f"{_needed(found[rival, m.option])} by {escape(metric_label(m))}" for m in ordered]
         lines.append(f"<li>Beside <b>{name_of(rival)}</b>, at equal quality: {'; '.join(said)}.</li>")
     trained = [metric.label for metric in metrics if metric.trained_on]
     note = (
-        f"<p>The codec is trained on {escape(listed(trained))}, so its numbers by that are flattering. Judge it by the "
-        "others, and by the pictures.</p>"
+        f"<p>The codec is trained on {escape(listed(trained))}, so its numbers by these are flattering. Judge it by "
+        "the others, and by the pictures.</p>"
         if trained
         else ""
     )
     return f"<ul>{''.join(lines)}</ul>{note}"
 
 
+def _needed(one: Against) -> str:
+    """A BD-rate in words, and in how many photographs there is one, if not in all."""
+    known = sum(value is not None for value in one.each.values())
+    some = f" in {known} of {len(one.each)} photographs" if 0 < known < len(one.each) else ""
+    return bytes_needed(one.bd_percent) + some
+
+
 def _bd(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], metrics: Sequence[Metric],
         images: Sequence[str], captions: Numbered) -> str:  # fmt: skip
     text = (
         "BD-rate: how many more bytes this codec needs than the rival for the same quality, as a mean over the range "
-        "of quality that both reach, and over photographs. Below 0 %, it needs fewer. The first small line counts "
-        "photographs with a BD-rate below 0. The second counts photographs whose file is better than the rival\u2019s "
-        "of at most as many bytes, at the rate of the section on photographs. Trained on: the codec\u2019s training "
-        "made this number good."
+        "of quality that both reach. Below 0 %, it needs fewer. Means are over photographs in which that range is a "
+        "third of the rival\u2019s or more. The first small line counts photographs with a BD-rate below 0. The second "
+        "counts photographs whose file is better than the rival\u2019s of at most as many bytes, at the rate of the "
+        "section on photographs. Trained on: the codec\u2019s training made this number good."
     )
-    each = "The BD-rate of each photograph. A click on a head sorts. A dash: the two reach no quality in common."
+    each = (
+        "The BD-rate of each photograph. Click on a column heading to sort. A dash: the two share less than a third of "
+        "the rival\u2019s range of quality."
+    )
     words = "".join(f"<dt>{metric.label}</dt><dd>{metric.words}</dd>" for metric in metrics)
     return (
         f"<figure>{bd_table(found, rivals, metrics)}{captions.table(text)}</figure><dl>{words}</dl>"
@@ -137,8 +147,8 @@ def _photographs(ordered: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[st
 
 def _grid(equal: Sequence[Mapping[str, Any]], codecs: Sequence[str], captions: Numbered) -> str:
     text = (
-        "How much steeper the error is across lines at multiples of 16 pixels (8 for JPEG) than elsewhere, of the "
-        "files at equal bytes. It is about 1 where no grid of blocks shows."
+        "How much steeper the error is across lines at multiples of 8 or of 16 pixels, whichever is more, than "
+        "elsewhere, of the files at equal bytes. It is about 1 where no grid of blocks shows."
     )
     return f"<figure>{grid_table(equal, codecs)}{captions.table(text)}</figure>"
 

@@ -19,7 +19,7 @@ def bd_table(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], me
         cells = "".join(f"<td>{_against(found[rival, metric.option])}</td>" for rival in rivals)
         small = f"<small>{escape(metric.trained_on)}</small>" if metric.trained_on else ""
         lines.append(f'<tr><th scope="row">{metric.label}{small}</th>{cells}</tr>')
-    return _table(f"<th></th>{head}", lines)
+    return _table(f'<th scope="col">metric</th>{head}', lines)
 
 
 def _against(one: Against) -> str:
@@ -54,7 +54,7 @@ def photograph_table(found: Mapping[tuple[str, str], Against], rivals: Sequence[
 def equal_table(files: Mapping[str, Mapping[str, Any]], metrics: Sequence[Metric]) -> str:
     """The files of one photograph at equal bytes."""
     own = [metric for metric in metrics if metric.option != "kd"]
-    head = "".join(f'<th scope="col">{text}</th>' for text in ("", "bytes", "bits a pixel", "quality"))
+    head = "".join(f'<th scope="col">{text}</th>' for text in ("codec", "bytes", "bits a pixel", "quality"))
     head += "".join(f'<th scope="col">{escape(metric_label(metric))}</th>' for metric in own)
     head += '<th scope="col">block grid</th>'
     lines = []
@@ -73,12 +73,11 @@ def grid_table(equal: Sequence[Mapping[str, Any]], codecs: Sequence[str]) -> str
     for codec in codecs:
         values = [v for row in equal if (v := row["files"][codec].get("block_grid")) is not None]
         mean = sum(values) / len(values) if values else None
-        side = 8 if codec == "jpeg" else 16
         lines.append(
-            f'<tr><th scope="row">{name_of(codec)}</th><td>{side}</td><td>{number("block_grid", mean)}</td>'
+            f'<tr><th scope="row">{name_of(codec)}</th><td>{number("block_grid", mean)}</td>'
             f"<td>{number('block_grid', max(values, default=None))}</td></tr>"
         )
-    head = "".join(f'<th scope="col">{text}</th>' for text in ("", "lines, pixels", "mean", "largest"))
+    head = "".join(f'<th scope="col">{text}</th>' for text in ("codec", "mean", "largest"))
     return _table(head, lines)
 
 
@@ -112,7 +111,8 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def _table(head: str, lines: Sequence[str], kind: str = "") -> str:
     what = f' class="{kind}"' if kind else ""
     return (
-        f'<div class="scroll" tabindex="0"><table{what}><thead><tr>{head}</tr></thead>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="a table that may be wider than the page">'
+        f"<table{what}><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -126,4 +126,7 @@ def wins(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], metric
     ]
     if not said:
         return f"No rival has files as small as those of {name_of(OURS)} at this rate."
-    return f"At equal bytes, {name_of(OURS)} is better by {escape(metric_label(metric))} in {', '.join(said)}."
+    return (
+        f"Beside files of at most as many bytes, {name_of(OURS)} is better by {escape(metric_label(metric))} in "
+        f"{', '.join(said)}."
+    )
