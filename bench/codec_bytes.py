@@ -64,6 +64,8 @@ def table_bits(codec: Codec, found: Integers, quality: int) -> float:
     level = codec.z_tables[(quality + span // 2) // span]
     bits = -sum(np.log2(table[row.ravel() + Z_MOST] / TOTAL).sum() for table, row in zip(level, found.z, strict=True))
     for index, table in enumerate(codec.r_tables):
+        if not index:
+            continue  # these values are not coded
         r, half = found.r[found.indexes == index], (len(table) - 2) // 2
         outside = np.abs(r) > half
         bits -= np.log2(table[np.where(outside, len(table) - 1, r + half)] / TOTAL).sum()

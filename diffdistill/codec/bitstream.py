@@ -2,14 +2,14 @@
 
     offset  what                                         bytes
     0       0x89 "DDC"                                   4
-    4       version of the format: 1                     1
+    4       version of the format: 2                     1
     5       flags: 1 = the integers' checksum is there,
                    2 = the image is grey                 1
     6       fingerprint of the model                     4
     10      quality, 0 to 100                            1
-    11      width, height, length of the payload         varints (LEB128), 1 to 5 bytes each
+    11      width, height, words of the payload          varints (LEB128), 1 to 5 bytes each
     ..      checksum of the integers, if flagged         4
-    ..      payload                                      as its length says
+    ..      payload                                      4 a word
     end     CRC-32 of all before it                      4
 
 Numbers of 4 bytes are little-endian. Nothing may follow the CRC.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from diffdistill.errors import UserError
 
 MAGIC = b"\x89DDC"
-VERSION = 1
+VERSION = 2
 INTEGERS_CHECKED, GREY = 1, 2  # flags
 MOST_PIXELS = 1 << 28  # with up to 30 bytes of memory a pixel, some 8 GB
 MOST_SIDE = 1 << 15
@@ -64,7 +64,7 @@ class CodedImage:
         height: in pixels.
         quality: 0 to 100.
         model: the first four bytes of the model's fingerprint.
-        payload: the entropy-coded integers.
+        payload: the entropy-coded integers, a multiple of 4 bytes.
         integers_crc: CRC-32 of the integers, or None.
         grey: whether the image has equal channels.
     """
@@ -81,12 +81,17 @@ class CodedImage:
 def to_bytes(coded: CodedImage) -> bytes:
     """The file.
 
+    Raises:
+        ValueError: the payload is no multiple of 4 bytes.
+
     >>> len(to_bytes(CodedImage(768, 512, 50, b"abcd", b"")))
     20
     """
+    if len(coded.payload) % 4:
+        raise ValueError(f"the payload has {len(coded.payload)} bytes, no multiple of 4")
     flags = (0 if coded.integers_crc is None else INTEGERS_CHECKED) | (GREY if coded.grey else 0)
     parts = [MAGIC, bytes([VERSION, flags]), coded.model, bytes([coded.quality])]
-    parts += [varint(n) for n in (coded.width, coded.height, len(coded.payload))]
+    parts += [varint(n) for n in (coded.width, coded.height, len(coded.payload) // 4)]
     if coded.integers_crc is not None:
         parts.append(struct.pack("<I", coded.integers_crc))
     whole = b"".join([*parts, coded.payload])
@@ -113,13 +118,13 @@ def from_bytes(data: bytes, what: str = "the file") -> CodedImage:
     if data[4] != VERSION:
         raise VersionError(f"{what} is of version {data[4]} of the format; this program reads version {VERSION}")
     sizes, place = [], 11
-    for name in ("width", "height", "length"):
+    for name in ("width", "height", "words"):
         value, place = _read_varint(data, place, what, name)
         sizes.append(value)
-    width, height, length = sizes
+    width, height, words = sizes
     flags = data[5]
     place += 4 * (flags & INTEGERS_CHECKED)
-    expected = place + length + 4
+    expected = place + 4 * words + 4
     if len(data) != expected:
         kind = "cut off" if len(data) < expected else "longer than it says"
         raise DamagedFileError(f"{what} is {kind}: its header asks for {expected} bytes, and there are {len(data)}")

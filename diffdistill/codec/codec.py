@@ -133,10 +133,12 @@ class Codec:
             scaled = codec.scaled(y, of)
             z = strips.hyper_latent(codec, scaled, of).clamp(-Z_MOST, Z_MOST).round()
             indexes = strips.scale_indexes(codec, z, of)
-            settled, means = strips.settle(codec, codec.features(z, of), None, scaled)
+            settled, means = strips.settle(codec, codec.features(z, of), None, scaled, indexes)
             assert means is not None
             r = scaled.sub_(means).round_().clamp_(-R_MOST, R_MOST)
-        made = Integers(z[0].cpu().to(torch.int32).numpy(), r[0].to(torch.int16).cpu().numpy(), indexes)
+        residuals = r[0].to(torch.int16).cpu().numpy()
+        residuals *= indexes > 0
+        made = Integers(z[0].cpu().to(torch.int32).numpy(), residuals, indexes)
         return made, codec.unscaled(settled, of)
 
     def decode(self, data: bytes, what: str = "the file") -> Tensor:
@@ -158,7 +160,7 @@ class Codec:
                 f"{what} was made with the model {coded.model.hex()}, and this one is {self.model.hex()}"
             )
         h, w = (-(-side // self.network.multiple) for side in (coded.height, coded.width))
-        least = self._coder.least_bytes(h * w, 16 * h * w * self.network.settings.channels)
+        least = self._coder.least_bytes(h * w)
         if len(coded.payload) < least:
             raise DamagedFileError(
                 f"{what} is damaged: {coded.width}x{coded.height} pixels take {least:,} bytes or more, and it holds "

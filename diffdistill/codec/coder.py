@@ -1,8 +1,8 @@
 """Integers to bytes and back: the range coder of constriction, with integer tables of probabilities.
 
-The payload has z first, channel by channel, then r, grouped by scale index: the values of index 0 in the order of the
-code (channel, row, column), then those of index 1, and so on. A value that its table does not cover is coded as the
-escape, and the escaped values of an index follow it as 16 bits each.
+The payload has z first, channel by channel, then r, grouped by scale index: the values of index 1 in the order of the
+code (channel, row, column), then those of index 2, and so on. Values of index 0 are 0 and are not coded. A value that
+its table does not cover is coded as the escape, and the escaped values of an index follow it as 16 bits each.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ class RangeCoder:
         self._stream = _constriction().stream
         self._z = [[self._model(table) for table in level] for level in z_tables]
         self._r = [self._model(table) for table in r_tables]
-        # the fewest bits that the integers of 64 x 64 pixels can take
+        # the fewest bits that z of one position can take; those of r can be no bits at all
         self._least_bits = min(float(sum(_fewest(table) for table in level)) for level in z_tables)
-        self._least_bits_of_r = min(_fewest(table) for table in r_tables)
         self._halves = [(len(table) - 2) // 2 for table in r_tables]
         self._z_most = (z_tables.shape[2] - 1) // 2
 
@@ -51,10 +50,10 @@ class RangeCoder:
             coder.encode((channel.ravel() + self._z_most).astype(np.int32), model)
         order, ends = _grouped(indexes.ravel(), len(self._r))
         values = r.ravel()
+        if np.count_nonzero(values) > np.count_nonzero(values[order]):
+            raise ValueError("a value of r with scale index 0 is not 0")
         escape = self._stream.model.Uniform(TOTAL)
-        for index, (begin, end) in enumerate(ends):
-            if begin == end:
-                continue
+        for index, begin, end in ends:
             half, part = self._halves[index], values[order[begin:end]].astype(np.int32)
             outside = np.abs(part) > half
             coder.encode(np.where(outside, 2 * half + 1, part + half).astype(np.int32), self._r[index])
@@ -62,10 +61,9 @@ class RangeCoder:
                 coder.encode((part[outside] + OFFSET).clip(0, TOTAL - 1).astype(np.int32), escape)
         return coder.get_compressed().astype("<u4").tobytes()
 
-    def least_bytes(self, cells: int, values: int) -> int:
-        """The fewest bytes that a payload can have, for so many positions of z and so many values of r."""
-        bits = cells * self._least_bits + values * self._least_bits_of_r
-        return max(0, int(bits / 8) - 8)
+    def least_bytes(self, cells: int) -> int:
+        """The fewest bytes that a payload can have, for so many positions of z."""
+        return max(0, int(cells * self._least_bits / 8) - 8)
 
     def decode_z(self, payload: bytes, shape: tuple[int, int], level: int) -> tuple[np.ndarray, Any]:
         """z (Z, h, w) of a level of quality, and the decoder, which `decode_r` goes on with.
@@ -73,8 +71,6 @@ class RangeCoder:
         Raises:
             DamagedFileError: the payload does not decode.
         """
-        if len(payload) % 4:
-            raise DamagedFileError(f"the payload has {len(payload)} bytes; it should be a multiple of 4")
         try:
             coder = self._stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
             z = [coder.decode(model, shape[0] * shape[1]) - self._z_most for model in self._z[level]]
@@ -89,14 +85,12 @@ class RangeCoder:
             DamagedFileError: the payload does not decode, or holds more than that.
         """
         order, ends = _grouped(indexes.ravel(), len(self._r))
-        values = np.empty(indexes.size, np.int16)
+        values = np.zeros(indexes.size, np.int16)
         escape = self._stream.model.Uniform(TOTAL)
         try:
-            for index, (begin, end) in enumerate(ends):
-                if begin == end:
-                    continue
+            for index, begin, end in ends:
                 half = self._halves[index]
-                part = coder.decode(self._r[index], int(end - begin)) - half
+                part = coder.decode(self._r[index], end - begin) - half
                 outside = part == half + 1
                 if outside.any():
                     part[outside] = coder.decode(escape, int(outside.sum())) - OFFSET
@@ -113,12 +107,15 @@ def _fewest(table: np.ndarray) -> float:
     return float(np.log2(TOTAL / table.max()))
 
 
-def _grouped(indexes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The order of values by their indexes, and where each index begins and ends in it."""
-    narrow = indexes.astype(np.uint8)  # of which numpy sorts by radix
-    order = np.argsort(narrow, kind="stable")
-    bounds = np.cumsum(np.bincount(narrow, minlength=count)[:count])
-    return order.astype(np.uint32), np.stack([np.concatenate([[0], bounds[:-1]]), bounds], 1)
+def _grouped(indexes: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+    """Places of values whose index is not 0, ordered by index; and each index with where it begins and ends in them."""
+    narrow = indexes.astype(np.uint8, copy=False)  # of which numpy sorts by radix
+    places = np.flatnonzero(narrow)
+    coded = narrow[places]
+    ends = np.cumsum(np.bincount(coded, minlength=count)).tolist()
+    return places[np.argsort(coded, kind="stable")], [
+        (index, ends[index - 1], ends[index]) for index in range(1, count) if ends[index - 1] < ends[index]
+    ]
 
 
 def _constriction() -> Any:

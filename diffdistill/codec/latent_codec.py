@@ -3,10 +3,11 @@
     y (C, f16) * gain(quality) --hyper-encoder--> z, rounded (f64) --ScaleNetwork--> index of a Gaussian table
                                \\-- minus mean, rounded --> r        --hyper-decoder--> h --context, 4 steps--> means
 
-Files hold z and r. The tables of r depend on z alone, through integers, so r is read without any floating-point number.
-The means depend on z and on the code so far: each of four steps settles one position of every 2x2 square in each of
-four groups of channels, and sees what was settled before (the quadrant context of DCVC-HEM). A last small network adds
-what rounding lost on average (latent residual prediction).
+Files hold z and r. Where the index is 0, the narrowest table, r is 0 and is not coded: most values are such, and one
+in thousands of them would round to another integer. The tables of r depend on z alone, through integers, so r is read
+without any floating-point number. The means depend on z and on the code so far: each of four steps settles one position
+of every 2x2 square in each of four groups of channels, and sees what was settled before (the quadrant context of
+DCVC-HEM). A last small network adds what rounding lost on average (latent residual prediction).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .layers import Enlarge, activate, between_levels, convolution, round_through
+from .layers import Enlarge, activate, between_levels, convolution, round_through, straight_through
 from .scales import QUALITIES, Z_MOST, ScaleNetwork, scale_of
 
 ORDERS = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))  # position of each group of channels in each step
@@ -144,13 +145,16 @@ class LatentCodec(nn.Module):
         h = activate(second(activate(first(z))))
         return h + between_levels(self.of_quality, quality)[:, :, None, None]
 
-    def settle(self, features: Tensor, r: Tensor | None, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def settle(
+        self, features: Tensor, r: Tensor | None, y: Tensor | None, coded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the four steps, from the code (encoder) or from the residuals (decoder).
 
         Args:
             features: of z, (B, width, h, w).
             r: residuals (B, C, h, w) to decode; None to encode.
             y: the scaled code (B, C, h, w) to encode; None to decode.
+            coded: with y, where residuals are coded, (B, C, h, w): 1, or 0 where they are 0 untold.
 
         Returns:
             The code as the decoder has it, scaled; and its means.
@@ -160,7 +164,7 @@ class LatentCodec(nn.Module):
         settled, means = torch.zeros_like(given), torch.zeros_like(given)
         for step, mask in enumerate(quadrants(given.shape[1], given.shape[2], given.shape[3], given.device)):
             inner = self.context_of(features, settled, step)
-            change, mean = self.settle_step(inner, given, mask, y is not None)
+            change, mean = self.settle_step(inner, given, mask, coded)
             settled = settled + mask * change
             means = means + mask * mean
         return settled, means
@@ -170,17 +174,19 @@ class LatentCodec(nn.Module):
         inner: Tensor = self.context(torch.cat([features, torch.asinh(settled).to(features.dtype)], 1))
         return activate(inner + self.of_step[step][:, None, None])
 
-    def settle_step(self, inner: Tensor, given: Tensor, mask: Tensor, encode: bool) -> tuple[Tensor, Tensor]:
+    def settle_step(self, inner: Tensor, given: Tensor, mask: Tensor, coded: Tensor | None) -> tuple[Tensor, Tensor]:
         """What a step adds to the code where its mask is 1, and the means; each position by itself.
 
         Args:
             inner: of `context_of`.
             given: the scaled code (B, C, h, w) to encode, or residuals to decode.
             mask: of the step, (1, C, h, w).
-            encode: whether `given` is the code.
+            coded: where residuals of the code are coded; None if `given` are residuals.
         """
         mean: Tensor = self.mean[1](activate(self.mean[0](inner))).float()
-        residual = round_through(given - mean) if encode else given
+        residual = given
+        if coded is not None:
+            residual = straight_through(given - mean, (given - mean).detach().round() * coded)
         lost = self.lost[0](torch.cat([inner, torch.asinh(residual * mask).to(inner.dtype)], 1))
         lost = 0.5 * torch.tanh(self.lost[1](activate(lost)).float())
         return residual + mean + lost, mean
@@ -205,10 +211,11 @@ class LatentCodec(nn.Module):
         )
         rounded = round_through(z)
         indexes = self.scales(rounded, quality)
-        settled, means = self.settle(self.features(rounded, quality), None, scaled)
+        coded = (indexes.detach() > 0).float()
+        settled, means = self.settle(self.features(rounded, quality), None, scaled, coded)
         residual, scale = scaled - means, scale_of(indexes)
         y_bits = _both(
-            _bits(as_in_tables(gaussian_probabilities(residual.detach().round(), scale), scale)),
+            _bits(as_in_tables(gaussian_probabilities(residual.detach().round(), scale), scale), coded),
             _bits(as_in_tables(gaussian_probabilities(residual + noise, scale.detach()), scale.detach())),
         )
         return Coded(self.unscaled(settled, quality), y_bits, z_bits, indexes)
@@ -219,9 +226,10 @@ class LatentCodec(nn.Module):
         z = self.hyper_latent(scaled, quality).clamp(-Z_MOST, Z_MOST).round()
         z_bits = _bits(self.prior.probabilities(z, nearest_level(quality, len(self.gain))))
         indexes = self.scales(z, quality)
-        settled, means = self.settle(self.features(z, quality), None, scaled)
+        coded = (indexes > 0).float()
+        settled, means = self.settle(self.features(z, quality), None, scaled, coded)
         scale = scale_of(indexes)
-        y_bits = _bits(as_in_tables(gaussian_probabilities((scaled - means).round(), scale), scale))
+        y_bits = _bits(as_in_tables(gaussian_probabilities((scaled - means).round(), scale), scale), coded)
         return Coded(self.unscaled(settled, quality), y_bits, z_bits, indexes)
 
 
@@ -256,5 +264,7 @@ def _both(value: Tensor, proxy: Tensor) -> Tensor:
     return value + proxy - proxy.detach()
 
 
-def _bits(probabilities: Tensor) -> Tensor:
-    return -(probabilities + LEAST_PROBABILITY).log2().flatten(1).sum(1)
+def _bits(probabilities: Tensor, coded: Tensor | None = None) -> Tensor:
+    """(B,) bits; values that are not coded add none, but keep their gradient, by which a scale can rise again."""
+    bits = -(probabilities + LEAST_PROBABILITY).log2()
+    return (bits if coded is None else straight_through(bits, bits.detach() * coded)).flatten(1).sum(1)

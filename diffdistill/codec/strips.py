@@ -50,7 +50,12 @@ def scale_indexes(codec: LatentCodec, z: Tensor, quality: Tensor, cells: int = C
 
 
 def settle(
-    codec: LatentCodec, features: Tensor, r: np.ndarray | None, y: Tensor | None, cells: int = CELLS
+    codec: LatentCodec,
+    features: Tensor,
+    r: np.ndarray | None,
+    y: Tensor | None,
+    indexes: np.ndarray | None = None,
+    cells: int = CELLS,
 ) -> tuple[Tensor, Tensor | None]:
     """`LatentCodec.settle` of one image, in strips.
 
@@ -59,16 +64,19 @@ def settle(
         features: of z, (1, width, h, w).
         r: residuals (C, h, w), integers, to decode; None to encode.
         y: the scaled code (1, C, h, w) to encode; None to decode.
+        indexes: with y, the scale indexes (C, h, w).
         cells: positions of the code in a strip.
 
     Returns:
         The code as the decoder has it, scaled, (1, C, h, w); and its means, where it encodes.
     """
-    assert y is not None or r is not None
+    assert (y is not None and indexes is not None) or r is not None
     shape = y.shape if y is not None else (1, *np.shape(r))  # type: ignore[arg-type]
     parts = [(4 * begin, 4 * end) for begin, end in strips(shape[2] // 4, shape[3] // 4, cells)]
     if len(parts) == 1:
-        return codec.settle(features, None if r is None else _given(r, None, 0, shape[2], features.device), y)
+        if r is not None:
+            return codec.settle(features, _tensor(r, features.device), None)
+        return codec.settle(features, None, y, _coded(indexes, features.device))
     settled = torch.zeros(shape, device=features.device).contiguous(memory_format=torch.channels_last)
     means = None if y is None else torch.zeros_like(settled)
     height = shape[2]
@@ -79,17 +87,22 @@ def settle(
             before = torch.cat([above, settled[:, :, begin : seen.stop]], 2)
             inner = codec.context_of(features[:, :, seen], before, step)[:, :, above.shape[2] :][:, :, : end - begin]
             above = settled[:, :, end - 1 : end].clone()
-            given = _given(r, y, begin, end, features.device)
             mask = quadrants(shape[1], end - begin, shape[3], features.device)[step]
-            change, mean = codec.settle_step(inner, given, mask, y is not None)
+            if r is not None:
+                given, coded = _tensor(r[:, begin:end], features.device), None
+            else:
+                given, coded = y[:, :, begin:end], _coded(indexes[:, begin:end], features.device)  # type: ignore[index]
+            change, mean = codec.settle_step(inner, given, mask, coded)
             settled[:, :, begin:end] += mask * change
             if means is not None:
                 means[:, :, begin:end] += mask * mean
     return settled, means
 
 
-def _given(r: np.ndarray | None, y: Tensor | None, begin: int, end: int, device: torch.device) -> Tensor:
-    if y is not None:
-        return y[:, :, begin:end]
-    assert r is not None
-    return torch.from_numpy(np.ascontiguousarray(r[None, :, begin:end])).to(device).float()
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values[None])).to(device).float()
+
+
+def _coded(indexes: np.ndarray | None, device: torch.device) -> Tensor:
+    assert indexes is not None
+    return _tensor(indexes > 0, device)

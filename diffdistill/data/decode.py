@@ -124,6 +124,8 @@ def read(
                 notices.append(f"{bits} bits scaled to 8")
             picture = ImageOps.exif_transpose(picture)
             if how.profiles:
+                if opened.format == "PNG":
+                    srgb.notice_other_colours(opened.info, data, notices)
                 picture = srgb.to_srgb(picture, profile, notices)
             if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
                 picture = srgb.without_alpha(picture, how.alpha, notices)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 _TO_SRGB_MODES = {"RGB": "RGB", "L": "RGB", "CMYK": "RGB"}
 _SAME = 2  # levels
+_SRGB_GAMMA, _SRGB_CHROMATICITY = 0.45455, (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _ORIENTATION, _PHOTOMETRIC, _SAMPLE_FORMAT = 0x112, 262, 339
 
 
@@ -84,6 +86,25 @@ def _colours_of_16(picture: Any, data: bytes) -> np.ndarray:
         again.tile = tiles
         low = np.asarray(again).astype(np.uint32)
     return _scaled(high << 8 | low, 65535)
+
+
+def notice_other_colours(info: Mapping[Any, Any], data: bytes, notices: list[str]) -> None:
+    """Say so where a PNG describes colours in a way that is not used: cICP, or gAMA and cHRM without a profile.
+
+    Args:
+        info: what Pillow read before the pixels.
+        data: the file.
+        notices: it is added to these.
+    """
+    head = data[: data.find(b"IDAT")]
+    place = head.find(b"\0\0\0\4cICP")
+    if place >= 0 and tuple(head[place + 8 : place + 10]) != (1, 13):  # the primaries and the transfer of sRGB
+        notices.append("colours that the chunk cICP describes were read as sRGB")
+    elif "icc_profile" not in info and "srgb" not in info:
+        white_red_green_blue = info.get("chromaticity", _SRGB_CHROMATICITY)
+        away = max(abs(a - b) for a, b in zip(white_red_green_blue, _SRGB_CHROMATICITY, strict=True))
+        if abs(info.get("gamma", _SRGB_GAMMA) - _SRGB_GAMMA) > 0.005 or away > 0.005:
+            notices.append("colours that the chunks gAMA and cHRM describe were read as sRGB")
 
 
 def to_srgb(picture: Any, profile: bytes | None, notices: list[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,9 @@ class CodecLoss:
             `smoothness`. 0 for none, 1 for at most 2.5 times as much.
         perceptual: weight of the perceptual distance, beside its weight by quality; 0 for none.
         perceptual_side: side in pixels of the part of a crop on which the perceptual distance is measured.
+        perceptual_scales: the part is enlarged by one of these, drawn for each sample; its side before that is
+            perceptual_side / scale, or that of the crop if it is smaller. A codec that is trained at one scale learns
+            what that scale does not see.
         alignment: weight of the distance between the direction of the denoised code and that of the encoder's, at each
             place, beside the perceptual weight by quality (DiT-IC's self-distillation; its released code has 0.05 of
             the weight of LPIPS). It needs `init_from`.
@@ -42,8 +46,9 @@ class CodecLoss:
 
     error: float = 2.0
     masking: float = 1.0
-    perceptual: float = 0.3
+    perceptual: float = 0.2
     perceptual_side: int = 128
+    perceptual_scales: tuple[float, ...] = (0.5, 1.0, 2.0, 2.0)
     alignment: float = 0.0
     margin: float = 0.5
 
@@ -65,6 +70,9 @@ class RateDistortion:
     def __init__(self, settings: CodecLoss, crop: int) -> None:
         if not 32 <= settings.perceptual_side <= crop:
             raise UserError(f"loss.perceptual_side is {settings.perceptual_side}; it must be in [32, {crop}]")
+        scales = settings.perceptual_scales
+        if not scales or not all(0.25 <= scale <= 4 for scale in scales):
+            raise UserError(f"loss.perceptual_scales is {list(scales)}; it must be numbers in [0.25, 4]")
         self.settings = settings
         self.perceptual = PerceptualLoss() if settings.perceptual else None
 
@@ -88,8 +96,10 @@ class RateDistortion:
         total = bpp + loss.error * weights[:, 0] * seen
         logs = {"bpp": bpp, "z_bpp": z_bpp, "error": error, "psnr_db": -10 * error.log10()}
         if self.perceptual is not None:
-            place = random.uniform("window", (2,))
-            distance = self.perceptual(*(cut(images, place, loss.perceptual_side) for images in (x, y)))
+            place, side = random.uniform("window", (2,)), loss.perceptual_side
+            draws = (random.uniform("scale") * len(loss.perceptual_scales)).long().tolist()
+            sides = [min(x.shape[-1], round(side / loss.perceptual_scales[draw])) for draw in draws]
+            distance = self.perceptual(*(cut(images, place, sides, side) for images in (x, y)))
             total = total + loss.perceptual * weights[:, 1] * distance
             logs["perceptual"] = distance
         return (weights[:, 2] * total).mean(), logs
@@ -144,10 +154,13 @@ def smoothness(images: Tensor, middle: float = 0.03, least: float = 3 / 255) -> 
     return F.interpolate(found, size=images.shape[-2:], mode="bilinear")
 
 
-def cut(images: Tensor, places: Tensor, side: int) -> Tensor:
-    """A square of each image, at places (B, 2) in [0, 1)."""
-    span = images.shape[-1] - side + 1
-    corners = (places * span).long().tolist()
-    return torch.stack(
-        [x[:, up : up + side, left : left + side] for x, (up, left) in zip(images, corners, strict=True)]
-    )
+def cut(images: Tensor, places: Tensor, sides: Sequence[int], side: int) -> Tensor:
+    """A square of each image, at places (B, 2) in [0, 1), with sides of its own, resized to (B, 3, side, side)."""
+    made = []
+    for x, place, own in zip(images, places.tolist(), sides, strict=True):
+        up, left = (int(part * (x.shape[-1] - own + 1)) for part in place)
+        square = x[None, :, up : up + own, left : left + own]
+        if own != side:
+            square = F.interpolate(square, size=side, mode="bilinear", antialias=own > side)
+        made.append(square)
+    return torch.cat(made)

@@ -86,14 +86,14 @@ def varint(data: bytes, place: int) -> tuple[int, int]:
 
 def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
     """Width, height, quality, z and r of a file, and whether it is grey."""
-    assert data[:4] == b"\x89DDC" and data[4] == 1 and data[5] in (0, 1, 2, 3)
+    assert data[:4] == b"\x89DDC" and data[4] == 2 and data[5] in (0, 1, 2, 3)
     assert zlib.crc32(data[:-4]) == struct.unpack("<I", data[-4:])[0]
     quality = data[10]
     width, place = varint(data, 11)
     height, place = varint(data, place)
-    length, place = varint(data, place)
+    words, place = varint(data, place)
     place += 4 * (data[5] & 1)
-    reader = Reader(data[place : place + length])
+    reader = Reader(data[place : place + 4 * words])
     rows, columns = -(-height // 64), -(-width // 64)
     z = []
     span = 100 // (len(z_tables) - 1)
@@ -102,7 +102,7 @@ def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
         z.append([[reader.value(edges) - 127 for _ in range(columns)] for _ in range(rows)])
     indexes = scale_indexes(z, quality, net)
     r = [[[0] * (4 * columns) for _ in range(4 * rows)] for _ in indexes]
-    for index, table in enumerate(r_tables):
+    for index, table in list(enumerate(r_tables))[1:]:  # values with index 0 are 0
         edges, half, escaped = edges_of(table), (len(table) - 2) // 2, []
         for c, plane in enumerate(indexes):
             for y, line in enumerate(plane):

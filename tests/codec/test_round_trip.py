@@ -79,7 +79,7 @@ def test_few_bytes_beyond_the_tables_entropy(codec: Codec) -> None:
         found, _ = codec.integers(image, quality)
         of_level = zip(codec.z_tables[(quality + 10) // 20], found.z, strict=True)
         bits = -sum(np.log2(table[row.ravel() + 127] / 65536).sum() for table, row in of_level)
-        for index, table in enumerate(codec.r_tables):
+        for index, table in list(enumerate(codec.r_tables))[1:]:  # values with index 0 are not coded
             r, half = found.r[found.indexes == index], (len(table) - 2) // 2
             outside = np.abs(r) > half
             bits += -np.log2(table[np.where(outside, 2 * half + 1, r + half)] / 65536).sum() + 16 * outside.sum()
@@ -95,6 +95,7 @@ def test_any_integers_come_back(seed: int, size: float) -> None:
     z = draw.integers(-127, 128, (3, 1, 2))
     r = np.clip(np.rint(draw.standard_normal((4, 4, 8)) * size), -32768, 32767).astype(np.int32)
     indexes = draw.integers(0, 64, r.shape)
+    r[indexes == 0] = 0
     payload = coder.encode(z, r, indexes, 1)
     found, decoder = coder.decode_z(payload, (1, 2), 1)
     assert np.array_equal(found, z) and np.array_equal(coder.decode_r(decoder, indexes), r)
@@ -104,3 +105,24 @@ def test_tables() -> None:
     for index, table in enumerate(gaussian_tables()):
         assert table.sum() == 65536 and table.min() >= 1 and len(table) % 2 == 0, index
         assert np.array_equal(table[:-1], table[-2::-1])
+
+
+def test_values_of_the_narrowest_table_are_zero_and_take_no_bits(codec: Codec) -> None:
+    latent_codec, of = codec.network.latent_codec, torch.tensor([0.0])
+    generator = torch.Generator().manual_seed(0)
+    shape = codec.network.settings.channels, 8, 8
+    scaled = torch.randn(1, *shape, generator=generator) * 3
+    features = latent_codec.features(torch.zeros(1, codec.network.settings.hyper, 2, 2), of)
+    coded = torch.zeros_like(scaled)
+    settled, means = latent_codec.settle(features, None, scaled.requires_grad_(), coded)
+    decoded, _ = latent_codec.settle(features, torch.zeros_like(scaled), None)
+    torch.testing.assert_close(settled, decoded)  # nothing was told
+    assert (scaled - means).round().abs().max() > 0
+    found, _ = codec.integers(picture(128, 128), 0)
+    assert (found.indexes == 0).any() and not found.r[found.indexes == 0].any()
+    coder = RangeCoder(codec.z_tables, codec.r_tables)
+    nothing, z = np.zeros_like(found.r), np.zeros_like(found.z)
+    with pytest.raises(ValueError, match="index 0"):
+        coder.encode(z, nothing + 1, nothing.astype(np.uint8), 0)
+    few, many = (coder.encode(z, x, x.astype(np.uint8), 0) for x in (nothing, np.zeros((16, 400, 400), np.int16)))
+    assert len(few) == len(many)

@@ -73,15 +73,16 @@ def test_strips_settle_each_value_as_the_whole_code_does() -> None:
     whole_z = codec.hyper_latent(scaled, QUALITY)
     z = whole_z.round()
     features, indexes = codec.features(z, QUALITY), codec.scales(z, QUALITY)[0].numpy()
-    settled, means = codec.settle(features, None, scaled)
-    r = (scaled - means).round()[0].numpy().astype(np.int16)
+    settled, means = codec.settle(features, None, scaled, torch.from_numpy(indexes > 0)[None].float())
+    r = (scaled - means).round()[0].numpy().astype(np.int16) * (indexes > 0)
     for cells in (1, 320, 1 << 14):
         torch.testing.assert_close(in_strips.hyper_latent(codec, scaled, QUALITY, cells), whole_z, rtol=0, atol=1e-5)
         assert np.array_equal(in_strips.scale_indexes(codec, z, QUALITY, cells), indexes)
-        found, found_means = in_strips.settle(codec, features, None, scaled, cells)
+        found, found_means = in_strips.settle(codec, features, None, scaled, indexes, cells)
         torch.testing.assert_close(found, settled, rtol=0, atol=1e-4)
         torch.testing.assert_close(found_means, means, rtol=0, atol=1e-4)
-        torch.testing.assert_close(in_strips.settle(codec, features, r, None, cells)[0], settled, rtol=0, atol=1e-4)
+        decoded, _ = in_strips.settle(codec, features, r, None, None, cells)
+        torch.testing.assert_close(decoded, settled, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("tile", [512, 1024, 4096])

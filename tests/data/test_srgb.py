@@ -2,6 +2,7 @@
 
 import base64
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -201,3 +202,21 @@ def test_tiffs_of_many_bits_are_scaled_by_their_own_white() -> None:
     for data in (grey_tiff(b"\xff" * 128, 16, photometric=0), grey_tiff(bytes(128), 16, sample_format=2)):
         with pytest.raises(CorruptPictureError, match="signed, or whose zero is white"):
             pixels(data, DEEP)
+
+
+def test_other_descriptions_of_colours_are_named() -> None:
+    plain = encoded(LATTICE)
+    gamma, primaries = (100000).to_bytes(4, "big"), (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+    cases = (
+        (b"gAMA", gamma, "the chunks gAMA and cHRM"),
+        (b"gAMA", (45455).to_bytes(4, "big"), None),
+        (b"cHRM", b"".join(n.to_bytes(4, "big") for n in primaries), "the chunks gAMA and cHRM"),
+        (b"cICP", bytes([9, 16, 0, 1]), "the chunk cICP"),
+        (b"cICP", bytes([1, 13, 0, 1]), None),
+    )
+    for name, content, said in cases:
+        chunk = len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        found, notices = pixels(plain[:33] + chunk + plain[33:])
+        assert np.array_equal(found, LATTICE)
+        verb = "describes" if name == b"cICP" else "describe"
+        assert notices == (() if said is None else (f"colours that {said} {verb} were read as sRGB",))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from small_codec import SETTINGS, picture, save_small_codec
+from torch.nn import functional as F
 
 from diffdistill.codec import Codec
 from diffdistill.codec.one_step import DenoiserSettings
@@ -17,7 +18,7 @@ from diffdistill.evaluation.pairs.perceptual import st_lpips
 from diffdistill.methods import CodecFlow, ImageCodec, Method, OptimizerSettings
 from diffdistill.methods.codec_judge import CodecJudge
 from diffdistill.methods.codec_loss import PerceptualLoss
-from diffdistill.methods.codec_rate_distortion import CodecLoss, smoothness, weights_of
+from diffdistill.methods.codec_rate_distortion import CodecLoss, RateDistortion, cut, smoothness, weights_of
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -61,6 +62,18 @@ def test_weights_between_levels() -> None:
     found = weights_of(torch.tensor([0.0, 50.0, 100.0]))
     torch.testing.assert_close(found[[0, 2]], torch.tensor([[5.0, 0.2, 2.6], [350.0, 20.0, 0.45]]))
     torch.testing.assert_close(found[1], torch.tensor([28.0 * 65, 1.2 * 3, 1.5]).sqrt())
+
+
+def test_the_perceptual_term_sees_parts_at_several_scales() -> None:
+    x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([[0.0, 0.999], [0.5, 0.5], [0.3, 0.3]])
+    made = cut(x, places, [16, 32, 64], 32)
+    torch.testing.assert_close(made[1], x[1, :, 16:48, 16:48])
+    torch.testing.assert_close(made[2], F.interpolate(x[2:], size=32, mode="bilinear", antialias=True)[0])
+    torch.testing.assert_close(made[0, :, 0, 0], x[0, :, 0, 48])
+    for wrong in ((), (0.1,), (1.0, 5.0), (float("nan"),)):
+        with pytest.raises(UserError, match="perceptual_scales"):
+            RateDistortion(CodecLoss(perceptual=0, perceptual_scales=wrong), 128)
 
 
 def test_smooth_places_count_more() -> None:
