@@ -17,7 +17,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffdistill.diffusion import Condition, Denoiser, GuidedDenoiser, ScoreModel, drop_condition, take_rows
+from diffdistill.diffusion import (
+    Condition,
+    Denoiser,
+    GuidedDenoiser,
+    PerpNeg,
+    ScoreModel,
+    drop_condition,
+    take_rows,
+)
 from diffdistill.distill import RESIDUALS, JudgingOptions, SampleRandom, denoising_loss, score_distillation_loss
 from diffdistill.errors import UserError
 from diffdistill.models.backbone import full_copy
@@ -139,7 +147,16 @@ class Judge:
     # ---- judging ----------------------------------------------------------------------------------------------
 
     def loss(
-        self, x0: Tensor, cond: Condition, random: SampleRandom, *, residual: str, weight: str, eta: float = 0.1
+        self,
+        x0: Tensor,
+        cond: Condition,
+        random: SampleRandom,
+        *,
+        residual: str,
+        weight: str,
+        eta: float = 0.1,
+        null: Condition = None,
+        perp_neg: PerpNeg | None = None,
     ) -> Loss:
         """`score_distillation_loss` at a time drawn from the present range.
 
@@ -150,6 +167,9 @@ class Judge:
             residual: a name in `RESIDUALS`.
             weight: a name in `WEIGHTS`.
             eta: largest shift of ASD's later time, as a fraction of t - t_min.
+            null: the empty condition of this batch, where it has parts of each sample, such as cameras; None for that
+                of `prepare`.
+            perp_neg: negative prompts of the teacher's guidance.
         """
         low, high = self.range
         t = self.teacher.schedule.timestep(random.uniform("time"), low, high)
@@ -165,11 +185,11 @@ class Judge:
             t,
             random.normal("noise", x0.shape[1:]),
             cond,
-            self.null,
+            self.null if null is None else null,
             self.guidance_scale,
             fake=None if fake is None else self.fake_score,
             fake_guidance_scale=1.0 if fake is None else fake.judging_scale(self.guidance_scale),
-            options=JudgingOptions(later_t=later),
+            options=JudgingOptions(later_t=later, perp_neg=perp_neg),
         )
 
     # ---- the phases of a step ---------------------------------------------------------------------------------
@@ -211,7 +231,7 @@ class Judge:
 
         def loss(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
             dropped = random.bernoulli(f"fake_drop/{k}", drop_text)
-            cond = drop_condition(batch["cond"], self.null, dropped)
+            cond = drop_condition(batch["cond"], batch.get("null", self.null), dropped)
             with torch.no_grad():
                 x0 = self._samples_to_learn(sample, batch["cond"], cond, dropped, random, carry, k, networks)
             t = self.teacher.schedule.timestep(random.uniform(f"fake_time/{k}"), first, end)

@@ -1,0 +1,272 @@
+"""Text to 3D: a generator of objects is trained by the scores of a multi-view prior, through rendered views.
+
+    prompts --generator--> field --baked on a grid, rendered as a ring of views--> x0 --noise--> x_t
+                                                                     ^ gradient  <-- Judge: the frozen prior
+
+Notable:
+- no 3D data, and no images, are read: what the generator learns comes from the prior's scores alone;
+- all objects of a step are seen from one ring of cameras, drawn from a pool that is prepared once;
+- the prior is told the colour of the background, which is white or random;
+- the ranges of times, the guidance and the sharpness of the surface may change over the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffdistill.data.prompts import read_prompts
+from diffdistill.distill import RESIDUALS, WEIGHTS, SampleRandom
+from diffdistill.distill.tables import look_up
+from diffdistill.errors import UserError
+from diffdistill.text3d import regularisers
+from diffdistill.text3d.baked import bake, render_baked
+from diffdistill.text3d.baked_views import BakedRings, BakedViews, Grid, bake_views
+from diffdistill.text3d.embedder import WordEmbedder
+from diffdistill.text3d.model import TextTo3DModel, save_model
+from diffdistill.text3d.prior import digest_of, load_prior, without_words
+from diffdistill.text3d.regularisers import LinearSchedule
+from diffdistill.text3d.things.viewpoints import ring_starts, ring_views, view_cameras
+
+from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_eta, check_shares, unwrap
+from .content import digest
+from .judge import Judge
+from .settings import FakeScore, JudgedTimes
+
+SHOWN, SHOWN_SIDE = 12, 64  # objects that validation shows, and the side of their views in pixels
+STEADY_SEED = 7  # of the pool of rings
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How views are judged.
+
+    Args:
+        residual: a name in `distill.RESIDUALS`: sds, csd, asd or vsd.
+        weight: weight of the residual by time, a name in `distill.WEIGHTS`.
+        times: the range of times.
+        guidance_scale: the prior's guidance over the run; 1 is none.
+        eta: with asd, the largest shift of the later time.
+        fake: with vsd, the fake score.
+
+    Raises:
+        UserError: a setting is out of its range, or the residual needs what views do not have.
+    """
+
+    residual: Literal["sds", "csd", "asd", "vsd"] = "sds"
+    weight: str = "sigma2"
+    times: JudgedTimes = JudgedTimes(0.6, 0.98, 0.3, 0.7)
+    guidance_scale: LinearSchedule = LinearSchedule(0.0, 3.0, 1.5, 1.0)
+    eta: float = 0.1
+    fake: FakeScore = field(
+        default_factory=lambda: FakeScore(optimizer=OptimizerSettings(1e-3, (0.0, 0.99)), weight="v")
+    )
+
+    def __post_init__(self) -> None:
+        if self.residual not in ("sds", "csd", "asd", "vsd"):
+            raise UserError(f"judging.residual is {self.residual!r}; it must be sds, csd, asd or vsd")
+        look_up(RESIDUALS, self.residual, "judging.residual")
+        look_up(WEIGHTS, self.weight, "judging.weight")
+        check_eta(**{"judging.eta": self.eta})
+        if min(self.guidance_scale.first, self.guidance_scale.last) < 0:
+            raise UserError("judging.guidance_scale must not be negative; 1 is unguided")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How views are rendered for the prior.
+
+    Args:
+        resolution: nodes of the grid along a side.
+        samples: along each ray.
+        rings: rings of cameras in the pool; 0 for a new ring in each step.
+        sharpness: k of the density over the run; see `volume.volsdf_density`.
+        share_of_white: how often the background is white; else it has a random colour.
+    """
+
+    resolution: int = 32
+    samples: int = 32
+    rings: int = 48
+    sharpness: LinearSchedule = LinearSchedule(0.0, 20.0, 60.0, 0.5)
+    share_of_white: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_shares(share_of_white=self.share_of_white)
+        if self.resolution < 4 or self.samples < 1 or self.rings < 0:
+            raise UserError("rendering: resolution must be 4 or more, samples 1 or more, and rings 0 or more")
+        if min(self.sharpness.first, self.sharpness.last) <= 0:
+            raise UserError("rendering.sharpness must be above 0")
+
+
+@dataclass(frozen=True)
+class Regularisers:
+    """Weights of terms on the rendered objects, over the run; see `text3d.regularisers`.
+
+    Args:
+        sparsity: on opacities.
+        opaque: on opacities.
+        eikonal: on the differences of the baked signed distance.
+    """
+
+    sparsity: LinearSchedule = LinearSchedule.constant(0.0)
+    opaque: LinearSchedule = LinearSchedule.constant(0.0)
+    eikonal: LinearSchedule = LinearSchedule.constant(1e-3)
+
+
+class TextTo3D(Method):
+    """Train a generator of 3D objects from prompts.
+
+    Args:
+        prior: folder of a multi-view prior, from `MultiViewDiffusion`.
+        prompts: file of prompts; see `docs/data.md`.
+        generator: a name in `text3d.generators.PRESETS`.
+        judging: how views are judged.
+        rendering: how they are rendered.
+        regularisers: further terms.
+        optimizer: of the generator.
+
+    Raises:
+        UserError: a setting is out of its range, the prior is not there, or does not know a word of a prompt.
+    """
+
+    averaged = "generator"
+
+    def __init__(
+        self,
+        prior: str,
+        prompts: str,
+        generator: str = "hyper_small",
+        judging: Judging = Judging(),
+        rendering: Rendering = Rendering(),
+        regularisers: Regularisers = Regularisers(),
+        optimizer: OptimizerSettings = OptimizerSettings(5e-3, (0.0, 0.99)),
+    ) -> None:
+        self.prior, self.prompts = load_prior(prior), read_prompts(prompts)
+        self.judging, self.rendering, self.regularisers = judging, rendering, regularisers
+        embedder = WordEmbedder(self.prior.vocabulary, self.prior.backbone.words.weight)
+        embedder(self.prompts)  # a prompt with unknown words is refused here
+        made = TextTo3DModel(generator, embedder, rendering.sharpness.last)
+        self.networks = {"generator": made}
+        self.optimizers = {"generator": optimizer}
+        self.frozen = {"prior": self.prior.backbone}
+        fake = judging.fake if "fake" in RESIDUALS[judging.residual].needs else None
+        self.judge = Judge(self.prior, judging.times, 1.0, fake)  # type: ignore[arg-type]
+        self.judge.add_networks(self.networks, self.optimizers)
+        self.content = {"prior": digest_of(self.prior), "prompts": digest(self.prompts)}
+        self.grid = Grid(rendering.resolution, made.generator.radius)
+        self.pool: BakedRings | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def prepare(self, device: torch.device | str) -> None:
+        """Prepare the pool of rings."""
+        super().prepare(device)
+        self.grid.to(self.device)
+        if self.rendering.rings:
+            random = SampleRandom(STEADY_SEED, range(self.rendering.rings))
+            starts, jitters = random.uniform("ring", (2,)), random.uniform("jitter", self._jitter_shape)
+            size = self.prior.backbone.settings.size
+            rings = [self._cameras(start) for start in starts]
+            jitter = [one.float().to(self.device) for one in jitters]
+            self.pool = BakedRings(rings, self.grid, size, size, self.rendering.samples, jitter)
+
+    @property
+    def _jitter_shape(self) -> tuple[int, ...]:
+        settings = self.prior.backbone.settings
+        return settings.views, settings.size, settings.size, 1
+
+    def _cameras(self, uniforms: Tensor) -> Any:
+        """A ring of cameras of two uniform numbers."""
+        azimuth, elevation = ring_views(*ring_starts(uniforms[None].float().cpu()))
+        return view_cameras(azimuth[0], elevation[0]).to(self.device)
+
+    def begin_step(self, step: int) -> None:
+        """Follow the schedules."""
+        progress = self.progress
+        self.judge.progress = progress
+        self.judge.guidance_scale = self.judging.guidance_scale(progress)
+        self._sharpness = self.rendering.sharpness(progress)
+
+    def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
+        prompts = [self.prompts[i] for i in records]
+        white = (random.uniform("white") < self.rendering.share_of_white)[:, None]
+        colour = random.uniform("background", (3,)).float()
+        background = torch.where(white, torch.ones_like(colour), colour).to(self.device)
+        views = self._ring(random)
+        camera = torch.stack([views.cameras.azimuth_deg, views.cameras.elevation_deg], -1)
+        cond = self.prior.condition(prompts, camera.expand(len(prompts), -1, -1), background)
+        return {"prompts": prompts, "views": views, "background": background, "cond": cond, "null": without_words(cond)}
+
+    def _ring(self, random: SampleRandom) -> BakedViews:
+        """The ring of a step, which its first sample draws."""
+        if self.pool is not None:
+            return self.pool[int(random.uniform("ring")[0] * len(self.pool))]  # type: ignore[no-any-return]
+        jitter = random.uniform("jitter", self._jitter_shape)[0].float().to(self.device)
+        size = self.prior.backbone.settings.size
+        cameras = self._cameras(random.uniform("new_ring", (2,))[0])
+        return bake_views(cameras, self.grid, size, size, self.rendering.samples, jitter)
+
+    def phases(self, step: int) -> list[Phase]:
+        return [Phase("generator", "generator", self._loss), *self.judge.fake_phases(_unused, self.networks)]
+
+    def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
+        generator, prompts = self.networks["generator"], batch["prompts"]
+        noise_dim = unwrap(generator).generator.noise_dim
+        noise = random.normal("object", (noise_dim,)) if noise_dim else None
+        baked = bake(generator(prompts, noise), self.grid)
+        background = batch["background"][:, None, :, None, None]
+        made = render_baked(baked, batch["views"], self._sharpness, background)
+        x0 = 2 * made.colour - 1
+        carry["x0"] = x0.detach()
+        loss, logs = self.judge.loss(
+            x0,
+            batch["cond"],
+            random,
+            residual=self.judging.residual,
+            weight=self.judging.weight,
+            eta=self.judging.eta,
+            null=batch["null"],
+        )
+        progress, terms = self.progress, self.regularisers
+        parts = {
+            "sparsity": (terms.sparsity(progress), lambda: regularisers.sparsity(made.opacity)),
+            "opaque": (terms.opaque(progress), lambda: regularisers.opaque(made.opacity)),
+            "eikonal": (terms.eikonal(progress), lambda: regularisers.eikonal(self._slopes(baked.sdf))),
+        }
+        for name, (weight, value) in parts.items():
+            if weight:
+                term = value()
+                loss, logs[name] = loss + weight * term, term.detach()
+        return loss, {**logs, "opacity": made.opacity.detach().mean()}
+
+    def _slopes(self, sdf: Tensor) -> Tensor:
+        """Differences of a baked signed distance (N, P) along the edges of each cell from its first corner: (C, P, 3)."""
+        corners = self.grid.corners.long()
+        step = 2 * self.grid.radius / (self.grid.resolution - 1)
+        first = sdf[corners[:, 0]]
+        return torch.stack([sdf[corners[:, axis]] - first for axis in (1, 2, 4)], -1) / step
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        """Four views of some prompts, on white."""
+        model: TextTo3DModel = unwrap(self.networks["generator"])
+        prompts = self.prompts[:: max(1, len(self.prompts) // SHOWN)][:SHOWN]
+        views = bake_views(self._cameras(torch.tensor([0.1, 0.5])), self.grid, SHOWN_SIDE, SHOWN_SIDE, 64)
+        made = render_baked(bake(model(prompts), self.grid), views, model.sharpness)
+        opacity = made.opacity.mean((1, 2, 3))
+        numbers = {"least_opacity": float(opacity.min()), "most_opacity": float(opacity.max())}
+        return Validation(made.colour.flatten(0, 1).clamp(0, 1), numbers)
+
+    def export(self, folder: Path) -> None:
+        save_model(unwrap(self.networks["generator"]), folder)
+
+
+def _unused(network: Any, random: SampleRandom, cond: Any, draw: str = "") -> Tensor:
+    """The fake score has one update a step, on views that were just made; it asks for no others."""
+    raise AssertionError("the fake score asked for new samples")

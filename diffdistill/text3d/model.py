@@ -1,0 +1,103 @@
+"""A saved text-to-3D model: prompts to fields, in one pass of its generator."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from diffdistill.errors import UserError, shown
+from diffdistill.files import write_atomic
+
+from .embedder import WordEmbedder
+from .field import Field
+from .generators import generator_of, preset
+from .words import Vocabulary
+
+FORMAT = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class TextTo3DModel(nn.Module):
+    """A generator with what it knows of words.
+
+    Args:
+        generator: a preset of `generators.PRESETS`.
+        embedder: of prompts; its width is that which the generator takes.
+        sharpness: k of the density with which the fields are rendered; see `volume.volsdf_density`.
+    """
+
+    def __init__(self, generator: str, embedder: WordEmbedder, sharpness: float = 60.0) -> None:
+        super().__init__()
+        settings: Any = preset(generator)
+        widths = {f.name: embedder.dim for f in dataclasses.fields(settings) if f.name in ("prompt_dim", "token_dim")}
+        self.name, self.embedder, self.sharpness = generator, embedder, sharpness
+        self.generator: Any = generator_of(dataclasses.replace(settings, **widths))
+
+    def forward(self, prompts: Sequence[str], noise: Tensor | None = None) -> Field:
+        """Objects of P prompts.
+
+        Args:
+            prompts: one for each object.
+            noise: (P, Z) for a generator that takes noise; None for zeros.
+
+        Raises:
+            UserError: a prompt that the model does not know.
+        """
+        told = self.embedder(prompts)
+        if self.generator.noise_dim and noise is None:
+            noise = told.pooled.new_zeros(len(prompts), self.generator.noise_dim)
+        found: Field = self.generator(told.pooled, told.tokens, told.mask, noise)
+        return found
+
+
+def save_model(model: TextTo3DModel, folder: Path) -> None:
+    """Write a model: config.json, and its weights as float16."""
+    config = {
+        "format": FORMAT,
+        "generator": model.name,
+        "sharpness": model.sharpness,
+        "vocabulary": dataclasses.asdict(model.embedder.vocabulary),
+    }
+    tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / WEIGHTS, save(tensors))
+    write_atomic(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+
+def load_model(folder: str | Path) -> TextTo3DModel:
+    """Read what `save_model` wrote.
+
+    Raises:
+        UserError: there is no model in the folder, or it is damaged.
+    """
+    place = Path(folder)
+    try:
+        config = json.loads((place / CONFIG).read_text())
+    except OSError as error:
+        raise UserError(f"there is no text-to-3D model at {folder}: {CONFIG} is missing") from error
+    except ValueError as error:
+        raise UserError(f"{place / CONFIG} is no JSON") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise UserError(f"{place / CONFIG} is not of format {FORMAT} of text-to-3D models")
+    try:
+        weights = load_file(place / WEIGHTS)
+        words = config["vocabulary"] | {"words": tuple(config["vocabulary"]["words"])}
+        embedder = WordEmbedder(Vocabulary(**words), weights["embedder.table"])
+        made = TextTo3DModel(config["generator"], embedder, float(config["sharpness"]))
+        made.load_state_dict({name: value.float() for name, value in weights.items()})
+    except UserError:
+        raise
+    except Exception as error:  # safetensors and torch raise many kinds
+        what = f"{CONFIG} or {WEIGHTS} in {folder} is missing, damaged, or of another shape than the other says"
+        raise UserError(f"{what}: {shown(str(error))}") from error
+    made = made.requires_grad_(False).eval()
+    if not torch.isfinite(made.embedder.table).all():
+        raise UserError(f"{place / WEIGHTS} has values that are not finite")
+    return made
