@@ -169,6 +169,14 @@ def test_what_is_missing_is_refused() -> None:
             call()
 
 
+@pytest.mark.parametrize("name", TINY)
+@torch.no_grad()
+def test_the_scale_of_embeddings_does_not_matter(name: str) -> None:
+    made, given, at = tiny(name), inputs(), points(1)
+    scaled = {key: value if key == "mask" else 10 * value for key, value in given.items()}
+    torch.testing.assert_close(made(**scaled).sdf(at), made(**given).sdf(at), rtol=0, atol=1e-3)
+
+
 @torch.no_grad()
 def test_masked_tokens_do_not_matter() -> None:
     made, given, at = tiny("triplane"), inputs(), points(1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffdistill.errors import UserError
 from diffdistill.text3d.field import Field
+from diffdistill.text3d.fields.precision import at_least_float32
 
 
 class Generator(Protocol):
@@ -57,6 +58,16 @@ def check_inputs(
             _check(name, "mask", mask, "a mask of the tokens", (count, length))
     if generator.noise_dim:
         _check(name, "noise", noise, "noise for each prompt", (count, generator.noise_dim))
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """Vectors (..., D) scaled to an rms of 1, in float32 at least; zeros stay zeros.
+
+    >>> unit_rms(torch.tensor([[3.0, -3.0], [0.0, 0.0]])).round(decimals=3).tolist()
+    [[1.0, -1.0], [0.0, 0.0]]
+    """
+    x = at_least_float32(x)
+    return x * (x.square().mean(-1, keepdim=True) + 1e-8).rsqrt()
 
 
 def _check(name: str, which: str, given: Tensor | None, what: str, shape: tuple[int | None, ...]) -> None:

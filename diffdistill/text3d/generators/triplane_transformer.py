@@ -8,6 +8,7 @@ Source: the triplane transformer of ScaleDreamer (arXiv 2407.02040), which gives
 
 Notable:
 - the pooled embedding is not read; it only says how many prompts there are;
+- the prompt's tokens are scaled to an rms of 1 first, which the released code does not do, so that any scale will do;
 - a block has no biases in its queries, keys and values, LayerNorm's epsilon is 1e-6, and each part is added to what it
   reads (pre-norm);
 - self-attention is over all tokens of the three planes: 3,072 of them in the paper's size, 192 in the small one.
@@ -27,7 +28,7 @@ from diffdistill.text3d.fields.heads import HeadSettings, SharedHeads
 from diffdistill.text3d.fields.planes import Planes
 from diffdistill.text3d.fields.ranges import check_number, check_whole
 
-from .generator import check_inputs
+from .generator import check_inputs, unit_rms
 
 EPSILON = 1e-6  # of LayerNorm
 
@@ -169,9 +170,9 @@ class TriplaneTransformer(nn.Module):
         """Planes (P, 3, C, u S, u S) of prompts' tokens (P, L, token_dim)."""
         count, side = len(tokens), self.settings.side
         seen = None if mask is None else mask.bool()[:, None, None]
-        x = self.tokens.expand(count, -1, -1)
+        prompt, x = unit_rms(tokens), self.tokens.expand(count, -1, -1)
         for block in self.blocks:
-            x = block(x, tokens, seen)
+            x = block(x, prompt, seen)
         maps = self.norm(x).view(3 * count, side, side, -1).permute(0, 3, 1, 2)
         made: Tensor = self.to_patches(maps)
         return made.unflatten(0, (count, 3))

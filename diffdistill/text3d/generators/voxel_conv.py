@@ -30,7 +30,7 @@ from diffdistill.text3d.fields.precision import at_least_float32, full_precision
 from diffdistill.text3d.fields.ranges import check_whole
 from diffdistill.text3d.fields.voxels import Voxels
 
-from .generator import check_inputs
+from .generator import check_inputs, unit_rms
 from .modulated_conv import CLAMP, EqualLinear, Layer, ModulatedConv, activate, double
 
 FIRST_SIDE = 4
@@ -120,10 +120,10 @@ class Mapping(nn.Module):
     def forward(self, pooled: Tensor, noise: Tensor | None) -> Tensor:
         """Pooled embeddings (P, prompt) and noise (P, noise) to w (P, style), in float32 at least."""
         with full_precision(pooled):
-            x = _unit_rms(at_least_float32(pooled))
+            x = unit_rms(pooled)
             if len(self.of_noise):
                 assert noise is not None
-                z = _unit_rms(at_least_float32(noise))
+                z = unit_rms(noise)
                 for layer in self.of_noise:
                     z = activate(layer(z))
                 x = torch.cat([z, x], 1)
@@ -233,7 +233,3 @@ def sub_voxels(x: Tensor, factor: int) -> Tensor:
         return x
     parts = x.unflatten(1, (-1, factor, factor, factor))  # (P, C, f, f, f, d, h, w)
     return parts.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-def _unit_rms(x: Tensor) -> Tensor:
-    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
