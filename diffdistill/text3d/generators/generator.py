@@ -63,6 +63,7 @@ def check_inputs(
 def unit_rms(x: Tensor) -> Tensor:
     """Vectors (..., D) scaled to an rms of 1, in float32 at least; zeros stay zeros.
 
+    >>> import torch
     >>> unit_rms(torch.tensor([[3.0, -3.0], [0.0, 0.0]])).round(decimals=3).tolist()
     [[1.0, -1.0], [0.0, 0.0]]
     """
