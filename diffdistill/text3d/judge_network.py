@@ -184,7 +184,7 @@ def train_judge(views: Views, settings: JudgeSettings = JudgeSettings()) -> Judg
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return network.eval()
+    return network.to(memory_format=torch.contiguous_format).eval()  # as it comes back from a file
 
 
 def _smoothed(log_probabilities: Tensor, labels: Tensor, smoothing: float) -> Tensor:
