@@ -11,7 +11,7 @@ SLOW = (
     "methods/test_adversarial.py", "methods/test_two_processes.py", "evaluation/test_align.py",
     "evaluation/test_against_others.py", "cli/test_eval_command.py", "cli/test_eval_sweep.py",
 )  # fmt: skip
-FOLDERS = ("methods", "training", "cli", "models", "distill", "evaluation", "codec")
+FOLDERS = ("methods", "training", "cli", "models", "distill", "evaluation", "codec", "text3d")
 TESTS = Path(__file__).parent
 
 

@@ -246,7 +246,7 @@ class TextTo3D(Method):
         return loss, {**logs, "opacity": made.opacity.detach().mean()}
 
     def _slopes(self, sdf: Tensor) -> Tensor:
-        """Differences of a baked signed distance (N, P) along the edges of each cell from its first corner: (C, P, 3)."""
+        """Differences of a baked distance (N, P) along the edges of each cell from its first corner: (C, P, 3)."""
         corners = self.grid.corners.long()
         step = 2 * self.grid.radius / (self.grid.resolution - 1)
         first = sdf[corners[:, 0]]
