@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from diffdistill.methods.dmd2 import DMD2
     from diffdistill.methods.latent_diffusion import LatentDiffusion
     from diffdistill.methods.mean_flow import MeanFlow
+    from diffdistill.methods.multi_view import MultiViewDiffusion
     from diffdistill.methods.progressive import Progressive
     from diffdistill.methods.self_e import SelfE
     from diffdistill.methods.shortcut import Shortcut
     from diffdistill.methods.sid import SiD
     from diffdistill.methods.swiftbrush import SwiftBrush
+    from diffdistill.methods.text_to_3d import TextTo3D
 
 __all__ = [
     "ASD",
@@ -47,6 +49,7 @@ __all__ = [
     "Loss",
     "MeanFlow",
     "Method",
+    "MultiViewDiffusion",
     "OptimizerSettings",
     "ParameterGroup",
     "Phase",
@@ -56,6 +59,7 @@ __all__ = [
     "Shortcut",
     "SiD",
     "SwiftBrush",
+    "TextTo3D",
     "Validation",
     "unwrap",
 ]
@@ -72,11 +76,13 @@ _MODULES = {
     "dmd2": ("DMD2",),
     "latent_diffusion": ("LatentDiffusion",),
     "mean_flow": ("MeanFlow",),
+    "multi_view": ("MultiViewDiffusion",),
     "progressive": ("Progressive",),
     "self_e": ("SelfE",),
     "shortcut": ("Shortcut",),
     "sid": ("SiD",),
     "swiftbrush": ("SwiftBrush",),
+    "text_to_3d": ("TextTo3D",),
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
