@@ -122,11 +122,11 @@ def test_composed_colours_are_exact() -> None:
     views = Views(
         [
             flat("mug", "shades", [51, 102, 204], companion=second),
-            flat("boots", "colours", [51, 102, 0, 204], white=0.5),
+            flat("bootie", "colours", [51, 102, 0, 204], white=0.5),
             flat("rock", "colours", [204, 204, 204, 204], white=0.5),
         ]
     )
-    prompts = [Prompt("mug", "red"), Prompt("boots"), Prompt("boots", "cyan"), Prompt("rock", "pink")]
+    prompts = [Prompt("mug", "red"), Prompt("bootie"), Prompt("bootie", "cyan"), Prompt("rock", "pink")]
     which = views.indexes(prompts)
     assert which.tolist() == [[0, 0], [1, NATURAL], [1, 7], [2, 6]]
     batch = views.of_rings(which, torch.tensor([0, 1, 0, 1]), DARK.expand(4, 3))
@@ -141,7 +141,7 @@ def test_composed_colours_are_exact() -> None:
     )
     assert luma < 0.8 and batch.images.shape == (4, 4, 3, 8, 8)
     assert torch.allclose(batch.images, wanted[:, None, :, None, None].expand_as(batch.images), atol=1e-6)
-    assert batch.prompts == ["a red mug", "a boots", "a cyan boots", "a pink rock"]
+    assert batch.prompts == ["a red mug", "a bootie", "a cyan bootie", "a pink rock"]
     assert batch.camera[1].tolist() == [[200.0, -5.0], [290.0, -5.0], [20.0, -5.0], [110.0, -5.0]]
     assert torch.equal(batch.background, DARK.expand(4, 3))
     references = views.references(which)
@@ -150,7 +150,7 @@ def test_composed_colours_are_exact() -> None:
     assert torch.equal(references.camera[2], torch.stack(reference_views(), -1))
     for prompt, message in (
         (Prompt("mug"), "'a mug' needs a colour"),
-        (Prompt("piano", "red"), "there are no views of 'piano'; there are those of mug, boots, rock"),
+        (Prompt("piano", "red"), "there are no views of 'piano'; there are those of mug, bootie, rock"),
     ):
         with pytest.raises(UserError, match=message):
             views.indexes([prompt])
@@ -174,9 +174,9 @@ def test_uniform_numbers_say_what_is_drawn() -> None:
 
 
 def test_smaller_views_are_means_of_squares() -> None:
-    thing = made("boots", "colours", size=16)
+    thing = made("bootie", "colours", size=16)
     small, large = Views([thing], size=8), Views([thing])
-    which = large.indexes([Prompt("boots")])
+    which = large.indexes([Prompt("bootie")])
     pooled = torch.nn.functional.avg_pool2d(large.of_rings(which, torch.tensor([1]), DARK[None]).images[0], 2)
     found = small.of_rings(which, torch.tensor([1]), DARK[None]).images[0]
     assert (found - pooled).abs().max() <= 1.01 / 255  # colours and alpha are rounded to 8 bits

@@ -70,7 +70,7 @@ MODELS: dict[str, str] = {  # a name, and the folder of the model
     "shipping container": "shippingContainer",
     "sofa": "sofa2",
     "wheelbarrow": "wheelbarrow",
-    "boots": "bootie",
+    "bootie": "bootie",
     "cupcake": "cupcake",
     "hot dog": "hotDog",
     "stone lantern": "lantern",
