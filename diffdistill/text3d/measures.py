@@ -4,8 +4,8 @@
                           `--on a grid--> IoU with the true object; share of the box that is filled
 
 Notable:
-- no single number is enough. A classifier takes a mug without a handle for a mug, so R@1 is printed beside PSNR, IoU and
-  the worst thing;
+- no single number is enough. A classifier takes a mug without a handle for a mug, so R@1 is printed beside PSNR, IoU
+  and the worst thing;
 - an object is empty if its mean opacity is below 0.02 or its largest below 0.5, and diverged if the mean is above 0.6;
 - views are rendered by the baked path, on white, as the true renders of the same cameras are.
 """
