@@ -36,7 +36,7 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         for word in self.words:
-            if _split(word) != [word] or word in ARTICLES:
+            if _split(word.lower()) != [word] or word in ARTICLES:
                 raise UserError(f"the vocabulary has {word!r}; a word is in lower case, of letters, and no article")
         if len(set(self.words)) < len(self.words) or not self.words:
             raise UserError("the vocabulary is empty, or has a word twice")
