@@ -3,8 +3,8 @@
     y (C, f16) * gain(quality) --hyper-encoder--> z, rounded (f64) --ScaleNetwork--> index of a Gaussian table
                                \\-- minus mean, rounded --> r        --hyper-decoder--> h --context, 4 steps--> means
 
-Files hold z and r. Where the index is 0, the narrowest table, r is 0 and is not coded: most values are such, and one
-in thousands of them would round to another integer. The tables of r depend on z alone, through integers, so r is read
+Files hold z and r. Where the index is 0, the narrowest table, r is taken to be 0 and is not coded. Most values are
+such, and few of them would round to another integer. The tables of r depend on z alone, through integers, so r is read
 without any floating-point number. The means depend on z and on the code so far: each of four steps settles one position
 of every 2x2 square in each of four groups of channels, and sees what was settled before (the quadrant context of
 DCVC-HEM). A last small network adds what rounding lost on average (latent residual prediction).
@@ -154,13 +154,13 @@ class LatentCodec(nn.Module):
             features: of z, (B, width, h, w).
             r: residuals (B, C, h, w) to decode; None to encode.
             y: the scaled code (B, C, h, w) to encode; None to decode.
-            coded: with y, where residuals are coded, (B, C, h, w): 1, or 0 where they are 0 untold.
+            coded: with y, and only then, where residuals are coded, (B, C, h, w): 1, or 0 where they are taken to be 0.
 
         Returns:
             The code as the decoder has it, scaled; and its means.
         """
         given = y if y is not None else r
-        assert given is not None
+        assert given is not None and (y is None) == (coded is None)
         settled, means = torch.zeros_like(given), torch.zeros_like(given)
         for step, mask in enumerate(quadrants(given.shape[1], given.shape[2], given.shape[3], given.device)):
             inner = self.context_of(features, settled, step)

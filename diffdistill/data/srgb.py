@@ -89,7 +89,7 @@ def _colours_of_16(picture: Any, data: bytes) -> np.ndarray:
 
 
 def notice_other_colours(info: Mapping[Any, Any], data: bytes, notices: list[str]) -> None:
-    """Say so where a PNG describes colours in a way that is not used: cICP, or gAMA and cHRM without a profile.
+    """Say so where a PNG says, in a way that is not used, that it is not sRGB: by cICP, or by gAMA and cHRM alone.
 
     Args:
         info: what Pillow read before the pixels.
@@ -99,12 +99,12 @@ def notice_other_colours(info: Mapping[Any, Any], data: bytes, notices: list[str
     head = data[: data.find(b"IDAT")]
     place = head.find(b"\0\0\0\4cICP")
     if place >= 0 and tuple(head[place + 8 : place + 10]) != (1, 13):  # the primaries and the transfer of sRGB
-        notices.append("colours that the chunk cICP describes were read as sRGB")
+        notices.append("the chunk cICP, by which its colours are not sRGB, was ignored")
     elif "icc_profile" not in info and "srgb" not in info:
-        white_red_green_blue = info.get("chromaticity", _SRGB_CHROMATICITY)
-        away = max(abs(a - b) for a, b in zip(white_red_green_blue, _SRGB_CHROMATICITY, strict=True))
+        found = info.get("chromaticity", _SRGB_CHROMATICITY)
+        away = max((abs(a - b) for a, b in zip(found, _SRGB_CHROMATICITY, strict=False)), default=1.0)
         if abs(info.get("gamma", _SRGB_GAMMA) - _SRGB_GAMMA) > 0.005 or away > 0.005:
-            notices.append("colours that the chunks gAMA and cHRM describe were read as sRGB")
+            notices.append("the chunks gAMA and cHRM, by which its colours are not sRGB, were ignored")
 
 
 def to_srgb(picture: Any, profile: bytes | None, notices: list[str]) -> Any:

@@ -98,7 +98,9 @@ class PretrainedImageCodec(Method):
                 ParameterGroup(r"latent_codec\.(hyper_)?gain", 5e-4),
             ),
         ),
-        loss: CodecLoss = CodecLoss(error=0.025, masking=0.0, perceptual=0.1, perceptual_side=256, alignment=0.005),
+        loss: CodecLoss = CodecLoss(
+            error=0.025, masking=0.0, perceptual=0.1, perceptual_side=256, perceptual_scales=(1.0,), alignment=0.005
+        ),
         contrastive: float = 0.0,
         crop: int = 256,
         low_qualities: float = 1.4,

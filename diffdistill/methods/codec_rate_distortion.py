@@ -138,7 +138,10 @@ def weights_of(quality: Tensor) -> Tensor:
 
 
 def smoothness(images: Tensor, middle: float = 0.03, least: float = 3 / 255) -> Tensor:
-    """middle / sqrt(variance + least^2) of the pixels around: above 1 where an image is smooth.
+    """middle / sqrt(variance + least^2) of the smoothest square around each pixel: above 1 where an image is smooth.
+
+    Squares have 8 x 8 pixels. A pixel beside an edge has a square without the edge near it, so that ripples which an
+    edge leaves on a smooth surface count in full.
 
     Args:
         images: (B, 3, H, W) in [0, 1]; sides are multiples of 8, from 16.
@@ -148,9 +151,9 @@ def smoothness(images: Tensor, middle: float = 0.03, least: float = 3 / 255) -> 
     Returns:
         (B, 1, H, W).
     """
-    mean, square = (F.avg_pool2d(x, 16, 8, 4, count_include_pad=False) for x in (images, images.square()))
+    mean, square = (F.avg_pool2d(x, 8, 4, 2, count_include_pad=False) for x in (images, images.square()))
     variance = (square - mean.square()).clamp_min(0).mean(1, keepdim=True)
-    found = middle / (variance + least**2).sqrt()
+    found = F.max_pool2d(middle / (variance + least**2).sqrt(), 3, 1, 1)
     return F.interpolate(found, size=images.shape[-2:], mode="bilinear")
 
 

@@ -218,5 +218,5 @@ def test_other_descriptions_of_colours_are_named() -> None:
         chunk = len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
         found, notices = pixels(plain[:33] + chunk + plain[33:])
         assert np.array_equal(found, LATTICE)
-        verb = "describes" if name == b"cICP" else "describe"
-        assert notices == (() if said is None else (f"colours that {said} {verb} were read as sRGB",))
+        was = "was" if name == b"cICP" else "were"
+        assert notices == (() if said is None else (f"{said}, by which its colours are not sRGB, {was} ignored",))

@@ -85,6 +85,8 @@ def test_smooth_places_count_more() -> None:
     torch.testing.assert_close(
         smoothness(noise)[..., 8:-8, 8:-8], torch.full((1, 1, 48, 48), expected), rtol=1e-3, atol=0
     )
+    half = torch.cat([flat[..., :32], noise[..., 32:]], 3)
+    torch.testing.assert_close(smoothness(half)[..., :29], smoothness(flat)[..., :29])  # nearly up to the edge
 
 
 def test_a_run_its_continuation_and_its_codec(photographs: Path, tmp_path: Path) -> None:
