@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "draw images with a pipeline folder, a teacher's or a student's",
     "eval": "measure images and generators under a named protocol",
     "codec": "compress images with a trained codec",
+    "text3d": "make 3D objects of prompts",
 }
 USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:12}{v}\n" for k, v in COMMANDS.items())
 
