@@ -53,6 +53,9 @@ def test_the_package_and_the_command_import_nothing_heavy() -> None:
         ("eval", "pairs"),
         ("codec", "eval"),
         ("codec", "bench"),
+        ("text3d", "generate"),
+        ("text3d", "render"),
+        ("text3d", "eval"),
     ],
 )
 def test_help_imports_nothing_heavy(command: tuple[str, ...]) -> None:

@@ -11,9 +11,10 @@ import diffdistill
 import diffdistill.comparison
 import diffdistill.evaluation
 import diffdistill.methods
+import diffdistill.text3d
 from diffdistill import lazy
 
-PACKAGES = [diffdistill, diffdistill.comparison, diffdistill.evaluation, diffdistill.methods]
+PACKAGES = [diffdistill, diffdistill.comparison, diffdistill.evaluation, diffdistill.methods, diffdistill.text3d]
 
 
 def for_type_checkers(package: object) -> dict[str, str]:

@@ -37,10 +37,9 @@ def command_of(group: str, commands: Mapping[str, str], argv: Sequence[str]) -> 
         UserError: there is no such command.
     """
     if not argv or argv[0] in ("-h", "--help"):
-        print(
-            f"usage: diffdistill {group} COMMAND ...\n\n" + "".join(f"  {k:8}{v}\n" for k, v in commands.items()),
-            end="",
-        )
+        width = max(map(len, commands)) + 2
+        lines = [f"  {name:{width}}{what}\n" for name, what in commands.items()]
+        print(f"usage: diffdistill {group} COMMAND ...\n\n" + "".join(lines), end="")
         return None
     if argv[0] not in commands:
         near = difflib.get_close_matches(argv[0], commands, 1)
