@@ -22,9 +22,10 @@ from diffdistill.diffusion import Denoiser, GuidedDenoiser, ddim, drop_condition
 from diffdistill.distill import SampleRandom, denoising_loss
 from diffdistill.errors import UserError
 from diffdistill.text3d.multi_view import MultiViewSettings, MultiViewUNet
-from diffdistill.text3d.prior import MultiViewPrior, load_prior, save_prior, without_words
+from diffdistill.text3d.prior import MultiViewPrior, digest_of, load_prior, save_prior, without_words
 from diffdistill.text3d.things.catalogue import COLOURS, Split, split_of
-from diffdistill.text3d.things.views import Views, load_views
+from diffdistill.text3d.things.viewpoints import RING
+from diffdistill.text3d.things.views import NATURAL, Views, load_views
 from diffdistill.text3d.words import Vocabulary
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_shares, unwrap
@@ -55,7 +56,8 @@ class MultiViewDiffusion(Method):
 
     Args:
         data: the views.
-        network: the shape of the network; the views' side must be a multiple of `network.size`.
+        network: the shape of the network; the views' side must be a multiple of `network.size`, and `network.views` be
+            those of a ring, 4.
         drop_words: share of the samples that are shown without their words.
         optimizer: the optimiser.
         init_from: a saved prior to go on from, of the same shape and words.
@@ -75,16 +77,20 @@ class MultiViewDiffusion(Method):
         init_from: str | None = None,
     ) -> None:
         check_shares(drop_words=drop_words)
+        if network.views != RING:
+            raise UserError(f"network.views is {network.views}; a ring of views has {RING}")
         self.data, self.drop_words = data, drop_words
         self.views, self.split = open_views(data, network.size)
         self.vocabulary = vocabulary_of(self.views)
-        self.content = {"data.source": digest_of_views(self.views)}
+        content = {"data.source": digest_of_views(self.views)}
         if init_from is None:
             self.prior = MultiViewPrior(MultiViewUNet(network, len(self.vocabulary.words)), self.vocabulary)
         else:
             self.prior = load_prior(init_from)
+            content["init_from"] = digest_of(self.prior)
             if self.prior.backbone.settings != network or self.prior.vocabulary != self.vocabulary:
                 raise UserError(f"the prior at {init_from} has another shape or other words than this run")
+        self.content = content
         made = self.prior.backbone.requires_grad_(True).train()
         self.networks = {"prior": made.to(memory_format=torch.channels_last)}  # type: ignore[call-overload]
         self.optimizers = {"prior": optimizer}
@@ -141,10 +147,18 @@ def vocabulary_of(views: Views) -> Vocabulary:
 
 
 def digest_of_views(views: Views) -> str:
-    """A hash of the names and sizes of views, and of some of their pixels."""
+    """A hash of the names, cameras and pixels of views: of all rings in one colour, and of the references in all.
+
+    That colour is the things' own where they have any. What mixes the channels of a thing shows in its references.
+    """
     found = hashlib.sha256(repr((views.names, views.size, views.rings)).encode())
-    some = views.references(torch.stack([torch.arange(len(views)), torch.zeros(len(views), dtype=torch.int64)], 1))
-    found.update(some.images.numpy().tobytes())
+    colours = torch.arange(NATURAL + views.natural)
+    for thing in range(len(views)):
+        which = torch.stack([torch.full_like(colours, thing), colours], 1)
+        for rings in torch.arange(views.rings).split(64):
+            seen = views.of_rings(which[-1:].expand(len(rings), 2), rings, torch.ones(len(rings), 3))
+            found.update(seen.camera.numpy().tobytes() + (255 * seen.images).round().byte().numpy().tobytes())
+        found.update((255 * views.references(which).images).round().byte().numpy().tobytes())
     return found.hexdigest()[:16]
 
 

@@ -5,13 +5,15 @@
 
 Notable:
 - no 3D data, and no images, are read: what the generator learns comes from the prior's scores alone;
-- all objects of a step are seen from one ring of cameras, drawn from a pool that is prepared once;
+- all objects of a step are seen from one ring of cameras, drawn from a pool that is prepared once. The step draws it,
+  not a sample, so that micro-batches and processes share it and a run does not depend on their number;
 - the prior is told the colour of the background, which is white or random;
 - the ranges of times, the guidance and the sharpness of the surface may change over the run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +33,20 @@ from diffdistill.text3d.embedder import WordEmbedder
 from diffdistill.text3d.model import TextTo3DModel, save_model
 from diffdistill.text3d.prior import digest_of, load_prior, without_words
 from diffdistill.text3d.regularisers import LinearSchedule
-from diffdistill.text3d.things.viewpoints import ring_starts, ring_views, view_cameras
+from diffdistill.text3d.things.viewpoints import RING, ring_starts, ring_views, view_cameras
 
-from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, check_eta, check_shares, unwrap
+from .base import (
+    Batch,
+    Loss,
+    Method,
+    OptimizerSettings,
+    Phase,
+    Validation,
+    check_eta,
+    check_guidance,
+    check_shares,
+    unwrap,
+)
 from .content import digest
 from .judge import Judge
 from .settings import FakeScore, JudgedTimes
@@ -52,7 +65,8 @@ class Judging:
         times: the range of times.
         guidance_scale: the prior's guidance over the run; 1 is none.
         eta: with asd, the largest shift of the later time.
-        fake: with vsd, the fake score.
+        fake: with vsd, the fake score: a full copy of the prior, with one update a step on the views of that step. So
+            `updates` is 1, `warmup` 0, `sample_dropped` false and `train_guidance_scale` 1.
 
     Raises:
         UserError: a setting is out of its range, or the residual needs what views do not have.
@@ -70,11 +84,14 @@ class Judging:
     def __post_init__(self) -> None:
         if self.residual not in ("sds", "csd", "asd", "vsd"):
             raise UserError(f"judging.residual is {self.residual!r}; it must be sds, csd, asd or vsd")
-        look_up(RESIDUALS, self.residual, "judging.residual")
         look_up(WEIGHTS, self.weight, "judging.weight")
         check_eta(**{"judging.eta": self.eta})
-        if min(self.guidance_scale.first, self.guidance_scale.last) < 0:
-            raise UserError("judging.guidance_scale must not be negative; 1 is unguided")
+        for scale in (self.guidance_scale.first, self.guidance_scale.last):
+            check_guidance(**{"judging.guidance_scale": scale})
+        possible = {"network": "full", "updates": 1, "warmup": 0, "sample_dropped": False, "train_guidance_scale": 1.0}
+        for name, value in possible.items() if self.residual == "vsd" else ():
+            if getattr(self.fake, name) != value:
+                raise UserError(f"judging.fake.{name} is {getattr(self.fake, name)!r}; in text to 3D it is {value!r}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,9 @@ class Rendering:
         rings: rings of cameras in the pool; 0 for a new ring in each step.
         sharpness: k of the density over the run; see `volume.volsdf_density`.
         share_of_white: how often the background is white; else it has a random colour.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     resolution: int = 32
@@ -97,10 +117,12 @@ class Rendering:
 
     def __post_init__(self) -> None:
         check_shares(share_of_white=self.share_of_white)
-        if self.resolution < 4 or self.samples < 1 or self.rings < 0:
-            raise UserError("rendering: resolution must be 4 or more, samples 1 or more, and rings 0 or more")
-        if min(self.sharpness.first, self.sharpness.last) <= 0:
-            raise UserError("rendering.sharpness must be above 0")
+        for name, least in (("resolution", 4), ("samples", 1), ("rings", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"rendering.{name} is {getattr(self, name)}; it must be {least} or more")
+        for k in (self.sharpness.first, self.sharpness.last):
+            if not 0 < k < math.inf:
+                raise UserError(f"rendering.sharpness is {k}; it must be a number above 0")
 
 
 @dataclass(frozen=True)
@@ -111,11 +133,20 @@ class Regularisers:
         sparsity: on opacities.
         opaque: on opacities.
         eikonal: on the differences of the baked signed distance.
+
+    Raises:
+        UserError: a weight is negative or not finite.
     """
 
     sparsity: LinearSchedule = LinearSchedule.constant(0.0)
     opaque: LinearSchedule = LinearSchedule.constant(0.0)
     eikonal: LinearSchedule = LinearSchedule.constant(1e-3)
+
+    def __post_init__(self) -> None:
+        for name in ("sparsity", "opaque", "eikonal"):
+            for weight in (getattr(self, name).first, getattr(self, name).last):
+                if not 0 <= weight < math.inf:
+                    raise UserError(f"regularisers.{name} is {weight}; a weight is a number from 0")
 
 
 class TextTo3D(Method):
@@ -131,7 +162,8 @@ class TextTo3D(Method):
         optimizer: of the generator.
 
     Raises:
-        UserError: a setting is out of its range, the prior is not there, or does not know a word of a prompt.
+        UserError: a setting is out of its range, the prior is not there, denoises another number of views than a ring
+            has, or does not know a word of a prompt.
     """
 
     averaged = "generator"
@@ -147,6 +179,11 @@ class TextTo3D(Method):
         optimizer: OptimizerSettings = OptimizerSettings(5e-3, (0.0, 0.99)),
     ) -> None:
         self.prior, self.prompts = load_prior(prior), read_prompts(prompts)
+        if (views := self.prior.backbone.settings.views) != RING:
+            raise UserError(
+                f"the prior at {prior} denoises {views} views at once, and a ring has {RING}; take a prior whose "
+                f"network.views is {RING}"
+            )
         self.judging, self.rendering, self.regularisers = judging, rendering, regularisers
         embedder = WordEmbedder(self.prior.vocabulary, self.prior.backbone.words.weight)
         embedder(self.prompts)  # a prompt with unknown words is refused here
@@ -160,6 +197,8 @@ class TextTo3D(Method):
         self.content = {"prior": digest_of(self.prior), "prompts": digest(self.prompts)}
         self.grid = Grid(rendering.resolution, made.generator.radius)
         self.pool: BakedRings | None = None
+        self._step, self._sharpness = 0, rendering.sharpness.first
+        self.judge.guidance_scale = judging.guidance_scale.first
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -188,23 +227,28 @@ class TextTo3D(Method):
 
     def begin_step(self, step: int) -> None:
         """Follow the schedules."""
-        progress = self.progress
-        self.judge.progress = progress
-        self.judge.guidance_scale = self.judging.guidance_scale(progress)
-        self._sharpness = self.rendering.sharpness(progress)
+        self._step = step
+        if self.judging.times.moves:
+            self.judge.progress = self.progress
+        self.judge.guidance_scale = self._now(self.judging.guidance_scale)
+        self._sharpness = self._now(self.rendering.sharpness)
+
+    def _now(self, schedule: LinearSchedule) -> float:
+        """The number of a schedule at this point of the run, which is read only if the number changes."""
+        return schedule.last if schedule.first == schedule.last else schedule(self.progress)
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
         prompts = [self.prompts[i] for i in records]
         white = (random.uniform("white") < self.rendering.share_of_white)[:, None]
         colour = random.uniform("background", (3,)).float()
         background = torch.where(white, torch.ones_like(colour), colour).to(self.device)
-        views = self._ring(random)
+        views = self._ring(SampleRandom(random.seed, [self._step], random.device))
         camera = torch.stack([views.cameras.azimuth_deg, views.cameras.elevation_deg], -1)
         cond = self.prior.condition(prompts, camera.expand(len(prompts), -1, -1), background)
         return {"prompts": prompts, "views": views, "background": background, "cond": cond, "null": without_words(cond)}
 
     def _ring(self, random: SampleRandom) -> BakedViews:
-        """The ring of a step, which its first sample draws."""
+        """The ring of a step, from the random numbers of the step."""
         if self.pool is not None:
             return self.pool[int(random.uniform("ring")[0] * len(self.pool))]  # type: ignore[no-any-return]
         jitter = random.uniform("jitter", self._jitter_shape)[0].float().to(self.device)
@@ -233,11 +277,11 @@ class TextTo3D(Method):
             eta=self.judging.eta,
             null=batch["null"],
         )
-        progress, terms = self.progress, self.regularisers
+        terms = self.regularisers
         parts = {
-            "sparsity": (terms.sparsity(progress), lambda: regularisers.sparsity(made.opacity)),
-            "opaque": (terms.opaque(progress), lambda: regularisers.opaque(made.opacity)),
-            "eikonal": (terms.eikonal(progress), lambda: regularisers.eikonal(self._slopes(baked.sdf))),
+            "sparsity": (self._now(terms.sparsity), lambda: regularisers.sparsity(made.opacity)),
+            "opaque": (self._now(terms.opaque), lambda: regularisers.opaque(made.opacity)),
+            "eikonal": (self._now(terms.eikonal), lambda: regularisers.eikonal(self._slopes(baked.sdf))),
         }
         for name, (weight, value) in parts.items():
             if weight:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -31,10 +31,15 @@ class TextTo3DModel(nn.Module):
         generator: a preset of `generators.PRESETS`.
         embedder: of prompts; its width is that which the generator takes.
         sharpness: k of the density with which the fields are rendered; see `volume.volsdf_density`.
+
+    Raises:
+        UserError: there is no such preset, or the sharpness is not above 0.
     """
 
     def __init__(self, generator: str, embedder: WordEmbedder, sharpness: float = 60.0) -> None:
         super().__init__()
+        if not 0 < sharpness < math.inf:
+            raise UserError(f"sharpness is {sharpness}; it must be a number above 0")
         settings: Any = preset(generator)
         widths = {f.name: embedder.dim for f in dataclasses.fields(settings) if f.name in ("prompt_dim", "token_dim")}
         self.name, self.embedder, self.sharpness = generator, embedder, sharpness
@@ -98,6 +103,6 @@ def load_model(folder: str | Path) -> TextTo3DModel:
         what = f"{CONFIG} or {WEIGHTS} in {folder} is missing, damaged, or of another shape than the other says"
         raise UserError(f"{what}: {shown(str(error))}") from error
     made = made.requires_grad_(False).eval()
-    if not torch.isfinite(made.embedder.table).all():
+    if not all(bool(value.isfinite().all()) for value in made.state_dict().values()):
         raise UserError(f"{place / WEIGHTS} has values that are not finite")
     return made

@@ -107,6 +107,8 @@ def load_prior(folder: str | Path) -> MultiViewPrior:
         made.load_state_dict({name: value.float() for name, value in load_file(place / WEIGHTS).items()})
     except Exception as error:  # safetensors and torch raise many kinds
         raise UserError(f"{place / WEIGHTS} is missing, damaged, or of another shape than {CONFIG} says") from error
+    if not all(bool(value.isfinite().all()) for value in made.parameters()):
+        raise UserError(f"{place / WEIGHTS} has values that are not finite")
     made = made.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return MultiViewPrior(made, vocabulary)
 

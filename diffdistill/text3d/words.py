@@ -17,6 +17,7 @@ from torch import Tensor
 from diffdistill.errors import UserError
 
 ARTICLES = frozenset({"a", "an", "the"})
+MOST_WORDS = 64  # of a prompt; a file that asks for more is damaged
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Vocabulary:
 
     Args:
         words: in lower case, each once.
-        longest: the most words that a prompt may have, without articles.
+        longest: the most words that a prompt may have, without articles; in [1, 64].
 
     Raises:
-        UserError: a word is empty, twice there, an article, or not in lower case.
+        UserError: a word is empty, twice there, an article, or not in lower case; or `longest` is out of its range.
     """
 
     words: tuple[str, ...]
@@ -40,8 +41,8 @@ class Vocabulary:
                 raise UserError(f"the vocabulary has {word!r}; a word is in lower case, of letters, and no article")
         if len(set(self.words)) < len(self.words) or not self.words:
             raise UserError("the vocabulary is empty, or has a word twice")
-        if self.longest < 1:
-            raise UserError(f"longest is {self.longest}; a prompt must be allowed one word at least")
+        if not 1 <= self.longest <= MOST_WORDS:
+            raise UserError(f"longest is {self.longest}; a prompt may have from 1 to {MOST_WORDS} words")
 
     def ids(self, prompts: Sequence[str], empty: bool = True) -> Tensor:
         """Numbers of the words of prompts: (P, longest) int64, with 0 after the last word; "" has none.
@@ -51,11 +52,14 @@ class Vocabulary:
             empty: whether a prompt may have no words.
 
         Raises:
-            UserError: a prompt has an unknown word, too many words, or none where it must have one.
+            UserError: a prompt has an unknown word, too many words, or none where it must have one; or `prompts` is one
+                text in place of a list.
 
         >>> Vocabulary(("mug", "red")).ids(["a red mug", ""]).tolist()
         [[2, 1, 0], [0, 0, 0]]
         """
+        if isinstance(prompts, str):
+            raise UserError(f"the prompts are the one text {prompts!r}; they must be a list of texts")
         number = {word: i + 1 for i, word in enumerate(self.words)}
         rows = []
         for prompt in prompts:
