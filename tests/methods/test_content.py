@@ -161,14 +161,15 @@ def test_each_path_that_is_given_has_content_and_nothing_else_has(things: Path, 
 def test_no_other_argument_of_a_method_is_a_path() -> None:
     """A new argument that holds a text is a name from a table, or belongs into PATHS and into the content."""
     names = {"residual", "weight", "fake.weight", "solver", "teacher.attention", "network.attention", "teacher.variant",
-             "adversary.tap", "judge.of_time", "autoencoder.variant", "transformer.variant", "generator", "judging.weight",
-             "judging.fake.weight"}  # fmt: skip
+             "adversary.tap", "judge.of_time", "autoencoder.variant", "transformer.variant", "generator",
+             "judging.weight", "judging.fake.weight"}  # fmt: skip
     captions = {"data.captions", "adversary.data.captions"}  # covered by the digest of the data they are of
     texts = set()
     for kind in (getattr(methods, name) for name in methods.__all__):
         if isinstance(kind, type) and issubclass(kind, methods.Method) and not inspect.isabstract(kind):
             texts |= set(text_settings(kind))
-    assert texts - names - captions == PATHS | {"init_from", "codec", "autoencoder.source", "transformer.source", "prior"}
+    of_some = {"init_from", "codec", "autoencoder.source", "transformer.source", "prior"}
+    assert texts - names - captions == PATHS | of_some
 
 
 def text_settings(kind: Any, prefix: str = "") -> list[str]:
