@@ -9,6 +9,7 @@ Notable:
 - an object is empty if its mean opacity is below 0.02 or its largest below 0.5, and diverged if the mean is above 0.6;
 - an object with values that are not finite is shown black and opaque everywhere, so it counts as diverged;
 - views are rendered by the baked path, on white, as the true renders of the same cameras are;
+- objects are rendered on the device of their field. True renders and the judge stay on the CPU;
 - what does not depend on the model is held by a `Ruler`, for measurements while a model is trained. With `QUICK` it
   takes 4 seconds of one core for 96 prompts. `text3d.evaluation` measures more, and writes a report.
 """
@@ -106,14 +107,15 @@ class Ruler:
     def __init__(self, views: Views, judge: JudgeNetwork, settings: MeasureSettings = MeasureSettings()) -> None:  # noqa: B008
         self.views, self.judge, self.settings = views, judge, settings
         self._baked: BakedViews | None = None
-        self._inside: dict[str, Tensor] = {}  # (R, R, R) bool, of procedural things
+        self._true: dict[str, Tensor] = {}  # signed distances (R, R, R) of procedural things
 
     @torch.no_grad()
     def show(self, field: Field, sharpness: float) -> Shown:
         """Objects from the 24 reference cameras, in the size of the views."""
-        if self._baked is None or self._baked.grid.radius != field.radius:
-            self._baked = _reference_cameras(field.radius, self.views.size, self.settings)
-        return _shown(field, self._baked, sharpness)
+        wanted, views = (field.radius, _device(field)), self._baked
+        if views is None or (views.grid.radius, views.places.device) != wanted:
+            views = self._baked = _reference_cameras(field, self.views.size, self.settings)
+        return _shown(field, views, sharpness)
 
     def truth(self, prompts: Sequence[Prompt]) -> Tensor:
         """The true renders from the same cameras, (P, 24, 3, S, S) in [0, 1], on white."""
@@ -158,19 +160,20 @@ class Ruler:
     def volume(self, field: Field) -> Tensor:
         """Signed distances (P, R, R, R) at which volumes are compared, R being `settings.volume`."""
         with torch.no_grad():
-            return sdf_on_grid(field, self.settings.volume)
+            return sdf_on_grid(field, self.settings.volume).cpu()
 
-    def iou(self, sdf: Tensor, prompt: Prompt) -> float | None:
-        """Intersection over union of one object (R, R, R), from `volume`, with the true one.
-
-        None for a thing without a true volume, such as a real 3D model.
-        """
+    def true_volume(self, prompt: Prompt) -> Tensor | None:
+        """What `volume` gives of the true object, (R, R, R); None for a thing without one, such as a real 3D model."""
         if prompt.thing not in THINGS or prompt.colour is None:
             return None
-        if prompt.thing not in self._inside:  # colours do not change it
-            true = TrueField([Prompt(prompt.thing, next(iter(COLOURS)))])
-            self._inside[prompt.thing] = self.volume(true)[0] < 0
-        return _iou(sdf < 0, self._inside[prompt.thing])
+        if prompt.thing not in self._true:  # colours do not change it
+            self._true[prompt.thing] = self.volume(TrueField([Prompt(prompt.thing, next(iter(COLOURS)))]))[0]
+        return self._true[prompt.thing]
+
+    def iou(self, sdf: Tensor, prompt: Prompt) -> float | None:
+        """Intersection over union of one object (R, R, R), from `volume`, with the true one; None if there is none."""
+        true = self.true_volume(prompt)
+        return None if true is None else _iou(sdf < 0, true < 0)
 
     @torch.no_grad()
     def rows(self, model: Maker, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
@@ -218,7 +221,7 @@ def reference_renders(
     settings: MeasureSettings = MeasureSettings(),  # noqa: B008
 ) -> Shown:
     """Objects from the 24 reference cameras, (P, 24, 3, size, size)."""
-    return _shown(field, _reference_cameras(field.radius, size, settings), sharpness)
+    return _shown(field, _reference_cameras(field, size, settings), sharpness)
 
 
 def iou_of(field: Field, prompts: Sequence[Prompt], resolution: int = 64) -> Tensor | None:
@@ -251,14 +254,20 @@ def _mean(rows: Sequence[dict[str, Any]], name: str) -> float:
     return float(sum(row[name] for row in rows) / len(rows))
 
 
-def _reference_cameras(radius: float, size: int, settings: MeasureSettings) -> BakedViews:
-    grid = Grid(settings.resolution, radius)
-    return bake_views(view_cameras(*reference_views()), grid, size, size, settings.samples)
+def _device(field: Field) -> torch.device:
+    """Where a field is asked: where it says it is, or else on the CPU."""
+    return torch.device(getattr(field, "device", None) or "cpu")
+
+
+def _reference_cameras(field: Field, size: int, settings: MeasureSettings) -> BakedViews:
+    device = _device(field)
+    grid = Grid(settings.resolution, field.radius).to(device)
+    return bake_views(view_cameras(*reference_views()).to(device), grid, size, size, settings.samples)
 
 
 def _shown(field: Field, views: BakedViews, sharpness: float) -> Shown:
     made = render_baked(bake(field, views.grid), views, sharpness)
-    images, opacity = made.colour.clamp(0, 1), made.opacity
+    images, opacity = made.colour.clamp(0, 1).cpu(), made.opacity.cpu()
     bad = ~(images.flatten(1).isfinite().all(1) & opacity.flatten(1).isfinite().all(1))
     images[bad], opacity[bad] = 0.0, 1.0
     return Shown(images, opacity)

@@ -52,7 +52,9 @@ class Means(Extractor):
     """The mean colours of the quarters of an image as its features."""
 
     name, dim, resize, weights_sha256 = "means", 12, "none", "0" * 64
-    device = torch.device("cpu")
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
 
     def prepare(self, images: Tensor) -> Tensor:
         return images.float() / 255
@@ -89,6 +91,8 @@ def test_the_record_agrees_with_its_rows_and_a_second_run_makes_nothing(ruler: R
     assert [text for text, row in rows.items() if row["empty"]] == ["a blue table"]
     assert rows["a blue table"]["janus"] is None and rows["a blue table"]["watertight"] is False
     assert rows["a blue chair"]["janus"] > 0.2 and abs(rows["a pink cone"]["janus"]) < 0.02
+    assert rows["a pink cone"]["components"] == rows["a pink cone"]["true_components"] == 1
+    assert record["splits"]["all"]["janus_most"] == max(row["janus"] or 0 for row in record["rows"])
     assert rows["a pink cone"]["iou"] == 1.0 and rows["a pink cone"]["watertight"] is True
     splits = record["splits"]
     assert list(splits) == ["trained", "composed", "unseen", "all"]
@@ -195,7 +199,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -226,7 +230,7 @@ def test_the_page_and_the_table(ruler: Ruler, tmp_path: Path) -> None:
     ids = {attributes["id"] for _, attributes in page.found if "id" in attributes}
     assert {link["href"].removeprefix("#") for link in page.all("a")} <= ids
     assert not re.search(r'(src|href)="(?!#|data:)', made) and "http" not in made.replace("http-equiv", "")
-    for said in ("held out from the generator (1 prompts)", "The worst thing is the table", "Some objects are empty"):
+    for said in ("held out from the generator, 1 prompts", "The worst thing is the table", "Some objects are empty"):
         assert said.lower() in made.lower()
     assert html_page(record, pictures) == made
     lines = list(csv.DictReader(io.StringIO(csv_table(record))))
@@ -346,11 +350,15 @@ def test_clip_where_its_weights_are_there(
         (("--clip", "ViT"), "--clip ViT should be MODEL/TAG"),
         (("--things", "dog"), "there is no prompt of 'dog'"),
         (("--model", "/nowhere"), "there is no text-to-3D model at /nowhere"),
+        (("--model", "{few}"), "the model does not know the word 'ball' of the prompt 'an orange ball'"),
     ],
 )
 def test_refusals(
     made: Path, tmp_path: Path, more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    few = tmp_path / "few"
+    save_model(TextTo3DModel("hyper_small", WordEmbedder(Vocabulary(tuple(COLOURS)), torch.zeros(9, 8))), few)
+    more = tuple(word.format(few=few) for word in more)
     assert call(made, tmp_path / "out", "--judge", str(made / "judge.safetensors"), *more) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.eval.options import in_options
 from diffdistill.cli.paths import check_writable, find
+from diffdistill.cli.text3d.model import add_model, open_model
 from diffdistill.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,23 +54,26 @@ def main(argv: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from diffdistill.data.prompts import read_prompts
+    from diffdistill.evaluation.features.mobilenet import MobileNetFeatures
     from diffdistill.text3d.evaluation.evaluation import Evaluation
     from diffdistill.text3d.evaluation.fingerprints import digest_of_model
     from diffdistill.text3d.evaluation.record import record_of
     from diffdistill.text3d.evaluation.splits import of_things, split_of_views
     from diffdistill.text3d.measures import QUICK, MeasureSettings, Ruler
-    from diffdistill.text3d.model import load_model
     from diffdistill.text3d.things.views import load_views
 
     folder = Path(find(o.model))
-    model, views = load_model(folder), load_views(find(o.views), size=o.size)
+    model, views = open_model(o), load_views(find(o.views), size=o.size)
     split = split_of_views(views, None if o.trained is None else read_prompts(find(o.trained)))
     split = of_things(split, o.things) if o.things else split
+    model.embedder([str(prompt) for prompt in split.all])  # a word that it does not know is refused before the work
     text = _text_towers(o)  # before a judge is trained, since weights may be missing
     judge = _judge(o, views)
     ruler = Ruler(views, judge, QUICK if o.quick else MeasureSettings())
     retrieval = None if text is None else text(judge.prompts)
-    evaluation = Evaluation(model, digest_of_model(folder), ruler, split, o.out, o.measures, retrieval)
+    features = MobileNetFeatures(device=o.device) if "kd" in o.measures else None
+    made_of = (model, digest_of_model(folder), ruler, split, o.out, o.measures)
+    evaluation = Evaluation(*made_of, text=retrieval, features=features)
     _claim(o.out, evaluation.settings)
     with tqdm(total=evaluation.steps(), unit="prompt", disable=o.quiet) as bar:
 
@@ -101,7 +105,7 @@ def _write(out: Path, record: dict[str, Any], evaluation: Evaluation) -> None:
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(prog="diffdistill text3d eval", description=(main.__doc__ or "").splitlines()[0])
-    parser.add_argument("-m", "--model", required=True, help="folder of a saved text-to-3D model")
+    add_model(parser)
     parser.add_argument("--views", required=True, help="folder of true renders, which train/things.py makes")
     parser.add_argument("-o", "--out", type=Path, required=True, help="a folder; a run that was interrupted goes on")
     parser.add_argument("--size", type=int, default=32, help="side of the views in pixels (default: 32)")
@@ -180,7 +184,7 @@ def _text_towers(o: argparse.Namespace) -> Callable[[Sequence[Prompt]], TextRetr
 
     model, _, tag = o.clip.partition("/")
     with in_options(weights="--clip_weights", allow_other_weights="--clip_weights_sha256"):
-        towers = ClipFeatures(model, tag, o.clip_weights, o.clip_prefix, "cpu", o.clip_weights_sha256 or False)
+        towers = ClipFeatures(model, tag, o.clip_weights, o.clip_prefix, o.device, o.clip_weights_sha256 or False)
     return lambda prompts: TextRetrieval(towers, prompts)
 
 

@@ -35,6 +35,7 @@ from diffdistill.text3d.evaluation.variety import noise_of_objects, noise_width,
 from diffdistill.text3d.measures import Maker, Ruler
 from diffdistill.text3d.mesh.packages import needed
 from diffdistill.text3d.things.catalogue import Prompt, Split
+from diffdistill.text3d.things.true_field import TrueField
 from diffdistill.text3d.things.viewpoints import DISTANCE, FOV_DEG, REFERENCE_AZIMUTH_DEG, REFERENCE_ELEVATION_DEG
 
 MEASURED_BY = 1  # goes up with each change of a measure, so that old rows are not kept
@@ -143,7 +144,7 @@ class Evaluation:
 
         Its keys are those of `measures.measured`, and: split; true_recall_at_1 and true_r_probability, of the true
         renders; recall and probability by CLIP, with the prefix "clip_"; janus (None for an empty object); watertight,
-        components and specks; and variety, for a generator that takes noise.
+        components and specks; true_components, of procedural things; and variety, for a generator that takes noise.
 
         Raises:
             UserError: the model does not know a prompt.
@@ -180,8 +181,10 @@ class Evaluation:
             row["janus"] = None if row["empty"] else janus(images, true)
             if "mesh" in self.measures:
                 row |= surface_of(volumes[i], objects.radius)._asdict()
+                if (volume := ruler.true_volume(prompt)) is not None:
+                    row["true_components"] = surface_of(volume, TrueField.radius).components
             if "variety" in self.measures and (width := noise_width(self.model)):
-                noise = noise_of_objects(width)
+                noise = noise_of_objects(width).to(getattr(objects, "device", None) or "cpu")
                 several = self.model([str(prompt)] * len(noise), noise)
                 row["variety"] = variety(ruler.show(several, self.model.sharpness).images)
             write_sheet(self.sheet(prompt), as_bytes(images))

@@ -13,7 +13,7 @@ from typing import Any
 from diffdistill import __version__
 from diffdistill.evaluation.page.report import Numbered
 from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
-from diffdistill.text3d.evaluation.columns import COLUMNS, Column, columns_of, number
+from diffdistill.text3d.evaluation.columns import COLUMNS, Column, columns_of, number, of_truth
 from diffdistill.text3d.evaluation.splits import IN_WORDS
 from diffdistill.text3d.evaluation.summary import worst_first
 
@@ -23,7 +23,10 @@ CARDS = """
 .card img { display: block; width: 100%; max-width: 320px; height: auto; image-rendering: pixelated; background: #fff; }
 .card figcaption { margin-top: .3rem; font-size: .8rem; font-variant-numeric: tabular-nums; }
 .bad { color: #c33; font-weight: 600; }
+td small { display: block; }
+.all thead th { white-space: normal; }
 """
+_IN_SHORT = ("recall_at_1", "psnr_db", "iou")
 _ON_CARDS = ("recall_at_1", "psnr_db", "iou", "janus", "own_kd", "components")
 Record = Mapping[str, Any]
 
@@ -71,20 +74,24 @@ def html_page(record: Record, pictures: Mapping[str, str]) -> str:
 
 
 def _headline(splits: Mapping[str, Record]) -> str:
+    every = splits["all"]
     said = []
     for name, row in splits.items():
-        if name == "all" and len(splits) == 2:
-            continue
-        numbers = [f"{c.label} <b>{number(c, row)}</b>" for c in COLUMNS
-                   if c.key in ("recall_at_1", "psnr_db", "iou") and row.get(c.key) is not None]  # fmt: skip
-        said.append(f"{IN_WORDS[name].capitalize()} ({row['prompts']} prompts): {', '.join(numbers)}.")
-    every = splits["all"]
-    worst = "IoU" if every["ranked_by"] == "iou" else "PSNR"
-    value = f"{every['worst_thing_value']:.2f}" + ("" if worst == "IoU" else " dB")
-    said.append(f"The worst thing is the {escape(every['worst_thing'])}, {worst} <b>{value}</b>.")
+        if name != "all" or len(splits) > 2:
+            numbers = [f"{c.label} <b>{number(c, row)}</b>{c.unit}" for c in _there(_IN_SHORT, row)]
+            said.append(f"{IN_WORDS[name].capitalize()}, {row['prompts']} prompts: {', '.join(numbers)}.")
+    ranked = next(column for column in COLUMNS if column.key == every["ranked_by"])
+    worst = number(ranked, {ranked.key: every["worst_thing_value"]})
     bad = [words for key, words in (("share_empty", "empty"), ("share_diverged", "diverged")) if every[key]]
-    said.append(f"Some objects are {' or '.join(bad)}." if bad else "No object is empty or diverged.")
-    return " ".join(said)
+    said.append(
+        f"The worst thing is the {escape(every['worst_thing'])}: {ranked.label} <b>{worst}</b>{ranked.unit}. "
+        + (f"Some objects are {' or '.join(bad)}." if bad else "No object is empty or diverged.")
+    )
+    return "<br>".join(said)
+
+
+def _there(keys: Sequence[str], row: Record) -> list[Column]:
+    return [column for column in COLUMNS if column.key in keys and row.get(column.key) is not None]
 
 
 def _judge(record: Record) -> str:
@@ -103,10 +110,10 @@ def _splits(record: Record, captions: Numbered) -> str:
     columns = columns_of(rows.values())
     ends = {name: (row["worst_thing"], row["worst_prompt"]) for name, row in rows.items()}
     words = "".join(f"<dt>{escape(c.label)}</dt><dd>{escape(c.words)}</dd>" for c in columns)
-    text = "Means over the prompts of each split."
+    text = "Means over the prompts of each split. Small: the same number of the true objects, which is what can be had."
     return (
         f"<figure>{_table(rows, columns, ('worst thing', 'worst prompt'), ends)}{captions.table(text)}</figure>"
-        f"<dl>{words}</dl>"
+        f"<details><summary>What the numbers are</summary><dl>{words}</dl></details>"
     )
 
 
@@ -149,8 +156,7 @@ def _pictures(record: Record, pictures: Mapping[str, str]) -> str:
 
 
 def _card(row: Record) -> str:
-    columns = [column for column in COLUMNS if column.key in _ON_CARDS and row.get(column.key) is not None]
-    said = [f"{column.label} {number(column, row)}" for column in columns]
+    said = [f"{column.label} {number(column, row)}{column.unit}" for column in _there(_ON_CARDS, row)]
     if row.get("watertight") is False:
         said.append('<span class="bad">not watertight</span>')
     said += [f'<span class="bad">{fault}</span>' for fault in ("empty", "diverged") if row[fault]]
@@ -165,9 +171,7 @@ def _table(rows: Mapping[str, Record], columns: Sequence[Column], ends: Sequence
     heads += "".join(f'<th scope="col">{escape(label)}</th>' for label in ends)
     lines = []
     for name, row in rows.items():
-        cells = "".join(
-            f'<td data-v="{"" if row.get(c.key) is None else float(row[c.key])}">{number(c, row)}</td>' for c in columns
-        )
+        cells = "".join(_cell(column, row) for column in columns)
         cells += "".join(f'<td data-v="{escape(text)}">{escape(text)}</td>' for text in texts[name])
         lines.append(f'<tr><th scope="row" data-v="{escape(name)}">{escape(name)}</th>{cells}</tr>')
     return (
@@ -175,6 +179,12 @@ def _table(rows: Mapping[str, Record], columns: Sequence[Column], ends: Sequence
         f'<table class="sortable all"><thead><tr><th scope="col">name</th>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _cell(column: Column, row: Record) -> str:
+    value, true = row.get(column.key), of_truth(column, row)
+    small = f"<small>{true}</small>" if true else ""
+    return f'<td data-v="{"" if value is None else float(value)}">{number(column, row)}{small}</td>'
 
 
 def _measured(record: Record) -> str:

@@ -48,12 +48,13 @@ def record_of(evaluation: Evaluation) -> dict[str, Any]:
     key = ranked_by(rows)
     numbers = {"splits": of_splits(rows, key), "things": of_things(rows, key)}
     if distances is not None:
-        for group, found in numbers.items():
-            for name in found:
-                found[name] |= distances[group][name]
+        for group, some in numbers.items():
+            for name in some:
+                some[name] |= distances[group][name]
     if "variety" in evaluation.measures and not noise_width(evaluation.model):
         _add_variety(evaluation, views, groups["things"], numbers)
-    of_truth = {name.removeprefix("true_"): mean for name, mean in means(rows).items() if name.startswith("true_")}
+    found = means(rows)
+    of_truth = {name: found[f"true_{name}"] for name in ("recall_at_1", "r_probability")}
     judge = {"sha256": evaluation.settings["judge"], "queries": len(evaluation.settings["queries"]), **of_truth}
     return {"settings": evaluation.settings, "judge": judge, **numbers, "rows": rows}
 

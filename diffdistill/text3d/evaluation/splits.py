@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from diffdistill.errors import UserError
 from diffdistill.text3d.things.catalogue import Prompt, Split, split_of
 from diffdistill.text3d.things.views import Views
+from diffdistill.text3d.words import ARTICLES
 
 SPLITS = ("trained", "composed", "unseen")
 IN_WORDS = {
@@ -39,15 +40,15 @@ def split_of_views(views: Views, trained: Sequence[str] | None = None) -> Split:
     whole = split_of(views.names, natural=views.natural)
     if trained is None:
         return whole
-    known = {str(prompt).lower(): prompt for prompt in whole.all}
+    known = {_words(str(prompt)): prompt for prompt in whole.all}
     chosen: dict[Prompt, None] = {}
     for text in trained:
-        if text.strip().lower() not in known:
+        if _words(text) not in known:
             raise UserError(
                 f"the generator was trained on {text!r}, of which there are no views; there are {len(known)} prompts, "
-                f"such as {next(iter(known))!r}"
+                f"such as {str(whole.all[0])!r}"
             )
-        chosen[known[text.strip().lower()]] = None
+        chosen[known[_words(text)]] = None
     things = {prompt.thing for prompt in chosen}
     left = [prompt for prompt in whole.all if prompt.thing in things and prompt not in chosen]
     unseen = [prompt for prompt in left if prompt in whole.unseen]
@@ -65,3 +66,8 @@ def of_things(split: Split, things: Sequence[str]) -> Split:
             there = ", ".join(dict.fromkeys(prompt.thing for prompt in split.all))
             raise UserError(f"there is no prompt of {thing!r}; there are those of {there}")
     return Split(*(tuple(prompt for prompt in getattr(split, name) if prompt.thing in things) for name in SPLITS))
+
+
+def _words(text: str) -> str:
+    """A prompt as a model reads it: in lower case, without articles."""
+    return " ".join(word for word in text.lower().split() if word not in ARTICLES)

@@ -26,6 +26,7 @@ MEANS = (
     "janus",
     "own_kd",
     "components",
+    "true_components",
     "variety",
     "opacity",
 )
@@ -45,12 +46,15 @@ def worst_first(rows: Sequence[Row], key: str) -> list[Row]:
 def means(rows: Sequence[Row]) -> dict[str, Any]:
     """The number of prompts, means, and shares in [0, 1] of objects that are empty, diverged or watertight.
 
-    The mean of the KD of own views comes with its standard error over prompts.
+    The largest Janus measure stands beside its mean, since a mean hides a single thing with two faces; the mean of the
+    KD of own views comes with its standard error over prompts.
     """
     found: dict[str, Any] = {"prompts": len(rows)}
     for key in MEANS:
         if known := [row[key] for row in rows if row.get(key) is not None]:
             found[key] = sum(known) / len(known)
+    if known := [row["janus"] for row in rows if row.get("janus") is not None]:
+        found["janus_most"] = max(known)
     if own := [row["own_kd"] for row in rows if "own_kd" in row]:
         found["own_kd_se"] = stdev(own) / len(own) ** 0.5 if len(own) > 1 else None
     for key in SHARES:

@@ -21,6 +21,7 @@ from torch import Tensor
 from diffdistill.text3d.mesh.clean import face_components
 from diffdistill.text3d.mesh.extract import EmptyMeshError, ExtractSettings, mesh_from_grid
 from diffdistill.text3d.mesh.triangles import face_areas
+from diffdistill.text3d.objects import is_watertight
 
 SPECK = ExtractSettings().speck
 
@@ -57,22 +58,6 @@ def surface_of(sdf: Tensor, radius: float) -> Surface:
     areas = np.bincount(parts, face_areas(mesh.vertices, mesh.faces))
     large = int((areas >= SPECK * areas.max()).sum())
     return Surface(is_watertight(mesh.faces), large, len(areas) - large)
-
-
-def is_watertight(faces: np.ndarray) -> bool:
-    """Whether each edge of triangles (M, 3) belongs to two of them, which go along it in opposite directions.
-
-    >>> tetrahedron = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
-    >>> is_watertight(tetrahedron), is_watertight(tetrahedron[:3])
-    (True, False)
-    """
-    if not len(faces):
-        return False
-    edges = faces.astype(np.int64)[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-    count = int(faces.max()) + 1
-    there = np.unique(edges[:, 0] * count + edges[:, 1])
-    back = np.unique(edges[:, 1] * count + edges[:, 0])
-    return len(there) == len(edges) and bool((there == back).all())
 
 
 def _grey(points: Tensor) -> Tensor:
