@@ -216,7 +216,7 @@ def test_splits_by_who_saw_the_prompts() -> None:
 
     views: Any = Named()
     whole = split_of(Named.names)
-    assert split_of_views(views) == whole  # as the prior's, whose things are in the order of the views
+    assert split_of_views(views) == whole  # as the prior's
     texts = [str(prompt) for prompt in (*whole.trained[:3], whole.composed[0])]
     found = split_of_views(views, [texts[0].upper(), *texts[1:], texts[0].split(maxsplit=1)[1]])
     assert [str(prompt) for prompt in found.trained] == texts

@@ -4,7 +4,7 @@
     composed   the prior saw them, the generator did not: held out from the generator
     unseen     neither saw them: held out from the prior too
 
-The prior's prompts follow from its views (`catalogue.split_of`, with the things in the order of the views). Those of a
+The prior's prompts follow from its views (`catalogue.split_of`). Those of a
 generator are what its prompts file says, or else the ones that the same split calls trained.
 """
 

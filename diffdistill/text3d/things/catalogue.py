@@ -102,7 +102,8 @@ def split_of(things: Sequence[str] = tuple(THINGS), natural: bool = False) -> Sp
     each third pair is unseen.
 
     Args:
-        things: names, at least 8 so that each colour is trained too.
+        things: names, at least 8 so that each colour is trained too. Their order does not matter: procedural things
+            come first, as in `procedural.THINGS`, and others by name. So all who are given the same things agree.
         natural: whether the things come without a colour too, as 3D models do. These prompts are all trained.
 
     Raises:
@@ -111,10 +112,13 @@ def split_of(things: Sequence[str] = tuple(THINGS), natural: bool = False) -> Sp
     >>> s = split_of()
     >>> len(s.trained), len(s.composed), len(s.unseen), str(s.unseen[0])
     (72, 16, 8, 'a red ball')
+    >>> split_of(sorted(THINGS)) == s
+    True
     """
     if len(things) < len(COLOURS) or len(set(things)) < len(things):
         raise UserError(f"there are {len(things)} things; a split needs {len(COLOURS)} or more, each once")
-    colours = list(COLOURS)
+    procedural, colours = list(THINGS), list(COLOURS)
+    things = sorted(things, key=lambda name: (procedural.index(name) if name in THINGS else len(procedural), name))
     pairs = [
         Prompt(things[k // HELD_OUT_OF_EACH], colours[_TURN * k % len(colours)])
         for k in range(HELD_OUT_OF_EACH * len(things))
