@@ -49,13 +49,13 @@ ARMS: dict[str, tuple[str, DenoiserSettings | None, float, float]] = {
     "no denoiser": ("codec", None, 0.0, 0.0),
     "convolutions, as many parameters": ("codec", dataclasses.replace(OURS, kind="convolutions"), 0.0, 0.0),
     "transformer from nothing": ("codec", OURS, 0.0, 0.0),
-    "all three alignments": ("code", OURS, 0.05, 0.0),
-    "no variance-guided step": ("code", dataclasses.replace(OURS, step="channel"), 0.05, 0.0),
-    "time for each token": ("code", dataclasses.replace(OURS, step="token"), 0.05, 0.0),
+    "all three alignments": ("code", OURS, 0.01, 0.0),
+    "no variance-guided step": ("code", dataclasses.replace(OURS, step="channel"), 0.01, 0.0),
+    "time for each token": ("code", dataclasses.replace(OURS, step="token"), 0.01, 0.0),
     "no self-distillation": ("code", OURS, 0.0, 0.0),
-    "no latent condition": ("none", dataclasses.replace(OURS, conditional=False), 0.05, 0.0),
-    "pre-trained for generation": ("none", OURS, 0.05, 0.0),
-    "with score distillation": ("code", OURS, 0.05, 0.1),
+    "no latent condition": ("none", dataclasses.replace(OURS, conditional=False), 0.01, 0.0),
+    "pre-trained for generation": ("none", OURS, 0.01, 0.0),
+    "with score distillation": ("code", OURS, 0.01, 0.01),
 }
 
 

@@ -34,12 +34,12 @@ from .alignments import released_step
 from .latent_codec import LatentCodec
 from .layers import between_levels
 from .network import level_steps
-from .one_step import TIMES
 from .pretrained_parts import Analysis, Conditioner, Head
 from .scales import LOG_STEP, QUALITIES, SMALLEST
 
 STRIDE = 64  # pixels a position of the code
 MULTIPLE = 256  # pixels a position of the hyper-latent
+FIRST_TIMES = (0.4, 0.05)  # of `step: sample`, at the lowest and the highest quality, at the start
 COARSER = 3.0  # quantisation steps beside those of the small codec: a position stands for 16 times as many pixels
 TIME, SIGMA = 999.0, 0.9997  # of one step of flow matching with a shift of 3, as the released code takes it
 
@@ -174,7 +174,7 @@ class PretrainedCodecNetwork(nn.Module):
         if settings.step == "element":
             self.scale = Head(channels, latent, 3, settings.scale_width, zero=True)
         else:
-            self.time = nn.Parameter(torch.linspace(TIMES[0], TIMES[1], levels).logit())
+            self.time = nn.Parameter(torch.linspace(FIRST_TIMES[0], FIRST_TIMES[1], levels).logit())
 
     def train(self, mode: bool = True) -> PretrainedCodecNetwork:
         """As every module, but that the pretrained networks stay as they run: no statistics of theirs move."""
