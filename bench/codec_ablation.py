@@ -3,12 +3,14 @@
     python bench/codec_ablation.py --codec runs/codec_small/export --train runs/photographs/train \
         --images runs/photographs/heldout --out runs/codec_ablation
 
-First two denoisers are pre-trained, one that is told the code and one that is not. Then each arm adapts decoder
-and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy model
+First two denoisers are pre-trained, one that is conditioned on the code and one that is not. Then each arm adapts
+decoder and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy
+model
 stay as they are, so all arms decode the same files. Arms that are done are kept in OUT, by all they were made from.
 
 "oracle" decodes what the encoder made before rounding: the most that a denoiser can reach with the untouched decoder.
-"20 steps" samples the code by flow matching, told the rounded one, and decodes it with the decoder of "all three".
+"20 steps" samples the code by flow matching, conditioned on the rounded one, and decodes it with the decoder of
+"all three".
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def main() -> None:
 def _digest(o: argparse.Namespace, of: Any) -> str:
     """A short hash of everything that a result is made from."""
     photographs = [open_source(path).digest() for path in (o.train, o.images)]
-    everything = (Codec(o.codec).fingerprint, photographs, o.samples, o.flow_samples, repr(of))
+    everything = (Codec(o.codec).identity, photographs, o.samples, o.flow_samples, repr(of))
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:10]
 
 

@@ -53,7 +53,7 @@ def main() -> None:
         images = {name: images[name] for name in o.names}
     metrics = check_metrics(["psnr", "ms_ssim", "st_alex", *(["st_vgg"] if o.vgg else [])])
     codec, rivals = Codec(o.codec), {name: CLASSIC[name] for name in o.rivals}
-    rows = Comparison(images, codec, codec.fingerprint, o.qualities, rivals, metrics, o.out).curves()
+    rows = Comparison(images, codec, codec.identity, o.qualities, rivals, metrics, o.out).curves()
     names = [name for name in NATURAL if name in images] or list(images)
     about = {"photographs": names, "bpp_of_rival": BETWEEN}
     print(json.dumps({**about, **summary(rows, names, [metric.key for metric in metrics], rivals)}, indent=1))

@@ -19,7 +19,16 @@ from torch import Tensor
 from diffdistill.errors import UserError
 
 from . import strips, tiles
-from .bitstream import HIGHEST_QUALITY, CodedImage, DamagedFileError, OtherModelError, check_size, from_bytes, to_bytes
+from .bitstream import (
+    HIGHEST_QUALITY,
+    VERSION,
+    CodedImage,
+    DamagedFileError,
+    OtherModelError,
+    check_size,
+    from_bytes,
+    to_bytes,
+)
 from .coder import RangeCoder
 from .latent_codec import nearest_level
 from .saved import open_codec
@@ -79,6 +88,11 @@ class Codec:
         """The four bytes of the fingerprint that files hold."""
         return bytes.fromhex(self.fingerprint[:8])
 
+    @property
+    def identity(self) -> str:
+        """What all files depend on beside the image and the quality: the fingerprint, and the version of the format."""
+        return f"{self.fingerprint} in format {VERSION}"
+
     @torch.inference_mode()
     def analyse(self, image: Tensor) -> Analysis:
         """The part of encoding that does not depend on the quality; `encode` takes its result in place of the image.
@@ -88,6 +102,7 @@ class Codec:
 
         Raises:
             ValueError: the image is of another type or shape.
+            TooLargeError: it has more pixels than a file can say.
         """
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
             raise ValueError(
@@ -110,11 +125,13 @@ class Codec:
 
         Raises:
             ValueError: the image is of another type or shape.
+            TooLargeError: it has more pixels than a file can say.
             UserError: the quality is out of its range.
         """
-        if not isinstance(quality, int) or not 0 <= quality <= HIGHEST_QUALITY:
+        whole = isinstance(quality, (int, np.integer)) and not isinstance(quality, bool)
+        if not whole or not 0 <= quality <= HIGHEST_QUALITY:
             raise UserError(f"quality is {quality}; it must be a whole number in [0, {HIGHEST_QUALITY}]")
-        of = image if isinstance(image, Analysis) else self.analyse(image)
+        quality, of = int(quality), image if isinstance(image, Analysis) else self.analyse(image)
         found, _ = self.integers(of, quality)
         payload = self._coder.encode(found.z, found.r, found.indexes, self._level(quality))
         crc = checksum(found) if check_integers else None
@@ -154,20 +171,25 @@ class Codec:
 
     @torch.inference_mode()
     def read_integers(self, coded: CodedImage, what: str = "the file") -> Integers:
-        """The integers of a file."""
+        """The integers of a file.
+
+        Raises:
+            CodecError: the file is damaged, or of another model.
+        """
         if coded.model != self.model:
             raise OtherModelError(
                 f"{what} was made with the model {coded.model.hex()}, and this one is {self.model.hex()}"
             )
         h, w = (-(-side // self.network.multiple) for side in (coded.height, coded.width))
-        least = self._coder.least_bytes(h * w)
+        level = self._level(coded.quality)
+        least = self._coder.least_bytes(h * w, level)
         if len(coded.payload) < least:
             raise DamagedFileError(
                 f"{what} is damaged: {coded.width}x{coded.height} pixels take {least:,} bytes or more, and it holds "
                 f"{len(coded.payload):,}"
             )
         try:
-            z, decoder = self._coder.decode_z(coded.payload, (h, w), self._level(coded.quality))
+            z, decoder = self._coder.decode_z(coded.payload, (h, w), level)
             of = torch.tensor([float(coded.quality)], device=self.device)
             codec = self.network.latent_codec
             indexes = strips.scale_indexes(codec, torch.from_numpy(z).to(self.device)[None].double(), of)

@@ -36,7 +36,7 @@ class RangeCoder:
         self._z = [[self._model(table) for table in level] for level in z_tables]
         self._r = [self._model(table) for table in r_tables]
         # the fewest bits that z of one position can take; those of r can be no bits at all
-        self._least_bits = min(float(sum(_fewest(table) for table in level)) for level in z_tables)
+        self._least_bits = [float(sum(_fewest(table) for table in level)) for level in z_tables]
         self._halves = [(len(table) - 2) // 2 for table in r_tables]
         self._z_most = (z_tables.shape[2] - 1) // 2
 
@@ -44,7 +44,11 @@ class RangeCoder:
         return self._stream.model.Categorical(table.astype(np.float64) / TOTAL, perfect=False)
 
     def encode(self, z: np.ndarray, r: np.ndarray, indexes: np.ndarray, level: int) -> bytes:
-        """The payload of z (Z, h, w) and r (C, 4 h, 4 w), with scale indexes of r's shape and z's level of quality."""
+        """The payload of z (Z, h, w) and r (C, 4 h, 4 w), with scale indexes of r's shape and z's level of quality.
+
+        Raises:
+            ValueError: a value of r is not 0 where its scale index is 0.
+        """
         coder = self._stream.queue.RangeEncoder()
         for channel, model in zip(z, self._z[level], strict=True):
             coder.encode((channel.ravel() + self._z_most).astype(np.int32), model)
@@ -61,9 +65,9 @@ class RangeCoder:
                 coder.encode((part[outside] + OFFSET).clip(0, TOTAL - 1).astype(np.int32), escape)
         return coder.get_compressed().astype("<u4").tobytes()
 
-    def least_bytes(self, cells: int) -> int:
-        """The fewest bytes that a payload can have, for so many positions of z."""
-        return max(0, int(cells * self._least_bits / 8) - 8)
+    def least_bytes(self, cells: int, level: int) -> int:
+        """The fewest bytes that a payload can have, for so many positions of z of a level of quality."""
+        return max(0, int(cells * self._least_bits[level] / 8) - 8)
 
     def decode_z(self, payload: bytes, shape: tuple[int, int], level: int) -> tuple[np.ndarray, Any]:
         """z (Z, h, w) of a level of quality, and the decoder, which `decode_r` goes on with.

@@ -115,7 +115,7 @@ def is_pretrained(folder: Path) -> bool:
     """Whether the codec in a folder has pretrained networks; False where its config cannot be read."""
     try:
         return "pretrained" in json.loads(read_file(folder / "config.json"))
-    except (TypeError, ValueError):
+    except (RecursionError, TypeError, ValueError):
         return False
 
 
@@ -165,6 +165,7 @@ def damage_of(folder: Path) -> Iterator[None]:
         ArithmeticError,
         AttributeError,
         LookupError,
+        RecursionError,
         RuntimeError,
         SafetensorError,
         TypeError,
@@ -228,6 +229,10 @@ def _check_tables(
         (scales.first_bias, FIRST_BIAS_UNIT), (scales.second_bias, SECOND_UNIT)
     )):  # fmt: skip
         raise ValueError("a bias of its scale network is above 2^20")
+    if any(float((value.detach() * unit).abs().max()) > most for value, unit, most in (
+        (scales.first, WEIGHT_UNIT, 127), (scales.second, WEIGHT_UNIT, 127), (scales.offset, 1, SCALES)
+    )):  # fmt: skip
+        raise ValueError("a weight of its scale network is beyond 127, or an offset beyond 64")
 
 
 def read_file(file: Path, most: int = _MOST_BYTES) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from small_codec import picture, save_small_codec
 
 from diffdistill.codec import Codec, CodecError
@@ -123,5 +124,13 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     folder = save_small_codec(tmp_path / "codec")
     content = (folder / "codec.safetensors").read_bytes()
     (folder / "codec.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is damaged"):
+        Codec(folder)
+    tensors = load(content)
+    tensors["latent_codec.scales.offset"][0, 0] = 100
+    (folder / "codec.safetensors").write_bytes(save(tensors))
+    with pytest.raises(UserError, match="a weight of its scale network is beyond 127, or an offset beyond 64"):
+        Codec(folder)
+    (folder / "config.json").write_text('{"a": ' * 100_000)
     with pytest.raises(UserError, match="is damaged"):
         Codec(folder)

@@ -119,7 +119,7 @@ def test_a_step_of_zero_changes_nothing(kind: str, step: str) -> None:
 
 
 def test_a_step_of_one_time_inverts_the_straight_path() -> None:
-    """With the true flow eps - w at (1 - t) w + t eps, the code w + t / (1 - t) eps becomes w, for both kinds of time."""
+    """With the true flow eps - w at (1 - t) w + t eps, w + t / (1 - t) eps becomes w, for both kinds of time."""
     for step in ("sample", "token"):
         made = OneStep(DenoiserSettings("transformer", 32, 1, 4, step), 16, 6)  # type: ignore[arg-type]
         made.time.data.zero_()  # t = 1/2
