@@ -192,7 +192,8 @@ class Codec:
             z, decoder = self._coder.decode_z(coded.payload, (h, w), level)
             of = torch.tensor([float(coded.quality)], device=self.device)
             codec = self.network.latent_codec
-            indexes = strips.scale_indexes(codec, torch.from_numpy(z).to(self.device)[None].double(), of)
+            long_enough = self._coder.check_length(coded.payload)
+            indexes = strips.scale_indexes(codec, torch.from_numpy(z).to(self.device)[None].double(), of, long_enough)
             found = Integers(z, self._coder.decode_r(decoder, indexes), indexes)
         except DamagedFileError as error:
             raise DamagedFileError(f"{what} is damaged: {error}") from error

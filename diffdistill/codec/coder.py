@@ -7,7 +7,7 @@ its table does not cover is coded as the escape, and the escaped values of an in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,9 @@ class RangeCoder:
         self._stream = _constriction().stream
         self._z = [[self._model(table) for table in level] for level in z_tables]
         self._r = [self._model(table) for table in r_tables]
-        # the fewest bits that z of one position can take; those of r can be no bits at all
+        # the fewest bits that z of one position can take, and a value of r of each scale index
         self._least_bits = [float(sum(_fewest(table) for table in level)) for level in z_tables]
+        self._least_of = np.array([0.0, *(_fewest(table) for table in r_tables[1:])])
         self._halves = [(len(table) - 2) // 2 for table in r_tables]
         self._z_most = (z_tables.shape[2] - 1) // 2
 
@@ -68,6 +69,22 @@ class RangeCoder:
     def least_bytes(self, cells: int, level: int) -> int:
         """The fewest bytes that a payload can have, for so many positions of z of a level of quality."""
         return max(0, int(cells * self._least_bits[level] / 8) - 8)
+
+    def check_length(self, payload: bytes) -> Callable[[np.ndarray], None]:
+        """What refuses a payload as soon as the values of r, part by part, need more bits than it has.
+
+        Returns:
+            To be called with the scale indexes of each part; it raises DamagedFileError.
+        """
+        left = 8.0 * len(payload) + 64
+
+        def check(indexes: np.ndarray) -> None:
+            nonlocal left
+            left -= float(np.bincount(indexes.ravel(), minlength=len(self._least_of)) @ self._least_of)
+            if left < 0:
+                raise DamagedFileError("the payload holds less than the image needs")
+
+        return check
 
     def decode_z(self, payload: bytes, shape: tuple[int, int], level: int) -> tuple[np.ndarray, Any]:
         """z (Z, h, w) of a level of quality, and the decoder, which `decode_r` goes on with.

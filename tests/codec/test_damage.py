@@ -1,9 +1,11 @@
 """Files that are cut off, changed or made up: one clear error each, and never another image."""
 
+import dataclasses
 import struct
 import time
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from diffdistill.codec.bitstream import (
     from_bytes,
     to_bytes,
 )
+from diffdistill.codec.coder import RangeCoder
+from diffdistill.codec.scales import ScaleNetwork
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +108,30 @@ def test_each_kind_of_error_is_named(codec: Codec, data: bytes) -> None:
         codec.decode(signed(data[:10] + b"\x65" + data[11:-4]))
     with pytest.raises(DamagedFileError, match="more bytes than it needs"):
         codec.decode(signed(data[:11] + b"\xc0\0" + data[12:-4]))
+
+
+def test_a_payload_that_is_too_short_is_found_out_at_its_first_strip(codec: Codec) -> None:
+    """A right z of a large image, and nothing for r: the work ends where r needs more bits than are there."""
+    image = picture(1024, 1024)
+    coded = from_bytes(codec.encode(image, 90))
+    z = codec.read_integers(coded).z
+    nothing = np.zeros((1, 1, 1), np.int16)
+    level = 90 * (len(codec.z_tables) - 1) // 100 + 1
+    payload = RangeCoder(codec.z_tables, codec.r_tables).encode(z, nothing, nothing.astype(np.uint8), level)
+    short = to_bytes(dataclasses.replace(coded, payload=payload))
+    parts, whole = [], ScaleNetwork.forward
+
+    def counted(self: ScaleNetwork, z: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+        parts.append(z.shape)
+        return whole(self, z, quality)
+
+    with (
+        mock.patch("diffdistill.codec.strips.INDEX_CELLS", 256),
+        mock.patch.object(ScaleNetwork, "forward", counted),
+        pytest.raises(DamagedFileError, match="holds less than the image needs"),
+    ):
+        codec.decode(short)
+    assert 0 < len(parts) < 8  # of 16
 
 
 def test_what_is_not_an_image_is_refused(codec: Codec) -> None:
