@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--codec", required=True, help="folder of a codec without a denoiser")
     parser.add_argument("--train", required=True, help="photographs to train on")
     parser.add_argument("--images", required=True, help="photographs to measure on")
+    parser.add_argument("--names", nargs="+", help="only these photographs are measured")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--flow_samples", type=int, default=24000, help="crops of the pre-training")
     parser.add_argument("--samples", type=int, default=2400, help="crops of each arm")
@@ -100,7 +101,7 @@ def _digest(o: argparse.Namespace, of: Any) -> str:
 
 
 def _kept(o: argparse.Namespace, name: str, of: Any, make: Any) -> dict[str, Any]:
-    digest = _digest(o, (of, tuple(o.qualities), o.vgg))
+    digest = _digest(o, (of, tuple(o.qualities), o.vgg, o.names))
     file = o.out / f"{name.replace(' ', '_').replace(',', '')}-{digest}.json"
     if file.is_file():
         return json.loads(file.read_text())  # type: ignore[no-any-return]
@@ -144,7 +145,7 @@ def adapted(arm: str, o: argparse.Namespace, seed: int) -> Path:
         groups.append(ParameterGroup("denoiser[.](step|of_scales|time)", 5e-3))
     torch.manual_seed(seed)
     method = ImageCodec(
-        PhotographData(o.train), network, loss=CodecLoss(alignment=alignment), init_from=str(start),
+        PhotographData(o.train), network, loss=CodecLoss(2.0, 1.0, 0.2, alignment=alignment), init_from=str(start),
         trained="decoder", judge=CodecJudge(judge),
         optimizer=OptimizerSettings(2e-4, (0.9, 0.99), groups=tuple(groups)),
     )  # fmt: skip
@@ -183,7 +184,8 @@ def measure(
     source = open_source(o.images)
     distances = {"st_alex": st_lpips("alex")} | ({"st_vgg": st_lpips("vgg")} if o.vgg else {})
     rows = []
-    for number in range(len(source)):
+    numbers = [i for i in range(len(source)) if not o.names or Path(source.label(i)).stem in o.names]
+    for number in numbers:
         image = source.read(number)
         for quality in o.qualities:
             data = codec.encode(image, quality)
@@ -198,7 +200,7 @@ def measure(
     names = [name for name in rows[0] if name not in ("image", "quality")]
     mean = {
         str(quality): {
-            name: round(sum(r[name] for r in rows if r["quality"] == quality) / len(source), 4) for name in names
+            name: round(sum(r[name] for r in rows if r["quality"] == quality) / len(numbers), 4) for name in names
         }
         for quality in o.qualities
     }
