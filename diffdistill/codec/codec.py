@@ -53,12 +53,14 @@ class Analysis(NamedTuple):
         width: of the image in pixels.
         height: of the image in pixels.
         grey: whether the image has one channel.
+        model: the fingerprint of the codec that made it, and that alone can encode it.
     """
 
     y: Tensor
     width: int
     height: int
     grey: bool
+    model: str
 
 
 class Codec:
@@ -70,13 +72,15 @@ class Codec:
         tile: images larger than this, in pixels, are processed in tiles. It is a multiple of 64, at least 512.
 
     Raises:
-        UserError: there is no codec in the folder, it is damaged, or constriction is not installed.
+        UserError: there is no codec in the folder, it is damaged, there is no such device, or constriction is not
+            installed.
     """
 
     def __init__(
         self, folder: str | Path = "assets/codec", device: str | torch.device = "cpu", tile: int = tiles.TILE
     ) -> None:
         tiles.check_tile(tile)
+        _check_device(device)
         saved = open_codec(folder)
         self.network, self.fingerprint = saved.network.to(device), saved.fingerprint
         self.device, self.tile = torch.device(device), tile
@@ -104,6 +108,8 @@ class Codec:
             ValueError: the image is of another type or shape.
             TooLargeError: it has more pixels than a file can say.
         """
+        if not isinstance(image, Tensor):
+            raise ValueError(f"an image should be a uint8 tensor of shape (3, H, W) or (1, H, W), got {type(image)}")
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
             raise ValueError(
                 f"an image should be uint8 of shape (3, H, W) or (1, H, W), got {image.dtype} of {tuple(image.shape)}"
@@ -112,7 +118,7 @@ class Codec:
         check_size(width, height, "the image")
         with torch.autocast(self.device.type, enabled=False):
             y = tiles.encode(self.network, image.expand(3, -1, -1), self.device, self.tile)
-        return Analysis(y, width, height, image.shape[0] == 1)
+        return Analysis(y, width, height, image.shape[0] == 1, self.fingerprint)
 
     def encode(self, image: Tensor | Analysis, quality: int = 50, check_integers: bool = False) -> bytes:
         """An image to a file.
@@ -124,7 +130,7 @@ class Codec:
             check_integers: store a checksum of the integers, so that a decoder that reads other ones says so.
 
         Raises:
-            ValueError: the image is of another type or shape.
+            ValueError: the image is of another type or shape, or was analysed by another codec.
             TooLargeError: it has more pixels than a file can say.
             UserError: the quality is out of its range.
         """
@@ -132,6 +138,8 @@ class Codec:
         if not whole or not 0 <= quality <= HIGHEST_QUALITY:
             raise UserError(f"quality is {quality}; it must be a whole number in [0, {HIGHEST_QUALITY}]")
         quality, of = int(quality), image if isinstance(image, Analysis) else self.analyse(image)
+        if of.model != self.fingerprint:
+            raise ValueError("the image was analysed by another codec")
         found, _ = self.integers(of, quality)
         payload = self._coder.encode(found.z, found.r, found.indexes, self._level(quality))
         crc = checksum(found) if check_integers else None
@@ -165,8 +173,11 @@ class Codec:
 
         Raises:
             CodecError: the bytes are no file of the codec, damaged, or of another model.
+            ValueError: `data` is no bytes, such as the name of a file.
         """
-        coded = from_bytes(data, what)
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise ValueError(f"decode takes the bytes of a file, got {type(data)}")
+        coded = from_bytes(bytes(data), what)
         return self.image(self.read_integers(coded, what), coded.quality, (coded.height, coded.width), coded.grey)
 
     @torch.inference_mode()
@@ -201,9 +212,12 @@ class Codec:
             raise DamagedFileError(f"{what} decodes to other integers than were encoded")
         return found
 
-    @torch.inference_mode()
     def image(self, found: Integers, quality: int, size: tuple[int, int], grey: bool = False) -> Tensor:
         """The image of integers, uint8 of shape (3, *size), with equal channels if it is grey."""
+        return self._image(found, quality, size, grey).clone()  # one that can be changed, and differentiated through
+
+    @torch.inference_mode()
+    def _image(self, found: Integers, quality: int, size: tuple[int, int], grey: bool) -> Tensor:
         of = torch.tensor([float(quality)], device=self.device)
         codec = self.network.latent_codec
         z = torch.from_numpy(found.z).to(self.device)[None].float()
@@ -211,6 +225,15 @@ class Codec:
             settled, _ = strips.settle(codec, codec.features(z, of), found.r, None)
             y = codec.unscaled(settled, of)
             return tiles.decode(self.network, y, of, found.indexes, size, grey, self.tile)
+
+
+def _check_device(device: str | torch.device) -> None:
+    """Raise UserError unless tensors can be made on a device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"device is {str(device)!r}, which cannot be used here: {reason}") from error
 
 
 def checksum(found: Integers) -> int:
