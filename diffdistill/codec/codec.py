@@ -1,7 +1,7 @@
 """Images to bytes and back, with a trained codec.
 
 >>> from diffdistill.codec import Codec                       # doctest: +SKIP
->>> codec = Codec("assets/codec")                             # doctest: +SKIP
+>>> codec = Codec()                                           # doctest: +SKIP
 >>> data = codec.encode(image, quality=50)                    # doctest: +SKIP
 >>> image = codec.decode(data)                                # doctest: +SKIP
 """
@@ -34,6 +34,7 @@ from .latent_codec import nearest_level
 from .saved import open_codec
 from .scales import Z_MOST
 
+SHIPPED = Path(__file__).parents[2] / "assets" / "codec"
 R_MOST = (1 << 15) - 1  # of a residual, which an escape can hold
 
 
@@ -67,7 +68,7 @@ class Codec:
     """A trained codec.
 
     Args:
-        folder: what `save_codec` or `save_pretrained_codec` wrote.
+        folder: what `save_codec` or `save_pretrained_codec` wrote; None for the codec that ships.
         device: where the networks run. The integers of a file do not depend on it.
         tile: images larger than this, in pixels, are processed in tiles. It is a multiple of 64, at least 512.
 
@@ -77,11 +78,11 @@ class Codec:
     """
 
     def __init__(
-        self, folder: str | Path = "assets/codec", device: str | torch.device = "cpu", tile: int = tiles.TILE
+        self, folder: str | Path | None = None, device: str | torch.device = "cpu", tile: int = tiles.TILE
     ) -> None:
         tiles.check_tile(tile)
         _check_device(device)
-        saved = open_codec(folder)
+        saved = open_codec(SHIPPED if folder is None else folder)
         self.network, self.fingerprint = saved.network.to(device), saved.fingerprint
         self.device, self.tile = torch.device(device), tile
         self._coder = RangeCoder(saved.z_tables, saved.r_tables)

@@ -55,6 +55,7 @@ def test_names_and_numbers_that_are_wrong(model: Path, photos: Path, capsys: pyt
     for arguments, says in (
         (["", "-o", "out"], "an input is an empty name"),
         ([photos, "-o", ""], "--out is an empty name"),
+        ([photos, "-o", "both.ddc"], "--out both.ddc names a file, and there is more than one input or a folder"),
         ([photos, "-o", "out", "--target_bpp", "nan"], "--target_bpp is nan; it must be a number above 0"),
         ([photos, "-o", "out", "--device", "gpu"], "device is 'gpu', which cannot be used here"),
         ([photos, "-o", "out", "--device", "cuda:99"], "device is 'cuda:99', which cannot be used here"),

@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
             found = best_within(lambda q: codec.encode(analysis, q, o.verify), most)
             data, used = found.data, found.quality
             if not found.fits:
-                raise UserError(f"{job.name} takes {len(data):,} bytes at the lowest quality; {most:,} were asked for")
+                asked = f"{most:,}" if o.target_bpp is None else f"{most:,}, or {o.target_bpp:g} bits a pixel,"
+                raise UserError(f"{job.name} takes {len(data):,} bytes at the lowest quality; {asked} were asked for")
         if o.verify or o.recon is not None:
             again = codec.decode(data, job.name)
             if again.shape[1:] != image.shape[1:]:

@@ -76,7 +76,7 @@ def jobs(
         write = None if out == STANDARD else Path(out)
         found = [Job("standard input" if read is None else str(read), read, write)]
     else:
-        found = _files(inputs, out, tuple(endings), to)
+        found = _files(inputs, out, tuple(endings), to, option)
     written: dict[Path, str] = {}
     inputs_of = {job.read.resolve() for job in found if job.read is not None}
     for job in found:
@@ -91,7 +91,7 @@ def jobs(
         if job.write.resolve() in inputs_of:
             raise UserError(f"{job.write} is an input too; name another for the result of {job.name}")
         if job.write.suffix.lower() != to:
-            raise UserError(f"the result of {job.name} is a {to} file; {option} names {job.write}")
+            raise UserError(f"the result of {job.name} is a {to} file; {option} {job.write} should end in {to}")
         written[job.write] = job.name
         check_writable(job.write, option)
     return found
@@ -115,10 +115,12 @@ def as_png(image: Tensor, grey: bool) -> bytes:
     return encoded.getvalue()
 
 
-def _files(inputs: Sequence[str], named: str, endings: tuple[str, ...], to: str) -> list[Job]:
+def _files(inputs: Sequence[str], named: str, endings: tuple[str, ...], to: str, option: str) -> list[Job]:
     found, out = [], Path(named)
     into = named.endswith(("/", os.sep)) or out.is_dir() or len(inputs) > 1 or not out.suffix
     into = into or any(Path(name).is_dir() for name in inputs)
+    if into and out.suffix.lower() == to and not out.is_dir():
+        raise UserError(f"{option} {named} names a file, and there is more than one input or a folder; name a folder")
     for name in inputs:
         path = Path(name)
         if path.is_dir():
