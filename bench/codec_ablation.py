@@ -3,12 +3,14 @@
     python bench/codec_ablation.py --codec runs/codec_small/export --train runs/photographs/train \
         --images runs/photographs/heldout --out runs/codec_ablation
 
-First two denoisers are pre-trained, one that is told the code and one that is not. Then each arm adapts decoder
-and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy model
+First two denoisers are pre-trained, one that is conditioned on the code and one that is not. Then each arm adapts
+decoder and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy
+model
 stay as they are, so all arms decode the same files. Arms that are done are kept in OUT, by all they were made from.
 
 "oracle" decodes what the encoder made before rounding: the most that a denoiser can reach with the untouched decoder.
-"20 steps" samples the code by flow matching, told the rounded one, and decodes it with the decoder of "all three".
+"20 steps" samples the code by flow matching, conditioned on the rounded one, and decodes it with the decoder of
+"all three".
 """
 
 from __future__ import annotations
@@ -49,13 +51,13 @@ ARMS: dict[str, tuple[str, DenoiserSettings | None, float, float]] = {
     "no denoiser": ("codec", None, 0.0, 0.0),
     "convolutions, as many parameters": ("codec", dataclasses.replace(OURS, kind="convolutions"), 0.0, 0.0),
     "transformer from nothing": ("codec", OURS, 0.0, 0.0),
-    "all three alignments": ("code", OURS, 0.05, 0.0),
-    "no variance-guided step": ("code", dataclasses.replace(OURS, step="channel"), 0.05, 0.0),
-    "time for each token": ("code", dataclasses.replace(OURS, step="token"), 0.05, 0.0),
+    "all three alignments": ("code", OURS, 0.01, 0.0),
+    "no variance-guided step": ("code", dataclasses.replace(OURS, step="channel"), 0.01, 0.0),
+    "time for each token": ("code", dataclasses.replace(OURS, step="token"), 0.01, 0.0),
     "no self-distillation": ("code", OURS, 0.0, 0.0),
-    "no latent condition": ("none", dataclasses.replace(OURS, conditional=False), 0.05, 0.0),
-    "pre-trained for generation": ("none", OURS, 0.05, 0.0),
-    "with score distillation": ("code", OURS, 0.05, 0.1),
+    "no latent condition": ("none", dataclasses.replace(OURS, conditional=False), 0.01, 0.0),
+    "pre-trained for generation": ("none", OURS, 0.01, 0.0),
+    "with score distillation": ("code", OURS, 0.01, 0.01),
 }
 
 
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--codec", required=True, help="folder of a codec without a denoiser")
     parser.add_argument("--train", required=True, help="photographs to train on")
     parser.add_argument("--images", required=True, help="photographs to measure on")
+    parser.add_argument("--names", nargs="+", help="only these photographs are measured")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--flow_samples", type=int, default=24000, help="crops of the pre-training")
     parser.add_argument("--samples", type=int, default=2400, help="crops of each arm")
@@ -93,12 +96,12 @@ def main() -> None:
 def _digest(o: argparse.Namespace, of: Any) -> str:
     """A short hash of everything that a result is made from."""
     photographs = [open_source(path).digest() for path in (o.train, o.images)]
-    everything = (Codec(o.codec).fingerprint, photographs, o.samples, o.flow_samples, repr(of))
+    everything = (Codec(o.codec).identity, photographs, o.samples, o.flow_samples, repr(of))
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:10]
 
 
 def _kept(o: argparse.Namespace, name: str, of: Any, make: Any) -> dict[str, Any]:
-    digest = _digest(o, (of, tuple(o.qualities), o.vgg))
+    digest = _digest(o, (of, tuple(o.qualities), o.vgg, o.names))
     file = o.out / f"{name.replace(' ', '_').replace(',', '')}-{digest}.json"
     if file.is_file():
         return json.loads(file.read_text())  # type: ignore[no-any-return]
@@ -142,7 +145,7 @@ def adapted(arm: str, o: argparse.Namespace, seed: int) -> Path:
         groups.append(ParameterGroup("denoiser[.](step|of_scales|time)", 5e-3))
     torch.manual_seed(seed)
     method = ImageCodec(
-        PhotographData(o.train), network, loss=CodecLoss(alignment=alignment), init_from=str(start),
+        PhotographData(o.train), network, loss=CodecLoss(2.0, 1.0, 0.2, alignment=alignment), init_from=str(start),
         trained="decoder", judge=CodecJudge(judge),
         optimizer=OptimizerSettings(2e-4, (0.9, 0.99), groups=tuple(groups)),
     )  # fmt: skip
@@ -181,7 +184,8 @@ def measure(
     source = open_source(o.images)
     distances = {"st_alex": st_lpips("alex")} | ({"st_vgg": st_lpips("vgg")} if o.vgg else {})
     rows = []
-    for number in range(len(source)):
+    numbers = [i for i in range(len(source)) if not o.names or Path(source.label(i)).stem in o.names]
+    for number in numbers:
         image = source.read(number)
         for quality in o.qualities:
             data = codec.encode(image, quality)
@@ -196,7 +200,7 @@ def measure(
     names = [name for name in rows[0] if name not in ("image", "quality")]
     mean = {
         str(quality): {
-            name: round(sum(r[name] for r in rows if r["quality"] == quality) / len(source), 4) for name in names
+            name: round(sum(r[name] for r in rows if r["quality"] == quality) / len(numbers), 4) for name in names
         }
         for quality in o.qualities
     }

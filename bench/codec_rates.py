@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="folder of photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--vgg", action="store_true", help="also ST-LPIPS of VGG, which is slow")
+    parser.add_argument("--rivals", nargs="+", choices=list(CLASSIC), default=list(CLASSIC), help="only these codecs")
     parser.add_argument("--names", nargs="+", help="only these images")
     parser.add_argument("--qualities", type=int, nargs="+", default=QUALITIES, help="of the codec")
     o = parser.parse_args()
@@ -51,15 +52,17 @@ def main() -> None:
             raise UserError(f"{o.images} has no photograph {missing[0]!r}; there are {', '.join(images)}")
         images = {name: images[name] for name in o.names}
     metrics = check_metrics(["psnr", "ms_ssim", "st_alex", *(["st_vgg"] if o.vgg else [])])
-    codec = Codec(o.codec)
-    rows = Comparison(images, codec, codec.fingerprint, o.qualities, CLASSIC, metrics, o.out).curves()
+    codec, rivals = Codec(o.codec), {name: CLASSIC[name] for name in o.rivals}
+    rows = Comparison(images, codec, codec.identity, o.qualities, rivals, metrics, o.out).curves()
     names = [name for name in NATURAL if name in images] or list(images)
     about = {"photographs": names, "bpp_of_rival": BETWEEN}
-    print(json.dumps({**about, **summary(rows, names, [metric.key for metric in metrics])}, indent=1))
+    print(json.dumps({**about, **summary(rows, names, [metric.key for metric in metrics], rivals)}, indent=1))
 
 
-def summary(rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
-    """Mean curve, BD-rates by photograph, and values at equal rates."""
+def summary(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Sequence[str], rivals: Iterable[str]
+) -> dict[str, Any]:
+    """Mean curve, BD-rates by photograph, and values at equal rates: AVIF's too, if it is one of the rivals."""
     rows = [row for row in rows if row["image"] in names]
     curves = {key: mean_curve(rows, OURS, key) for key in metrics}
     points = {quality: {"bpp": round(bpp, 4)} for quality, bpp, _ in curves[metrics[0]]}
@@ -69,13 +72,13 @@ def summary(rows: Sequence[dict[str, Any]], names: Sequence[str], metrics: Seque
     said: dict[str, Any] = {"curve": points, "bd_rate_percent": {}, "at": {}}
     for key in metrics:
         mine = {name: curve(rows, OURS, name, key) for name in names}
-        for rival in CLASSIC:
+        for rival in rivals:
             each = [100 * bd_rate(*mine[n], *curve(rows, rival, n, key), key, BETWEEN) for n in names]
             good = [value for value in each if not math.isnan(value)]
             mean = round(sum(good) / len(good), 1) if good else None
             said["bd_rate_percent"][f"{key} {rival}"] = [mean, [_rounded(value, 0) for value in each]]
-        for rate in (0.1, 0.15, 0.2, 0.3, 0.4):
-            for codec in (OURS, "avif"):
+        for rate in (0.1, 0.125, 0.15, 0.175, 0.2, 0.3, 0.4):
+            for codec in (OURS, *({"avif"} & set(rivals))):
                 each = [value_at(*curve(rows, codec, n, key), rate, key) for n in names]
                 said["at"][f"{key} {rate} {codec}"] = [_rounded(value, 3) for value in each]
     return said

@@ -15,7 +15,9 @@ def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
         TypeError: something that JSON has no form for.
         ValueError: a number that is not finite. `path` is left as it was in both cases.
     """
-    write_atomic(path, (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(
+        path, (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(errors="backslashreplace")
+    )
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

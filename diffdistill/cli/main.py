@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,7 +24,7 @@ USAGE = "usage: diffdistill [--version] COMMAND ...\n\n" + "".join(f"  {k:12}{v}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code: 0, 2 for bad input, or 130 after an interrupt."""
+    """Run one subcommand; returns the exit code: 0, 2 for bad input, 130 after an interrupt, or 141 if stdout ends."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE + "\nFor the options of a command see diffdistill COMMAND --help.")
@@ -35,11 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guard(work: Callable[[], None]) -> int:
     """Run `work`; a UserError becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
     try:
         work()
     except UserError as error:
         print(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of `| head`: what reads the lines has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("diffdistill: interrupted", file=sys.stderr)
         return 130

@@ -1,7 +1,7 @@
 """LoRA adapters (arXiv 2106.09685) on the pretrained networks of a codec, and weights with the adapters merged.
 
 The layers are those of DiT-IC's released code: in the autoencoder's decoder and in the transformer, the projections of
-attention and all convolutions that are not depthwise. The autoencoder's encoder has none.
+attention and the convolutions within blocks that are not depthwise. The autoencoder's encoder has none.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ its table does not cover is coded as the escape, and the escaped values of an in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,8 +35,9 @@ class RangeCoder:
         self._stream = _constriction().stream
         self._z = [[self._model(table) for table in level] for level in z_tables]
         self._r = [self._model(table) for table in r_tables]
-        # the fewest bits that z of one position can take; those of r can be no bits at all
-        self._least_bits = min(float(sum(_fewest(table) for table in level)) for level in z_tables)
+        # the fewest bits that z of one position can take, and a value of r of each scale index
+        self._least_bits = [float(sum(_fewest(table) for table in level)) for level in z_tables]
+        self._least_of = np.array([0.0, *(_fewest(table) for table in r_tables[1:])])
         self._halves = [(len(table) - 2) // 2 for table in r_tables]
         self._z_most = (z_tables.shape[2] - 1) // 2
 
@@ -44,7 +45,11 @@ class RangeCoder:
         return self._stream.model.Categorical(table.astype(np.float64) / TOTAL, perfect=False)
 
     def encode(self, z: np.ndarray, r: np.ndarray, indexes: np.ndarray, level: int) -> bytes:
-        """The payload of z (Z, h, w) and r (C, 4 h, 4 w), with scale indexes of r's shape and z's level of quality."""
+        """The payload of z (Z, h, w) and r (C, 4 h, 4 w), with scale indexes of r's shape and z's level of quality.
+
+        Raises:
+            ValueError: a value of r is not 0 where its scale index is 0.
+        """
         coder = self._stream.queue.RangeEncoder()
         for channel, model in zip(z, self._z[level], strict=True):
             coder.encode((channel.ravel() + self._z_most).astype(np.int32), model)
@@ -61,9 +66,25 @@ class RangeCoder:
                 coder.encode((part[outside] + OFFSET).clip(0, TOTAL - 1).astype(np.int32), escape)
         return coder.get_compressed().astype("<u4").tobytes()
 
-    def least_bytes(self, cells: int) -> int:
-        """The fewest bytes that a payload can have, for so many positions of z."""
-        return max(0, int(cells * self._least_bits / 8) - 8)
+    def least_bytes(self, cells: int, level: int) -> int:
+        """The fewest bytes that a payload can have, for so many positions of z of a level of quality."""
+        return max(0, int(cells * self._least_bits[level] / 8) - 8)
+
+    def check_length(self, payload: bytes) -> Callable[[np.ndarray], None]:
+        """What refuses a payload as soon as the values of r, part by part, need more bits than it has.
+
+        Returns:
+            To be called with the scale indexes of each part; it raises DamagedFileError.
+        """
+        left = 8.0 * len(payload) + 64
+
+        def check(indexes: np.ndarray) -> None:
+            nonlocal left
+            left -= float(np.bincount(indexes.ravel(), minlength=len(self._least_of)) @ self._least_of)
+            if left < 0:
+                raise DamagedFileError("the payload holds less than the image needs")
+
+        return check
 
     def decode_z(self, payload: bytes, shape: tuple[int, int], level: int) -> tuple[np.ndarray, Any]:
         """z (Z, h, w) of a level of quality, and the decoder, which `decode_r` goes on with.
@@ -85,7 +106,7 @@ class RangeCoder:
             DamagedFileError: the payload does not decode, or holds more than that.
         """
         order, ends = _grouped(indexes.ravel(), len(self._r))
-        values = np.zeros(indexes.size, np.int16)
+        parts = np.empty(len(order), np.int16)
         escape = self._stream.model.Uniform(TOTAL)
         try:
             for index, begin, end in ends:
@@ -94,11 +115,13 @@ class RangeCoder:
                 outside = part == half + 1
                 if outside.any():
                     part[outside] = coder.decode(escape, int(outside.sum())) - OFFSET
-                values[order[begin:end]] = part
+                parts[begin:end] = part
         except (AssertionError, ValueError, KeyError) as error:
             raise DamagedFileError("the payload does not decode") from error
         if not coder.maybe_exhausted():
             raise DamagedFileError("the payload holds more than the image")
+        values = np.zeros(indexes.size, np.int16)
+        values[order] = parts
         return values.reshape(indexes.shape)
 
 
@@ -110,7 +133,7 @@ def _fewest(table: np.ndarray) -> float:
 def _grouped(indexes: np.ndarray, count: int) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
     """Places of values whose index is not 0, ordered by index; and each index with where it begins and ends in them."""
     narrow = indexes.astype(np.uint8, copy=False)  # of which numpy sorts by radix
-    places = np.flatnonzero(narrow)
+    places = np.flatnonzero(narrow > 0)  # far faster of booleans
     coded = narrow[places]
     ends = np.cumsum(np.bincount(coded, minlength=count)).tolist()
     return places[np.argsort(coded, kind="stable")], [

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .bitstream import HIGHEST_QUALITY
 from .layers import Enlarge, activate, between_levels, convolution, round_through, straight_through
-from .scales import QUALITIES, Z_MOST, ScaleNetwork, scale_of
+from .scales import Z_MOST, ScaleNetwork, scale_of
 
 ORDERS = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1), (1, 0, 3, 2))  # position of each group of channels in each step
 LEAST_PROBABILITY = 1e-9
@@ -255,7 +256,7 @@ def nearest_level(quality: Tensor, levels: int) -> Tensor:
     >>> nearest_level(torch.tensor([0.0, 9.0, 10.0, 100.0]), 6).tolist()
     [0, 0, 1, 5]
     """
-    span = QUALITIES // (levels - 1)
+    span = HIGHEST_QUALITY // (levels - 1)
     return (quality.long() + span // 2) // span
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .bitstream import HIGHEST_QUALITY
+
 SLOPE = 0.1  # of the leaky ReLU
 
 
@@ -58,13 +60,12 @@ class Enlarge(nn.Module):
         return F.pixel_shuffle(self.convolution(x), 2)
 
 
-def between_levels(table: Tensor, quality: Tensor, most: int = 100) -> Tensor:
+def between_levels(table: Tensor, quality: Tensor) -> Tensor:
     """Rows between those of a table, by linear interpolation.
 
     Args:
-        table: (L, ...), of L levels; the first is for quality 0 and the last for quality `most`.
-        quality: (B,) in [0, most].
-        most: the highest quality.
+        table: (L, ...), of L levels; the first is for quality 0 and the last for quality 100.
+        quality: (B,) in [0, 100].
 
     Returns:
         (B, ...).
@@ -72,7 +73,7 @@ def between_levels(table: Tensor, quality: Tensor, most: int = 100) -> Tensor:
     >>> between_levels(torch.tensor([[0.0], [10.0], [30.0]]), torch.tensor([50, 75])).flatten().tolist()
     [10.0, 20.0]
     """
-    place = quality.to(table.dtype) * ((len(table) - 1) / most)
+    place = quality.to(table.dtype) * ((len(table) - 1) / HIGHEST_QUALITY)
     low = place.floor().clamp(0, len(table) - 2)
     share = (place - low).view(-1, *[1] * (table.dim() - 1))
     low = low.long()

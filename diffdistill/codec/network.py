@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from diffdistill.errors import UserError
 
+from .bitstream import HIGHEST_QUALITY
 from .decoder import Decoder
 from .encoder import Encoder
 from .lapped import LappedTransform
 from .latent_codec import Coded, LatentCodec
 from .one_step import DenoiserSettings, OneStep
-from .scales import QUALITIES
 
 STEPS = (1.3, 0.93, 0.61, 0.42, 0.28, 0.19)  # quantisation steps of the levels, on the scale of the coefficients
 MULTIPLE = 64  # of pixels, which the hyper-latent needs
@@ -52,8 +52,8 @@ class CodecSettings:
             raise UserError(f"the shape of the codec is {self}; its numbers must be whole, from 1 to 4096")
         if self.channels % 4 or self.channels > 768:
             raise UserError(f"channels is {self.channels}; it must be a multiple of 4, at most 768")
-        if self.levels < 2 or QUALITIES % (self.levels - 1):
-            raise UserError(f"levels is {self.levels}; levels - 1 must divide {QUALITIES}")
+        if self.levels < 2 or HIGHEST_QUALITY % (self.levels - 1):
+            raise UserError(f"levels is {self.levels}; levels - 1 must divide {HIGHEST_QUALITY}")
 
 
 class Reconstruction(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from torch import Tensor
 from diffdistill.errors import UserError
 
 from .adapters import is_adapter, merged_weights
-from .pretrained import Origin, PretrainedCodecNetwork, PretrainedSettings
+from .pretrained import PretrainedCodecNetwork
+from .pretrained_settings import Origin, PretrainedSettings
 from .pretrained_source import PARTS, open_recorded
 from .saved import SavedCodec, damage_of, fill, read_file, read_shape, stored, write_folder
 
 MOST_BYTES = 16 << 30
+MOST_LAYERS = 256
 
 
 def save_pretrained_codec(network: PretrainedCodecNetwork, folder: Path, whole: bool = False) -> None:
@@ -73,13 +76,13 @@ def load_pretrained_codec(folder: str | Path) -> SavedCodec[PretrainedCodecNetwo
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape["settings"].items()}
         settings = PretrainedSettings(**given)
         origins = {name: Origin(**part) for name, part in shape["pretrained"].items() if "digest" in part}
-        parts = {
-            name: open_recorded(name, origins[name]) if name in origins else _empty(name, shape["pretrained"][name])
-            for name in PARTS
-        }
+        recorded = {name: open_recorded(name, origin) for name, origin in origins.items()}
+        state = load(data)
+        _check_shapes(shape, settings, recorded, state)
+        parts = {name: recorded[name] if name in recorded else _empty(name, shape) for name in PARTS}
         network = PretrainedCodecNetwork(parts["autoencoder"], parts["transformer"], settings, origins)
         own = _without(network, tuple(origins))
-        state = load(data) | {name: value for name, value in network.state_dict().items() if name not in own}
+        state |= {name: value for name, value in network.state_dict().items() if name not in own}
         z, r_tables = fill(network, state, network.latent_codec, (settings.levels, settings.hyper))
     for part in shape["pretrained"].values():
         for name in ("source", "variant"):
@@ -94,10 +97,41 @@ def _without(network: PretrainedCodecNetwork, parts: tuple[str, ...]) -> dict[st
     return {k: v for k, v in network.state_dict().items() if not k.startswith(starts) or is_adapter(k)}
 
 
-def _empty(name: str, part: dict[str, Any]) -> Any:
+def _check_shapes(
+    shape: dict[str, Any], settings: PretrainedSettings, recorded: dict[str, Any], state: dict[str, Tensor]
+) -> None:
+    """Raise ValueError unless all stored tensors have the shapes of the settings; new networks take no memory here."""
+    with torch.device("meta"):
+        autoencoder, transformer = (
+            _network(name, recorded[name].config if name in recorded else shape["pretrained"][name]["config"])
+            for name in PARTS
+        )
+        made = PretrainedCodecNetwork(autoencoder, transformer, settings)
+    for name, value in _without(made, tuple(recorded)).items():
+        if name not in state or state[name].shape != value.shape:
+            found = tuple(state[name].shape) if name in state else "missing"
+            raise ValueError(f"{name} is {found}; config.json asks for {tuple(value.shape)}")
+
+
+def _empty(name: str, shape: dict[str, Any]) -> Any:
     """A network of recorded settings, whose weights are to be filled."""
+    return _network(name, shape["pretrained"][name]["config"]).to(torch.float32)
+
+
+def _network(name: str, config: Mapping[str, Any]) -> Any:
+    """A network of diffusers with random weights.
+
+    Raises:
+        ValueError: the settings ask for more layers than any network of its class has.
+    """
     import diffusers
 
+    if any(_largest(value) > MOST_LAYERS for key, value in config.items() if "layers" in key):
+        raise ValueError(f"the {name} is said to have more than {MOST_LAYERS} layers")
     (wanted,) = PARTS[name][1].classes
     cls: Any = getattr(diffusers, wanted)
-    return cls.from_config(part["config"]).to(torch.float32)
+    return cls.from_config(dict(config))
+
+
+def _largest(value: Any) -> int:
+    return max(map(_largest, value), default=0) if isinstance(value, (list, tuple)) else int(value or 0)

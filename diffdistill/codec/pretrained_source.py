@@ -13,7 +13,8 @@ from diffdistill.models.digests import network_settings, weights_digest
 from diffdistill.models.hub import open_pipeline
 from diffdistill.models.pipeline_folder import Part, PipelineFolder
 
-from .pretrained import Origin, PretrainedCodecNetwork, PretrainedSettings
+from .pretrained import PretrainedCodecNetwork
+from .pretrained_settings import Origin, PretrainedSettings
 
 PARTS = {  # by the name of the codec's part: the folder in a pipeline, and the class
     "autoencoder": ("vae", Part(("AutoencoderDC",), "diffusers")),

@@ -107,15 +107,29 @@ def open_codec(folder: str | Path) -> SavedCodec[CodecNetwork] | SavedCodec[Pret
     if is_pretrained(folder):
         from .pretrained_saved import load_pretrained_codec
 
-        return load_pretrained_codec(folder)
-    return load_codec(folder)
+        with usual_defaults():
+            return load_pretrained_codec(folder)
+    with usual_defaults():
+        return load_codec(folder)
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Within the block, new tensors are float32 and on the CPU, whatever the caller has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def is_pretrained(folder: Path) -> bool:
     """Whether the codec in a folder has pretrained networks; False where its config cannot be read."""
     try:
         return "pretrained" in json.loads(read_file(folder / "config.json"))
-    except (TypeError, ValueError):
+    except (RecursionError, TypeError, ValueError):
         return False
 
 
@@ -165,6 +179,7 @@ def damage_of(folder: Path) -> Iterator[None]:
         ArithmeticError,
         AttributeError,
         LookupError,
+        RecursionError,
         RuntimeError,
         SafetensorError,
         TypeError,
@@ -205,6 +220,9 @@ def fill(
             raise ValueError(f"the integers {_SCALES}{name} are stored as {state[_SCALES + name].dtype}")
         state[_SCALES + name] = state[_SCALES + name].float() / unit
     floats = {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+    for name, value in floats.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name} has values that are not finite")
     network.load_state_dict(floats)
     r_tables = np.split(flat.numpy(), np.cumsum(lengths.numpy())[:-1])
     _check_tables(z.numpy(), r_tables, z_shape, latent_codec)
@@ -228,16 +246,23 @@ def _check_tables(
         (scales.first_bias, FIRST_BIAS_UNIT), (scales.second_bias, SECOND_UNIT)
     )):  # fmt: skip
         raise ValueError("a bias of its scale network is above 2^20")
+    if any(float((value.detach() * unit).abs().max()) > most for value, unit, most in (
+        (scales.first, WEIGHT_UNIT, 127), (scales.second, WEIGHT_UNIT, 127), (scales.offset, 1, SCALES)
+    )):  # fmt: skip
+        raise ValueError("a weight of its scale network is beyond 127, or an offset beyond 64")
 
 
 def read_file(file: Path, most: int = _MOST_BYTES) -> bytes:
     """The bytes of a file of a codec.
 
     Raises:
-        UserError: it is missing, or larger than `most` bytes.
+        UserError: it is missing, larger than `most` bytes, or cannot be read.
     """
-    if not file.is_file():
-        raise UserError(f"there is no codec at {file.parent}: {file.name} is missing")
-    if file.stat().st_size > most:
-        raise UserError(f"{file} is larger than {most >> 20} MiB")
-    return file.read_bytes()
+    try:
+        if not file.is_file():
+            raise UserError(f"there is no codec at {file.parent}: {file.name} is missing")
+        if file.stat().st_size > most:
+            raise UserError(f"{file} is larger than {most >> 20} MiB")
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .bitstream import HIGHEST_QUALITY
 from .layers import clamp_through, straight_through
 
 SCALES = 64
@@ -25,7 +26,6 @@ LOG_STEP = math.log(LARGEST / SMALLEST) / (SCALES - 1)
 Z_MOST = 127  # of the hyper-latent's integers, in absolute value
 WEIGHT_UNIT = 64  # a weight of 1.0 as an integer
 FIRST_BIAS_UNIT, SECOND_UNIT = 1024, 1024
-QUALITIES = 100  # the highest quality
 
 
 def scale_of(index: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def integers_between(table: Tensor, quality: Tensor) -> Tensor:
     >>> integers_between(torch.tensor([[0.0], [10.0], [31.0]]), torch.tensor([0, 50, 75, 100])).flatten().tolist()
     [0.0, 10.0, 21.0, 31.0]
     """
-    span = QUALITIES // (len(table) - 1)
+    span = HIGHEST_QUALITY // (len(table) - 1)
     low = (quality.long() // span).clamp(0, len(table) - 2)
     f = (quality - low * span)[:, None].to(table.dtype)
     total = table.index_select(0, low) * (span - f) + table.index_select(0, low + 1) * f

@@ -8,6 +8,8 @@ Notable:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from .latent_codec import LatentCodec, quadrants
 
 CELLS = 1 << 14  # positions of the code in a strip, but at least four rows; tensors of 320 channels are made of them
+INDEX_CELLS = 1 << 11  # the same for scale indexes; few, so that a damaged file is found out early
 
 
 def strips(rows: int, width: int, cells: int = CELLS) -> list[tuple[int, int]]:
@@ -42,11 +45,23 @@ def hyper_latent(codec: LatentCodec, scaled: Tensor, quality: Tensor, cells: int
     return found[0] if len(found) == 1 else torch.cat(found, 2)
 
 
-def scale_indexes(codec: LatentCodec, z: Tensor, quality: Tensor, cells: int = CELLS) -> np.ndarray:
-    """The scale indexes (C, 4 h, 4 w), uint8, of z (1, Z, h, w)."""
-    parts = strips(z.shape[2], z.shape[3], cells)
-    found = [codec.scales(z[:, :, begin:end], quality)[0].to(torch.uint8).cpu().numpy() for begin, end in parts]
-    return np.concatenate(found, 1)
+def scale_indexes(
+    codec: LatentCodec, z: Tensor, quality: Tensor, check: Callable[[np.ndarray], None] | None = None
+) -> np.ndarray:
+    """The scale indexes (C, 4 h, 4 w), uint8, of z (1, Z, h, w).
+
+    Args:
+        codec: the entropy model.
+        z: integers.
+        quality: (1,).
+        check: is called with the indexes of each strip; what it raises ends the work early.
+    """
+    found = []
+    for begin, end in strips(z.shape[2], z.shape[3], INDEX_CELLS):
+        found.append(codec.scales(z[:, :, begin:end], quality)[0].to(torch.uint8).cpu().numpy())
+        if check is not None:
+            check(found[-1])
+    return found[0] if len(found) == 1 else np.concatenate(found, 1)
 
 
 def settle(

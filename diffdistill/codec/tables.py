@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .coder import TOTAL
 from .latent_codec import HyperPrior
 from .scales import SCALES, Z_MOST, scale_of
 
-TOTAL = 1 << 16
 DEVIATIONS = 9  # of a Gaussian that its table covers on each side
 
 

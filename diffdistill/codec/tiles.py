@@ -6,7 +6,7 @@
 The encoder's halo covers all that its convolutions see, so that only rounding differs. The decoder sees some 130 pixels
 far, and a denoiser sees its whole tile, so tiles are blended: the outer 32 pixels of an overlap are those of one tile
 alone, and the ramp lies between. Without a denoiser this differs from the whole image by one level of 255 at most, in
-about one value of a thousand. Pretrained networks have attention, so neither holds for them: they see their tile.
+a few of ten thousand values. Pretrained networks have attention, so neither holds for them: they see their tile.
 An image that fits into one tile is processed at once. The format knows no tiles.
 """
 

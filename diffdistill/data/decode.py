@@ -27,7 +27,7 @@ from diffdistill.errors import UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF", "AVIF")
 DECODING = b"orientation applied"  # to be changed whenever a file gives other pixels: caches depend on it
 MAX_PIXELS = 64_000_000  # of one image
-_BITS_PER_SAMPLE = 258  # TIFF's tag
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # tags of TIFF
 _HEADERS = 1 << 16  # bytes that an AVIF's own header is looked for in
 
 
@@ -110,6 +110,8 @@ def read(
             if (bits := _bits(picture, data)) > 8 and not how.eight_bit:
                 hint = "" if how == Reading() else "; --eight_bit scales them to 8"
                 raise CorruptPictureError(f"{what} has {bits} bits per channel; only 8 bits per channel are read{hint}")
+            if picture.format == "TIFF" and bits <= 8 and 2 in tuple(picture.tag_v2.get(_SAMPLE_FORMAT, (1,))):
+                raise CorruptPictureError(f"{what} has signed values; only unsigned ones are read")
             frames = getattr(picture, "n_frames", 1)
             if frames > 1 and picture.format != "MPO":  # in a camera's MPO the first frame is the image
                 raise CorruptPictureError(f"{what} holds {frames} images; only files of one image are read")

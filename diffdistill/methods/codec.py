@@ -27,14 +27,14 @@ from torch import Tensor, nn
 
 from diffdistill.codec.alignments import cosine_alignment
 from diffdistill.codec.lapped import channels_by_variance
-from diffdistill.codec.network import MULTIPLE, CodecNetwork, CodecSettings
+from diffdistill.codec.network import CodecNetwork, CodecSettings
 from diffdistill.codec.saved import load_codec, save_codec
 from diffdistill.data.photographs import PhotographData
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 
 from .base import Batch, Loss, Method, OptimizerSettings, ParameterGroup, Phase, Validation, unwrap
-from .codec_crops import Crops, random_qualities
+from .codec_crops import Crops, check_crop, random_qualities
 from .codec_flow import condition_of, normalised, with_denoiser
 from .codec_judge import CONDITION, CodecJudge, LatentBackbone, judge_of
 from .codec_rate_distortion import CodecLoss, RateDistortion
@@ -82,8 +82,9 @@ class ImageCodec(Method):
         trained: Literal["all", "decoder"] = "all",
         judge: CodecJudge = CodecJudge(),
     ) -> None:
-        if crop % MULTIPLE or crop < 2 * MULTIPLE:
-            raise UserError(f"crop is {crop}; it must be a multiple of {MULTIPLE}, from {2 * MULTIPLE}")
+        check_crop(crop)
+        if not 0 < low_qualities <= 10:
+            raise UserError(f"low_qualities is {low_qualities}; it must be in (0, 10]")
         if trained not in ("all", "decoder"):
             raise UserError(f"trained is {trained!r}; it must be 'all' or 'decoder'")
         if init_from is None and (trained != "all" or loss.alignment or judge.weight):

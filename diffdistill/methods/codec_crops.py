@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffdistill.codec.scales import QUALITIES
+from diffdistill.codec.bitstream import HIGHEST_QUALITY
+from diffdistill.codec.network import MULTIPLE
 from diffdistill.data.photographs import PhotographData, load_photographs, random_crop
 from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
 from diffdistill.launched import is_first
 
 HELD = 12  # each so many photographs, one is kept for validation
@@ -73,6 +75,16 @@ class Crops:
         return found
 
 
+def check_crop(side: int) -> None:
+    """Refuse a crop that the code does not divide.
+
+    Raises:
+        UserError: the side in pixels is no multiple of 64, or below 128.
+    """
+    if side % MULTIPLE or side < 2 * MULTIPLE:
+        raise UserError(f"crop is {side}; it must be a multiple of {MULTIPLE}, from {2 * MULTIPLE}")
+
+
 def random_qualities(random: SampleRandom, exponent: float) -> Tensor:
     """Qualities 100 u^exponent, rounded: (B,) float32."""
-    return (QUALITIES * random.uniform("quality").float() ** exponent).round()
+    return (HIGHEST_QUALITY * random.uniform("quality").float() ** exponent).round()

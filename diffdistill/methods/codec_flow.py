@@ -4,7 +4,7 @@
     w_t = (1 - t) w + t eps --> transformer(w_t, t, condition) --> eps - w
 
 Notable:
-- with `condition: code` the model is told the code as it is rounded at a random quality, and its scales, as it will be
+- with `condition: code` the model is conditioned on the rounded code at a random quality and on its scales, as
   when it runs in the codec (compression-oriented pre-training, as in CoD, arXiv 2511.18706); with `none` it is a model
   of photographs' codes alone (generation-oriented);
 - the product is the codec with the denoiser in it, whose step is zero, so that it decodes as before. `ImageCodec`
@@ -33,7 +33,7 @@ from diffdistill.distill import SampleRandom, denoising_loss, logit_normal_times
 from diffdistill.errors import UserError
 
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
-from .codec_crops import Crops, random_qualities
+from .codec_crops import Crops, check_crop, random_qualities
 from .codec_judge import CONDITION, LatentBackbone
 
 STEPS = 20  # of the samples that validation shows
@@ -66,6 +66,7 @@ class CodecFlow(Method):
         optimizer: OptimizerSettings = OptimizerSettings(1e-3, (0.9, 0.99)),
         crop: int = 256,
     ) -> None:
+        check_crop(crop)
         saved = load_codec(codec)
         if denoiser.kind != "transformer" or denoiser.step not in ("element", "channel"):
             raise UserError(
@@ -182,7 +183,7 @@ def normalised(network: CodecNetwork, y: Tensor) -> Tensor:
 
 
 def condition_of(network: CodecNetwork, coded: Coded) -> Tensor:
-    """What the transformer is told: the rounded code, normalised, and its scales, (B, 2 C, h, w)."""
+    """The condition of the transformer: the rounded code, normalised, and its scales, (B, 2 C, h, w)."""
     return torch.cat([normalised(network, coded.y), of_indexes(coded.indexes)], 1)
 
 

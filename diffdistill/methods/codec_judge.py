@@ -60,8 +60,8 @@ class LatentBackbone(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """The flow of x_t (B, C, h, w) at times (B,) in [0, 1000]."""
-        told = cond.get(CONDITION) if self.conditional and isinstance(cond, dict) else None
-        made: Tensor = self.inner(x_t, time / 1000, told)
+        condition = cond.get(CONDITION) if self.conditional and isinstance(cond, dict) else None
+        made: Tensor = self.inner(x_t, time / 1000, condition)
         return made
 
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffdistill.codec.alignments import contrastive_alignment, cosine_alignment
-from diffdistill.codec.pretrained import MULTIPLE, STRIDE, PretrainedSettings
+from diffdistill.codec.pretrained import MULTIPLE, STRIDE
 from diffdistill.codec.pretrained_saved import load_pretrained_codec, save_pretrained_codec
+from diffdistill.codec.pretrained_settings import PretrainedSettings
 from diffdistill.codec.pretrained_source import PretrainedSource, pretrained_network
 from diffdistill.data.photographs import PhotographData
 from diffdistill.distill import SampleRandom

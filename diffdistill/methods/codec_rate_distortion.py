@@ -32,7 +32,8 @@ class CodecLoss:
     Args:
         error: weight of the squared error, beside its weight by quality.
         masking: how much more an error counts where the photograph is smooth, since texture hides it: an exponent of
-            `smoothness`. 0 for none, 1 for at most 2.5 times as much.
+            `smoothness`. 0 for none. With 1 an error counts 2.5 times on a flat surface, and down to .06
+            times in texture.
         perceptual: weight of the perceptual distance, beside its weight by quality; 0 for none.
         perceptual_side: side in pixels of the part of a crop on which the perceptual distance is measured.
         perceptual_scales: the part is enlarged by one of these, drawn for each sample; its side before that is
@@ -40,7 +41,7 @@ class CodecLoss:
             what that scale does not see.
         alignment: weight of the distance between the direction of the denoised code and that of the encoder's, at each
             place, beside the perceptual weight by quality (DiT-IC's self-distillation; its released code has 0.05 of
-            the weight of LPIPS). It needs `init_from`.
+            the weight of LPIPS). In `ImageCodec` it needs `init_from`.
         margin: how much of that distance is free.
     """
 
@@ -71,6 +72,9 @@ class RateDistortion:
         if not 32 <= settings.perceptual_side <= crop:
             raise UserError(f"loss.perceptual_side is {settings.perceptual_side}; it must be in [32, {crop}]")
         scales = settings.perceptual_scales
+        for name in ("error", "masking", "perceptual", "alignment", "margin"):
+            if not 0 <= getattr(settings, name) < float("inf"):
+                raise UserError(f"loss.{name} is {getattr(settings, name)}; it must be a number from 0")
         if not scales or not all(0.25 <= scale <= 4 for scale in scales):
             raise UserError(f"loss.perceptual_scales is {list(scales)}; it must be numbers in [0.25, 4]")
         self.settings = settings

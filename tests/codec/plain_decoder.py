@@ -1,7 +1,10 @@
 """A second decoder of the format's integers, by docs/file-format.md: plain Python, without torch or constriction."""
 
+import hashlib
+import json
 import struct
 import zlib
+from pathlib import Path
 
 WORD = 1 << 32
 PRECISION = 24
@@ -84,8 +87,38 @@ def varint(data: bytes, place: int) -> tuple[int, int]:
             return value, place
 
 
-def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
+def model_of(folder: Path) -> dict:
+    """A saved codec's tables and integers by name, nested lists; "multiple", M; and "model", of the fingerprint."""
+    data, shape = (folder / "codec.safetensors").read_bytes(), json.loads((folder / "config.json").read_text())
+    del shape["format"]
+    for part in shape.get("pretrained", {}).values():
+        part.pop("source", None), part.pop("variant", None)
+    (length,) = struct.unpack("<Q", data[:8])
+    found = {"multiple": 256 if "pretrained" in shape else 64}
+    found["model"] = hashlib.sha256(json.dumps(shape, sort_keys=True).encode() + data).digest()[:4]
+    for name, entry in json.loads(data[8 : 8 + length]).items():
+        if name.startswith(("tables.", "latent_codec.scales.")):
+            begin, end = (8 + length + place for place in entry["data_offsets"])
+            code, size = {"I8": ("b", 1), "I32": ("i", 4)}[entry["dtype"]]
+            flat = struct.unpack(f"<{(end - begin) // size}{code}", data[begin:end])
+            found[name.rpartition(".")[2]] = folded(list(flat), [n for n in entry["shape"] if n != 1])
+    ends = [sum(found["r_lengths"][: i + 1]) for i in range(64)]
+    found["r"] = [found["r"][end - n : end] for end, n in zip(ends, found["r_lengths"], strict=True)]
+    return found
+
+
+def folded(flat: list, shape: list) -> list:
+    """A flat list as nested lists."""
+    if len(shape) < 2:
+        return flat
+    step = len(flat) // shape[0]
+    return [folded(flat[i * step : (i + 1) * step], shape[1:]) for i in range(shape[0])]
+
+
+def decode(data: bytes, model: dict) -> dict:
     """Width, height, quality, z and r of a file, and whether it is grey."""
+    z_tables, r_tables, multiple = model["z"], model["r"], model["multiple"]
+    assert data[6:10] == model["model"]
     assert data[:4] == b"\x89DDC" and data[4] == 2 and data[5] in (0, 1, 2, 3)
     assert zlib.crc32(data[:-4]) == struct.unpack("<I", data[-4:])[0]
     quality = data[10]
@@ -94,13 +127,13 @@ def decode(data: bytes, z_tables: list, r_tables: list, net: dict) -> dict:
     words, place = varint(data, place)
     place += 4 * (data[5] & 1)
     reader = Reader(data[place : place + 4 * words])
-    rows, columns = -(-height // 64), -(-width // 64)
+    rows, columns = -(-height // multiple), -(-width // multiple)
     z = []
     span = 100 // (len(z_tables) - 1)
     for table in z_tables[(quality + span // 2) // span]:
         edges = edges_of(table)
         z.append([[reader.value(edges) - 127 for _ in range(columns)] for _ in range(rows)])
-    indexes = scale_indexes(z, quality, net)
+    indexes = scale_indexes(z, quality, model)
     r = [[[0] * (4 * columns) for _ in range(4 * rows)] for _ in indexes]
     for index, table in list(enumerate(r_tables))[1:]:  # values with index 0 are 0
         edges, half, escaped = edges_of(table), (len(table) - 2) // 2, []

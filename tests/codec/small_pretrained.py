@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderDC, SanaTransformer2DModel
 from small_codec import picture
 
-from diffdistill.codec.pretrained import PretrainedCodecNetwork, PretrainedSettings
+from diffdistill.codec.pretrained import PretrainedCodecNetwork
+from diffdistill.codec.pretrained_settings import PretrainedSettings
 from diffdistill.codec.pretrained_source import PretrainedSource, pretrained_network
 
 SETTINGS = PretrainedSettings(

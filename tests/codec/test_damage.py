@@ -1,13 +1,16 @@
 """Files that are cut off, changed or made up: one clear error each, and never another image."""
 
+import dataclasses
 import struct
 import time
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from small_codec import picture, save_small_codec
 
 from diffdistill.codec import Codec, CodecError
@@ -21,6 +24,8 @@ from diffdistill.codec.bitstream import (
     from_bytes,
     to_bytes,
 )
+from diffdistill.codec.coder import RangeCoder
+from diffdistill.codec.scales import ScaleNetwork
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +110,30 @@ def test_each_kind_of_error_is_named(codec: Codec, data: bytes) -> None:
         codec.decode(signed(data[:11] + b"\xc0\0" + data[12:-4]))
 
 
+def test_a_payload_that_is_too_short_is_found_out_at_its_first_strip(codec: Codec) -> None:
+    """A right z of a large image, and nothing for r: the work ends where r needs more bits than are there."""
+    image = picture(1024, 1024)
+    coded = from_bytes(codec.encode(image, 90))
+    z = codec.read_integers(coded).z
+    nothing = np.zeros((1, 1, 1), np.int16)
+    level = 90 * (len(codec.z_tables) - 1) // 100 + 1
+    payload = RangeCoder(codec.z_tables, codec.r_tables).encode(z, nothing, nothing.astype(np.uint8), level)
+    short = to_bytes(dataclasses.replace(coded, payload=payload))
+    parts, whole = [], ScaleNetwork.forward
+
+    def counted(self: ScaleNetwork, z: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
+        parts.append(z.shape)
+        return whole(self, z, quality)
+
+    with (
+        mock.patch("diffdistill.codec.strips.INDEX_CELLS", 256),
+        mock.patch.object(ScaleNetwork, "forward", counted),
+        pytest.raises(DamagedFileError, match="holds less than the image needs"),
+    ):
+        codec.decode(short)
+    assert 0 < len(parts) < 8  # of 16
+
+
 def test_what_is_not_an_image_is_refused(codec: Codec) -> None:
     for image in (
         torch.zeros(3, 8, 8),
@@ -123,5 +152,13 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     folder = save_small_codec(tmp_path / "codec")
     content = (folder / "codec.safetensors").read_bytes()
     (folder / "codec.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is damaged"):
+        Codec(folder)
+    tensors = load(content)
+    tensors["latent_codec.scales.offset"][0, 0] = 100
+    (folder / "codec.safetensors").write_bytes(save(tensors))
+    with pytest.raises(UserError, match="a weight of its scale network is beyond 127, or an offset beyond 64"):
+        Codec(folder)
+    (folder / "config.json").write_text('{"a": ' * 100_000)
     with pytest.raises(UserError, match="is damaged"):
         Codec(folder)

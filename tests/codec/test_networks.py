@@ -119,14 +119,15 @@ def test_a_step_of_zero_changes_nothing(kind: str, step: str) -> None:
 
 
 def test_a_step_of_one_time_inverts_the_straight_path() -> None:
-    """With the true flow eps - w, w_t - t (eps - w) = w, for a time of each sample and of each token."""
+    """With the true flow eps - w at (1 - t) w + t eps, w + t / (1 - t) eps becomes w, for both kinds of time."""
     for step in ("sample", "token"):
         made = OneStep(DenoiserSettings("transformer", 32, 1, 4, step), 16, 6)  # type: ignore[arg-type]
         made.time.data.zero_()  # t = 1/2
         w, eps = torch.randn(1, 16, 4, 4), torch.randn(1, 16, 4, 4)
-        with mock.patch.object(made.transformer, "forward", return_value=eps - w):
-            found = made((w + eps) / 2, torch.zeros(1, 16, 4, 4), torch.tensor([50.0]))
+        with mock.patch.object(made.transformer, "forward", return_value=eps - w) as flow:
+            found = made(w + eps, torch.zeros(1, 16, 4, 4), torch.tensor([50.0]))
         torch.testing.assert_close(found, w)
+        torch.testing.assert_close(flow.call_args.args[0], (w + eps) / 2)
 
 
 def test_the_step_follows_the_scales() -> None:
@@ -136,7 +137,7 @@ def test_the_step_follows_the_scales() -> None:
     w, indexes = torch.randn(1, 16, 4, 4), torch.randint(0, 64, (1, 16, 4, 4)).float()
     with mock.patch.object(made.transformer, "forward", return_value=torch.ones(1, 16, 4, 4)):
         found = made(w, indexes, torch.tensor([50.0]))
-    torch.testing.assert_close(w - found, 0.25 + of_indexes(indexes))
+    torch.testing.assert_close(w - found, (0.25 + of_indexes(indexes)) * (w + 1))
     assert OneStep(DenoiserSettings(step="channel"), 16, 6).settings.step == "channel"
 
 

@@ -1,5 +1,7 @@
 """A file holds what was encoded: the same integers by two decoders, however networks run, in few bytes."""
 
+from pathlib import Path
+
 import numpy as np
 import plain_decoder
 import pytest
@@ -12,11 +14,17 @@ from diffdistill.codec import Codec
 from diffdistill.codec.bitstream import from_bytes
 from diffdistill.codec.coder import RangeCoder
 from diffdistill.codec.tables import gaussian_tables, to_integers
+from diffdistill.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
-    return Codec(save_small_codec(tmp_path_factory.mktemp("codec")))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_small_codec(tmp_path_factory.mktemp("codec"))
+
+
+@pytest.fixture(scope="module")
+def codec(folder: Path) -> Codec:
+    return Codec(folder)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 130), (64, 64), (100, 100), (65, 200)])
@@ -41,18 +49,24 @@ def test_the_decoder_has_the_encoders_code(codec: Codec) -> None:
             torch.testing.assert_close(codec_.unscaled(settled, of), code, rtol=1e-4, atol=1e-4)
 
 
-def test_a_second_decoder_reads_the_same_integers(codec: Codec) -> None:
-    integers = codec.network.latent_codec.scales.integers()
-    net = {name: value.detach().squeeze().long().tolist() for name, value in integers.items()}
-    tables = codec.z_tables.tolist(), [table.tolist() for table in codec.r_tables]
+def test_a_second_decoder_reads_the_same_integers(codec: Codec, folder: Path) -> None:
+    model = plain_decoder.model_of(folder)
     for quality, size in ((7, (70, 100)), (100, (64, 64))):
         image = picture(*size)[: 1 if quality == 7 else 3]
         data, (found, _) = codec.encode(image, quality, check_integers=quality == 7), codec.integers(image, quality)
-        read = plain_decoder.decode(data, *tables, net)
+        read = plain_decoder.decode(data, model)
         assert (read["width"], read["height"], read["quality"]) == (size[1], size[0], quality)
         assert read["grey"] == (quality == 7)
         assert read["z"] == found.z.tolist() and read["r"] == found.r.tolist()
     assert (np.abs(found.r) > 0).any() and len(np.unique(found.indexes)) > 5
+
+
+def test_any_whole_number_is_a_quality(codec: Codec) -> None:
+    image = picture(20, 20)
+    assert codec.encode(image, np.int64(40)) == codec.encode(image, 40)
+    for quality in (True, 40.0, np.float32(40), -1, 101):
+        with pytest.raises(UserError, match="must be a whole number"):
+            codec.encode(image, quality)  # type: ignore[arg-type]
 
 
 def test_the_integers_do_not_depend_on_how_networks_run(codec: Codec) -> None:

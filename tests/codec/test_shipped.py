@@ -39,9 +39,7 @@ def test_golden_integers(codec: Codec, name: str) -> None:
     coded = from_bytes(data)
     found = codec.read_integers(coded)
     assert checksum(found) == expected["integers"] == coded.integers_crc
-    scales = codec.network.latent_codec.scales
-    net = {key: value.detach().squeeze().long().tolist() for key, value in scales.integers().items()}
-    read = plain_decoder.decode(data, codec.z_tables.tolist(), [t.tolist() for t in codec.r_tables], net)
+    read = plain_decoder.decode(data, plain_decoder.model_of(ASSET))
     assert read["z"] == found.z.tolist() and read["r"] == found.r.tolist()
     quality, height, width = CASES[name]
     assert (read["quality"], read["height"], read["width"]) == (quality, height, width)

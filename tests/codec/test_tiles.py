@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_strips_settle_each_value_as_the_whole_code_does() -> None:
     r = (scaled - means).round()[0].numpy().astype(np.int16) * (indexes > 0)
     for cells in (1, 320, 1 << 14):
         torch.testing.assert_close(in_strips.hyper_latent(codec, scaled, QUALITY, cells), whole_z, rtol=0, atol=1e-5)
-        assert np.array_equal(in_strips.scale_indexes(codec, z, QUALITY, cells), indexes)
+        with mock.patch.object(in_strips, "INDEX_CELLS", cells):
+            assert np.array_equal(in_strips.scale_indexes(codec, z, QUALITY), indexes)
         found, found_means = in_strips.settle(codec, features, None, scaled, indexes, cells)
         torch.testing.assert_close(found, settled, rtol=0, atol=1e-4)
         torch.testing.assert_close(found_means, means, rtol=0, atol=1e-4)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("target_bpp", "target_size"):
         value = getattr(o, name)
         if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"--{name} is {value:g}; it must be above 0")
+            raise UserError(f"--{name} is {value:g}; it must be a number above 0")
     check_jobs(o.jobs)
     todo = jobs(o.inputs, o.out, PICTURES, ".ddc", o.overwrite)
     recons: dict[str, Job] = {}
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         picture = read(job.content(), job.name, how, most_pixels=MOST_PIXELS)
         image, begin = picture.pixels, time.perf_counter()
         height, width = image.shape[1:]
-        most = o.target_size if o.target_bpp is None else int(o.target_bpp * height * width / 8)
+        most = o.target_size if o.target_bpp is None else int(min(o.target_bpp * height * width / 8, 2**53))
         if most is None:
             data, used = codec.encode(image, quality, o.verify), quality
         else:
@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> None:
             found = best_within(lambda q: codec.encode(analysis, q, o.verify), most)
             data, used = found.data, found.quality
             if not found.fits:
-                raise UserError(f"{job.name} takes {len(data):,} bytes at the lowest quality; {most:,} were asked for")
+                asked = f"{most:,}" if o.target_bpp is None else f"{most:,}, or {o.target_bpp:g} bits a pixel,"
+                raise UserError(f"{job.name} takes {len(data):,} bytes at the lowest quality; {asked} were asked for")
         if o.verify or o.recon is not None:
             again = codec.decode(data, job.name)
             if again.shape[1:] != image.shape[1:]:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     images = read_photographs(find(o.photos))
     check_sizes(images, metrics)
     codec = open_model(o)
-    comparison = Comparison(images, codec, codec.fingerprint, o.qualities, rivals, metrics, o.out, o.bpp)
+    comparison = Comparison(images, codec, codec.identity, o.qualities, rivals, metrics, o.out, o.bpp)
     _claim(o.out, comparison)
     with tqdm(total=comparison.steps(), unit="point", disable=o.quiet) as bar:
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
-from diffdistill.cli.codec.jobs import Job, run
+from diffdistill.cli.codec.jobs import STANDARD, Job, run
 from diffdistill.errors import UserError
 
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
         UserError: a file is missing, damaged, or of another kind.
     """
     parser = OneLineParser(prog="diffdistill codec info", description=(main.__doc__ or "").splitlines()[0])
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help=".ddc files")
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=".ddc files, or - for standard input")
     parser.add_argument("--json", action="store_true", help="print one JSON object a file")
     o = parser.parse_args(list(argv))
 
@@ -46,6 +46,11 @@ def main(argv: Sequence[str]) -> None:
                 "notices": ["grey"] if coded.grey else []}  # fmt: skip
 
     for name in o.inputs:
-        if not Path(name).is_file():
+        if name != STANDARD and not Path(name).exists():
             raise UserError(f"there is no file {name}")
-    run([Job(name, Path(name), Path(name)) for name in o.inputs], work, o.json)
+        if Path(name).is_dir():
+            raise UserError(f"{name} is a folder; name .ddc files")
+    found = [
+        Job("standard input" if n == STANDARD else n, None if n == STANDARD else Path(n), Path(n)) for n in o.inputs
+    ]
+    run(found, work, o.json)

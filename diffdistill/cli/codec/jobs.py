@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from diffdistill.cli.codec.parallel import in_order
 from diffdistill.cli.paths import check_writable
+from diffdistill.data.files import walk
+from diffdistill.data.listing import hidden
 from diffdistill.errors import UserError
 from diffdistill.files import write_atomic
 
@@ -64,14 +67,16 @@ def jobs(
     Raises:
         UserError: an input is missing, two results would have one name, or a result exists.
     """
+    if "" in inputs or not out:
+        raise UserError(f"{'an input' if '' in inputs else option} is an empty name; . is the current folder")
     if STANDARD in inputs or out == STANDARD:
-        if len(inputs) != 1 or inputs[0] != STANDARD and not Path(inputs[0]).is_file():
+        if len(inputs) != 1 or inputs[0] != STANDARD and not _is_file(Path(inputs[0])):
             raise UserError("with - there is one input: a file or -")
         read = None if inputs[0] == STANDARD else Path(inputs[0])
         write = None if out == STANDARD else Path(out)
         found = [Job("standard input" if read is None else str(read), read, write)]
     else:
-        found = _files(inputs, Path(out), tuple(endings), to)
+        found = _files(inputs, out, tuple(endings), to, option)
     written: dict[Path, str] = {}
     inputs_of = {job.read.resolve() for job in found if job.read is not None}
     for job in found:
@@ -86,7 +91,7 @@ def jobs(
         if job.write.resolve() in inputs_of:
             raise UserError(f"{job.write} is an input too; name another for the result of {job.name}")
         if job.write.suffix.lower() != to:
-            raise UserError(f"the result of {job.name} is a {to} file; {option} names {job.write}")
+            raise UserError(f"the result of {job.name} is a {to} file; {option} {job.write} should end in {to}")
         written[job.write] = job.name
         check_writable(job.write, option)
     return found
@@ -110,22 +115,33 @@ def as_png(image: Tensor, grey: bool) -> bytes:
     return encoded.getvalue()
 
 
-def _files(inputs: Sequence[str], out: Path, endings: tuple[str, ...], to: str) -> list[Job]:
-    found = []
-    into = out.is_dir() or len(inputs) > 1 or any(Path(name).is_dir() for name in inputs) or not out.suffix
+def _files(inputs: Sequence[str], named: str, endings: tuple[str, ...], to: str, option: str) -> list[Job]:
+    found, out = [], Path(named)
+    into = named.endswith(("/", os.sep)) or out.is_dir() or len(inputs) > 1 or not out.suffix
+    into = into or any(Path(name).is_dir() for name in inputs)
+    if into and out.suffix.lower() == to and not out.is_dir():
+        raise UserError(f"{option} {named} names a file, and there is more than one input or a folder; name a folder")
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in endings)
-            inside = [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+            listed = [p for relative, p in walk(path) if not hidden(relative)]
+            inside = sorted(p for p in listed if p.suffix.lower() in endings)
             if not inside:
                 raise UserError(f"{name} holds no file that ends in {', '.join(endings)}")
+            if others := len(listed) - len(inside):
+                kinds = ", ".join(sorted({p.suffix.lower() or "no ending" for p in listed if p not in set(inside)})[:5])
+                print(f"note: {others} files of {name} are left out ({kinds})", file=sys.stderr, flush=True)
             found += [Job(str(p), p, out / p.relative_to(path).with_suffix(to)) for p in inside]
-        elif path.is_file():
+        elif _is_file(path):
             found.append(Job(name, path, out / path.with_suffix(to).name if into else out))
         else:
             raise UserError(f"there is no file {name}")
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path can be read as a file; a pipe can."""
+    return path.exists() and not path.is_dir()
 
 
 def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bool, jobs: int = 1) -> None:
@@ -147,10 +163,11 @@ def run(found: Sequence[Job], work: Callable[[Job], dict[str, Any]], as_json: bo
         for job, result in in_order(found, work, jobs):
             try:
                 said = {"file": job.name, **result()}
-            except (UserError, OSError) as error:
-                failed.append(str(error))
+            except (UserError, OSError, MemoryError, RuntimeError, ValueError) as error:
+                what = str(error) or type(error).__name__
+                failed.append(what if job.name in what else f"{job.name}: {what}")
                 if len(found) > 1:
-                    progress.write(f"diffdistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+                    progress.write(f"diffdistill: error: {' '.join(failed[-1].split())}", file=sys.stderr)
             else:
                 line = json.dumps(said) if as_json else _line(said)
                 progress.write(line, file=sys.stderr if quiet else sys.stdout)

@@ -34,7 +34,7 @@ class Comparison:
     Args:
         images: uint8 tensors of shape (3, H, W), by the photograph's name.
         codec: the codec.
-        fingerprint: of its weights.
+        fingerprint: of all that its files depend on: its weights and its format.
         qualities: of its curve, rising.
         rivals: classic codecs by name.
         metrics: what is measured.

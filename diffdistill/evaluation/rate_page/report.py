@@ -109,7 +109,7 @@ def _bd(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], metrics
         "of quality that both reach. Below 0 %, it needs fewer. Means are over photographs in which that range is a "
         "third of the rival\u2019s or more. The first small line counts photographs with a BD-rate below 0. The second "
         "counts photographs whose file is better than the rival\u2019s of at most as many bytes, at the rate of the "
-        "section on photographs. Trained on: the codec\u2019s training made this number good."
+        "section on photographs. Trained on: this number was a goal of the codec\u2019s training, so it flatters."
     )
     each = (
         "The BD-rate of each photograph. Click on a column heading to sort. A dash: the two share less than a third of "
@@ -138,10 +138,10 @@ def _photographs(ordered: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[st
     return (
         f"<p>This codec\u2019s best file of at most {settings['bpp']:g} bits a pixel, and the best file of each rival "
         "that takes no more bytes than that. Its steps of quality can leave it some bytes short; the tables show it. "
-        "A rival that cannot make a file so small is shown by its smallest one. "
+        "A rival that cannot make a file so small is shown by its smallest one, and is not counted above. "
         "Crops are shown at twice their size. Drag the divider, or move it with the arrow keys.</p>"
         f"<p>The worst photograph for this codec comes first: the one with the smallest margin over its best rival, by "
-        f"{escape(metric_label(judge))}.</p>{''.join(parts)}"
+        f"{escape(metric_label(judge))} on the scale on which BD-rates compare it.</p>{''.join(parts)}"
     )
 
 
