@@ -168,7 +168,9 @@ def test_flow_matching_changes_no_file_and_its_denoiser_is_adapted(
     assert third.decode(third.encode(image, 40)).shape == image.shape
     config = tmp_path / "adapted" / "export" / "config.json"
     config.write_text(config.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(UserError, match="is of format 1; this program reads format 2 of such codecs"):  # it took another step
+    with pytest.raises(
+        UserError, match="is of format 1; this program reads format 2 of such codecs"
+    ):  # it took another step
         Codec(config.parent)
 
 
