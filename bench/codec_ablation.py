@@ -5,8 +5,8 @@
 
 First two denoisers are pre-trained, one that is conditioned on the code and one that is not. Then each arm adapts
 decoder and denoiser for the same number of steps, from the same weights and the same draws. The encoder and the entropy
-model
-stay as they are, so all arms decode the same files. Arms that are done are kept in OUT, by all they were made from.
+model stay as they are, so all arms decode the same files. Arms that are done are kept in OUT, by all they were made
+from.
 
 "oracle" decodes what the encoder made before rounding: the most that a denoiser can reach with the untouched decoder.
 "20 steps" samples the code by flow matching, conditioned on the rounded one, and decodes it with the decoder of
@@ -35,6 +35,7 @@ from diffdistill.data.photographs import PhotographData
 from diffdistill.data.sources import open_source
 from diffdistill.diffusion import Denoiser, FlowSchedule
 from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
 from diffdistill.evaluation.pairs.perceptual import st_lpips
 from diffdistill.evaluation.pairs.pixels import ms_ssim, psnr
 from diffdistill.files import write_json_atomic
@@ -184,7 +185,10 @@ def measure(
     source = open_source(o.images)
     distances = {"st_alex": st_lpips("alex")} | ({"st_vgg": st_lpips("vgg")} if o.vgg else {})
     rows = []
-    numbers = [i for i in range(len(source)) if not o.names or Path(source.label(i)).stem in o.names]
+    by_name = {Path(source.label(i)).stem: i for i in range(len(source))}
+    if missing := [name for name in o.names or () if name not in by_name]:
+        raise UserError(f"{o.images} has no photograph {missing[0]!r}; there are {', '.join(by_name)}")
+    numbers = [by_name[name] for name in o.names or by_name]
     for number in numbers:
         image = source.read(number)
         for quality in o.qualities:

@@ -37,16 +37,16 @@ def main() -> None:
     parser.add_argument("--places", nargs="+", help="NAME or NAME:LEFT:TOP")
     parser.add_argument("--out", type=Path, required=True, help="the sheet, .png or .jpg")
     o = parser.parse_args()
-    source = open_source(o.images)
+    codec, source = Codec(o.codec), open_source(o.images)
     numbers = {Path(source.label(i)).stem: i for i in range(len(source))}
     grids = {}
     for place in o.places or numbers:
         name, *at = place.split(":")
-        if name not in numbers or len(at) not in (0, 2):
+        if name not in numbers or len(at) not in (0, 2) or not all(x.isdecimal() for x in at):
             raise UserError(
                 f"--places has {place!r}; it must be NAME or NAME:LEFT:TOP, with one of {', '.join(numbers)}"
             )
-        label, crops = _row(Codec(o.codec), source.read(numbers[name]), o.rate, [int(x) for x in at], o.side)
+        label, crops = _row(codec, source.read(numbers[name]), o.rate, [int(x) for x in at], o.side)
         grids[f"{name}  {label}"] = crops
         print(json.dumps({"image": name, "files": label}), flush=True)
     save_labelled_grids(o.out, grids, 3)
@@ -63,6 +63,10 @@ def _row(codec: Codec, image: torch.Tensor, rate: float, at: list[int], side: in
     crops = [x[:, top : top + side, left : left + side].float() / 255 for x in (image, made, rival)]
     if crops[0].shape[1:] != (side, side):
         raise UserError(f"a crop of {side} pixels at {left}:{top} is not inside of {image.shape[2]} x {image.shape[1]}")
+    if not own.fits or not other.fits:
+        raise UserError(
+            f"{'AVIF' if own.fits else 'this codec'} has no file of at most {rate:g} bits a pixel; raise --rate"
+        )
     bits = [f"{8 * len(within.data) / pixels:.3f}" for within in (own, other)]
     return f"original | ours, {bits[0]} bits a pixel | AVIF, {bits[1]}", torch.stack(crops)
 

@@ -25,7 +25,7 @@ from diffdistill.errors import UserError
 from diffdistill.evaluation.rate.classic import CLASSIC
 from diffdistill.evaluation.rate.comparison import Comparison
 from diffdistill.evaluation.rate.curves import bd_rate, value_at
-from diffdistill.evaluation.rate.measures import OURS, check_metrics
+from diffdistill.evaluation.rate.measures import OURS, check_metrics, check_sizes
 from diffdistill.evaluation.rate.summary import curve, mean_curve
 
 NATURAL = ("astronaut", "coffee", "chelsea", "motorcycle", "rocket", "china", "flower", "hopper")
@@ -52,6 +52,7 @@ def main() -> None:
             raise UserError(f"{o.images} has no photograph {missing[0]!r}; there are {', '.join(images)}")
         images = {name: images[name] for name in o.names}
     metrics = check_metrics(["psnr", "ms_ssim", "st_alex", *(["st_vgg"] if o.vgg else [])])
+    check_sizes(images, metrics)
     codec, rivals = Codec(o.codec), {name: CLASSIC[name] for name in o.rivals}
     rows = Comparison(images, codec, codec.identity, o.qualities, rivals, metrics, o.out).curves()
     names = [name for name in NATURAL if name in images] or list(images)

@@ -1,4 +1,4 @@
-"""The code of README.md and docs/python.md, run as it stands but for the numbers of steps named here."""
+"""The code of README.md, docs/python.md and docs/codec.md, run as it stands but for the numbers of steps named here."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ import torch
 from eval_calls import noise
 
 from diffdistill import UserError
+from diffdistill.data.save import save_picture
 from diffdistill.evaluation.features.mobilenet import _packaged_weights
 
 ROOT = Path(__file__).parents[1]
@@ -131,3 +132,11 @@ def test_the_ten_lines_of_the_readme() -> None:
     names, _ = run(block, {})
     assert names["images"].shape == (1, 3, 64, 64) and bool(names["loss"].isfinite())
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in names["student"].network.parameters())
+
+
+def test_the_code_of_the_codecs_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_picture(tmp_path / "photo.png", torch.rand(3, 40, 60))
+    monkeypatch.chdir(tmp_path)
+    (parts,) = blocks("docs/codec.md")
+    names, _ = run(parts, {})
+    assert names["image"].shape == (3, 40, 60) and len(names["data"]) < 3 * 40 * 60

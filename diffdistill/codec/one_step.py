@@ -8,9 +8,8 @@ the noise. Then v is eps - w0, and w0 = (1 - t) w - t v = w - t (w + v), so rho 
 
 DiT-IC (arXiv 2603.13162) calls this variance-guided reconstruction flow: where the entropy model expects large values,
 rounding lost much, and the step is longer. Its released code takes a step for each element, rho = 0.4 + 0.15 s, with a
-constant time. The paper takes a time for each place, and rho = t. Without the factor 1 - t the code
-is no state of the flow: a step of 0.4 then made its squared error 4 to 18 % larger; with the factor, 3 % smaller (a
-pre-trained transformer, eight photographs).
+constant time. The paper takes a time for each place, and rho = t. Without the factor 1 - t the code is no state of the
+flow, and a step makes it worse (docs/codec.md).
 
 Notable:
 - the denoiser works on the code itself, since that is what rounding spoils. An earlier one worked on a latent inside of

@@ -28,7 +28,7 @@ from .adapters import is_adapter, merged_weights
 from .pretrained import PretrainedCodecNetwork
 from .pretrained_settings import Origin, PretrainedSettings
 from .pretrained_source import PARTS, open_recorded
-from .saved import SavedCodec, damage_of, fill, read_file, read_shape, stored, write_folder
+from .saved import SavedCodec, check_shapes, damage_of, fill, read_file, read_shape, stored, write_folder
 
 MOST_BYTES = 16 << 30
 MOST_LAYERS = 256
@@ -107,10 +107,7 @@ def _check_shapes(
             for name in PARTS
         )
         made = PretrainedCodecNetwork(autoencoder, transformer, settings)
-    for name, value in _without(made, tuple(recorded)).items():
-        if name not in state or state[name].shape != value.shape:
-            found = tuple(state[name].shape) if name in state else "missing"
-            raise ValueError(f"{name} is {found}; config.json asks for {tuple(value.shape)}")
+    check_shapes(_without(made, tuple(recorded)), state)
 
 
 def _empty(name: str, shape: dict[str, Any]) -> Any:

@@ -36,7 +36,7 @@ from .tables import gaussian_tables, hyper_tables
 if TYPE_CHECKING:
     from .pretrained import PretrainedCodecNetwork
 
-FORMAT = 1
+FORMAT, FORMAT_WITH_DENOISER = 1, 2  # denoisers of format 1 took another step, and would make other images
 _UNITS = {
     "first": WEIGHT_UNIT,
     "first_bias": FIRST_BIAS_UNIT,
@@ -94,7 +94,7 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor
     """Write `config.json` and `codec.safetensors` of a codec."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "codec.safetensors", save(tensors))
-    write_atomic(folder / "config.json", (json.dumps({"format": FORMAT, **config}, indent=2) + "\n").encode())
+    write_atomic(folder / "config.json", (json.dumps({"format": _format(config), **config}, indent=2) + "\n").encode())
 
 
 def open_codec(folder: str | Path) -> SavedCodec[CodecNetwork] | SavedCodec[PretrainedCodecNetwork]:
@@ -104,13 +104,12 @@ def open_codec(folder: str | Path) -> SavedCodec[CodecNetwork] | SavedCodec[Pret
         UserError: as `load_codec`, or as `pretrained_saved.load_pretrained_codec`.
     """
     folder = Path(folder)
-    if is_pretrained(folder):
+    with usual_defaults():
+        if not is_pretrained(folder):
+            return load_codec(folder)
         from .pretrained_saved import load_pretrained_codec
 
-        with usual_defaults():
-            return load_pretrained_codec(folder)
-    with usual_defaults():
-        return load_codec(folder)
+        return load_pretrained_codec(folder)
 
 
 @contextmanager
@@ -164,7 +163,12 @@ def _check_shapes(settings: CodecSettings, state: dict[str, Tensor]) -> None:
     """Raise ValueError unless all tensors have the shapes of the settings; the network itself takes no memory here."""
     with torch.device("meta"):
         made = trained_parts(settings, torch.ones(settings.channels), torch.ones(settings.levels))
-    for name, value in nn.ModuleDict(made).state_dict().items():
+    check_shapes(nn.ModuleDict(made).state_dict(), state)
+
+
+def check_shapes(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless stored tensors are there in the shapes that are wanted."""
+    for name, value in wanted.items():
         if name not in state or state[name].shape != value.shape:
             found = tuple(state[name].shape) if name in state else "missing"
             raise ValueError(f"{name} is {found}; config.json asks for {tuple(value.shape)}")
@@ -195,9 +199,16 @@ def read_shape(config: bytes, folder: Path) -> dict[str, Any]:
         UserError: it is of another format.
     """
     shape: dict[str, Any] = json.loads(config)
-    if shape.pop("format") != FORMAT:
-        raise UserError(f"the codec at {folder} is of another format than {FORMAT}")
+    if (found := shape.pop("format")) != (wanted := _format(shape)):
+        raise UserError(
+            f"the codec at {folder} is of format {found}; this program reads format {wanted} of such codecs"
+        )
     return shape
+
+
+def _format(shape: Mapping[str, Any]) -> int:
+    """The format of a codec of a shape."""
+    return FORMAT_WITH_DENOISER if shape.get("denoiser") else FORMAT
 
 
 def fill(

@@ -45,10 +45,10 @@ def encode(model: Path, *arguments: object) -> int:
 def test_folders_behind_links_are_read_and_what_is_left_out_is_said(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert encode(model, photos, "-o", f"{tmp_path}/results.v2/") == 0
+    assert encode(model, photos, "-o", f"{tmp_path}/results.v2/", "--recon", tmp_path / "recon") == 0
     made = {p.relative_to(tmp_path / "results.v2").as_posix() for p in (tmp_path / "results.v2").rglob("*.ddc")}
     assert made == {"a.ddc", "album/b.ddc"}
-    assert capsys.readouterr().err == f"note: 1 files of {photos} are left out (.heic)\n"
+    assert capsys.readouterr().err == f"note: files of {photos} that are left out: 1 (.heic)\n"
 
 
 def test_names_and_numbers_that_are_wrong(model: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,6 +166,12 @@ def test_flow_matching_changes_no_file_and_its_denoiser_is_adapted(
     assert any(not torch.equal(value, adapted.networks["fake"].state_dict()[name]) for name, value in fake.items())
     assert third.encode(image, 40)[10:-4] == files[0][10:-4]
     assert third.decode(third.encode(image, 40)).shape == image.shape
+    config = tmp_path / "adapted" / "export" / "config.json"
+    config.write_text(config.read_text().replace('"format": 2', '"format": 1'))
+    with pytest.raises(
+        UserError, match="is of format 1; this program reads format 2 of such codecs"
+    ):  # it took another step
+        Codec(config.parent)
 
 
 def test_another_step_around_the_same_transformer(base: Path, photographs: Path, tmp_path: Path) -> None:

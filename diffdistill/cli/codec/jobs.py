@@ -128,9 +128,11 @@ def _files(inputs: Sequence[str], named: str, endings: tuple[str, ...], to: str,
             inside = sorted(p for p in listed if p.suffix.lower() in endings)
             if not inside:
                 raise UserError(f"{name} holds no file that ends in {', '.join(endings)}")
-            if others := len(listed) - len(inside):
-                kinds = ", ".join(sorted({p.suffix.lower() or "no ending" for p in listed if p not in set(inside)})[:5])
-                print(f"note: {others} files of {name} are left out ({kinds})", file=sys.stderr, flush=True)
+            others = {p.suffix.lower() for p in listed} - set(endings)
+            if others and option == "--out":  # files of --recon are listed a second time
+                kinds = ", ".join(sorted(kind or "no ending" for kind in others)[:5])
+                count = len(listed) - len(inside)
+                print(f"note: files of {name} that are left out: {count} ({kinds})", file=sys.stderr, flush=True)
             found += [Job(str(p), p, out / p.relative_to(path).with_suffix(to)) for p in inside]
         elif _is_file(path):
             found.append(Job(name, path, out / path.with_suffix(to).name if into else out))
