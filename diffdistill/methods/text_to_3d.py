@@ -97,7 +97,7 @@ class TextTo3D(Method):
         self.content = {"prior": digest_of(self.prior), "prompts": digest(self.prompts)}
         self.grid = Grid(rendering.resolution, made.generator.radius)
         self.pool: BakedRings | None = None
-        self._step, self._sharpness = 0, rendering.sharpness.first
+        self._step, self._sharpness, self._residual = 0, rendering.sharpness.first, judging.residual
         self.judge.guidance_scale = judging.guidance_scale.first
 
     def __len__(self) -> int:
@@ -132,6 +132,8 @@ class TextTo3D(Method):
             self.judge.progress = self.progress
         self.judge.guidance_scale = self._now(self.judging.guidance_scale)
         self._sharpness = self._now(self.rendering.sharpness)
+        if self.judging.finish is not None and self.progress >= self.judging.finish_from:
+            self._residual = self.judging.finish
 
     def _now(self, schedule: LinearSchedule) -> float:
         """The number of a schedule at this point of the run, which is read only if the number changes."""
@@ -172,7 +174,7 @@ class TextTo3D(Method):
             x0,
             batch["cond"],
             random,
-            residual=self.judging.residual,
+            residual=self._residual,
             weight=self.judging.weight,
             eta=self.judging.eta,
             null=batch["null"],
