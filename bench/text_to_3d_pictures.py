@@ -3,8 +3,8 @@
     python bench/text_to_3d_pictures.py --model assets/text3d --measured runs/measured --out sheet.jpg
 
 Prompts are in the order of their IoU with the true object, or of their PSNR where there is none. Views are rendered
-from the field, at 20 degrees of elevation and 120 degrees apart. Above each stand its prompt, IoU, PSNR in dB, and R@1 in
-per cent of its 24 views; a prompt in brackets was held out from training.
+from the field, at 20 degrees of elevation and 120 degrees apart. Above each stand its prompt, IoU, PSNR in dB, and R@1
+in per cent of its 24 views; a prompt in brackets was held out from training.
 """
 
 from __future__ import annotations
