@@ -147,7 +147,7 @@ def _mug(at: Components, between: Between) -> Parts:
         rho, z, [(-r, -h), (r, -h), (r, h), (inner, h), (inner, floor), (-inner, floor), (-inner, h), (-r, h)]
     )
     handle = without(torus(z, y - r, x, loop, tube), rho - r + 0.04)
-    level = h - 0.13  # the coffee fills the mug up to here: a cavity below it could not be seen, and no generator learn it
+    level = h - 0.13  # coffee fills the mug: no camera sees a cavity below it, so no generator could learn one
     return Parts(union(wall, handle), rectangle(rho, z - (level + floor) / 2, inner, (level - floor) / 2))
 
 
