@@ -98,7 +98,8 @@ def test_a_config_trains_and_exports(
     options = {
         "method.teacher.source": place / kind, "method.prompts": place / "prompts.txt", "method.generator": generator,
         **{f"method.rendering.dense.{key}": value for key, value in SIZES.items()},
-        "training.samples": 4, "training.batch_size": 2, "training.cpu": "true", "training.mixed_precision": "no",
+        "training.samples": 4, "training.batch_size": 2, "training.gradient_accumulation_steps": 1,
+        "training.cpu": "true", "training.mixed_precision": "no",
         "training.validate_every": 0, "method.teacher.dtype": "float32", "output_dir": tmp_path / "run",
     }  # fmt: skip
     command = [part for key, value in options.items() for part in (f"--{key}", str(value))]
