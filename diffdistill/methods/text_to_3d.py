@@ -26,6 +26,7 @@ from torch import Tensor
 from diffdistill.data.prompts import read_prompts
 from diffdistill.distill import RESIDUALS, SampleRandom
 from diffdistill.errors import UserError
+from diffdistill.models.digests import weights_digest
 from diffdistill.text3d.background import LearnedBackground
 from diffdistill.text3d.baked_views import BakedRings, Grid
 from diffdistill.text3d.embedder import WordEmbedder
@@ -127,6 +128,9 @@ class TextTo3D(Method):
 
     def _large(self, settings: ViewTeacherSettings) -> tuple[ViewTeacher, TextEmbedder, dict[str, str]]:
         teacher = settings.load(self.prompts)
+        content = {"teacher.source": of_teacher(teacher.teacher)}
+        if settings.adapter.weights is not None:  # the encoder of cameras is not among the pipeline's networks
+            content["teacher.adapter.weights"] = weights_digest(teacher.backbone)
         if settings.directions.mode == "perp_neg" and "guided" not in RESIDUALS[self.judging.residual].needs:
             raise UserError(
                 f"teacher.directions.mode is 'perp_neg', which changes guidance; {self.judging.residual} is not "
@@ -134,7 +138,7 @@ class TextTo3D(Method):
             )
         embedder = embedder_of(teacher.teacher, settings.variant, settings.dtype)
         embedder.remember(teacher.texts.__contains__, teacher.texts)
-        return teacher, embedder, {"teacher.source": of_teacher(teacher.teacher)}
+        return teacher, embedder, content
 
     def _views(self, radius: float) -> BakedRingViews | DenseViews:
         """The part that renders; it must fit the teacher and give all terms that have a weight."""

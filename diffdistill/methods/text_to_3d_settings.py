@@ -11,6 +11,7 @@ from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.text3d.camera_ranges import CameraRanges
 from diffdistill.text3d.regularisers import LinearSchedule
+from diffdistill.text3d.teachers.mv_adapter import ViewAdapter
 from diffdistill.text3d.teachers.view_prompts import ViewPrompts
 
 from .base import OptimizerSettings, check_eta, check_guidance, check_shares
@@ -19,7 +20,7 @@ from .settings import FakeScore, JudgedTimes, TeacherSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffdistill.text3d.teachers.mvdream import MVDreamViews
+    from diffdistill.text3d.teachers.several_views import SeveralViews
     from diffdistill.text3d.teachers.stable_diffusion import StableDiffusionViews
 
 TERMS = ("sparsity", "opaque", "eikonal", "orientation", "z_variance")
@@ -27,9 +28,9 @@ TERMS = ("sparsity", "opaque", "eikonal", "orientation", "z_variance")
 
 @dataclass(frozen=True)
 class ViewTeacherSettings:
-    """A large teacher of views: a diffusers pipeline of Stable Diffusion 1.x or 2.x, or of MVDream.
+    """A large teacher of views: a pipeline of Stable Diffusion 1.x or 2.x, perhaps with MV-Adapter, or of MVDream.
 
-    The settings of its UNet say which of the two it is: MVDream's takes the 16 numbers of a camera.
+    The settings of its UNet say whether it is MVDream's, which takes the 16 numbers of a camera.
 
     Args:
         source: pipeline folder or hub id; null for none.
@@ -37,7 +38,8 @@ class ViewTeacherSettings:
         dtype: dtype of its frozen weights.
         variant: variant of its weight files, such as fp16.
         negative_prompt: guidance leads away from it.
-        directions: how prompts depend on the camera; with MVDream they do not.
+        directions: how prompts depend on the camera; with MVDream and MV-Adapter they do not.
+        adapter: layers of MV-Adapter, which make the teacher one of six views.
     """
 
     source: str | None = None
@@ -46,8 +48,9 @@ class ViewTeacherSettings:
     variant: str | None = None
     negative_prompt: str = ""
     directions: ViewPrompts = field(default_factory=ViewPrompts)
+    adapter: ViewAdapter = field(default_factory=ViewAdapter)
 
-    def load(self, prompts: Sequence[str]) -> MVDreamViews | StableDiffusionViews:
+    def load(self, prompts: Sequence[str]) -> SeveralViews | StableDiffusionViews:
         """Load the teacher. One of Stable Diffusion is compared with the stock pipeline.
 
         Args:
@@ -62,25 +65,31 @@ class ViewTeacherSettings:
         from diffdistill.models.families import family_of
         from diffdistill.models.hub import open_pipeline
         from diffdistill.models.teacher import load_teacher
-        from diffdistill.text3d.teachers.mvdream import MVDreamViews, takes_cameras
+        from diffdistill.text3d.teachers.mv_adapter import mv_adapter_views
+        from diffdistill.text3d.teachers.mvdream import mvdream_views, takes_cameras
         from diffdistill.text3d.teachers.stable_diffusion import StableDiffusionViews
 
         if self.source is None:
             raise UserError("teacher.source is null; name a pipeline folder or a hub id")
         files = open_pipeline(self.source, self.variant)
         network = family_of(files.index.get("_class_name"), self.source).network
-        if not takes_cameras(files.read_json(f"{network}/config.json")):
-            plain = TeacherSettings(self.source, self.attention, self.dtype, self.variant).load()
-            return StableDiffusionViews(plain, prompts, self.directions, self.negative_prompt)
-        if self.directions.mode not in ("auto", "none"):
+        mvdream, adapted = takes_cameras(files.read_json(f"{network}/config.json")), self.adapter.weights is not None
+        if mvdream and adapted:
+            raise UserError("teacher.adapter.weights is set, but the teacher is MVDream; MV-Adapter is of a plain UNet")
+        if (mvdream or adapted) and self.directions.mode not in ("auto", "none"):
             raise UserError(
-                f"teacher.directions.mode is {self.directions.mode!r}; MVDream is told cameras, so it must be auto or "
-                "none"
+                f"teacher.directions.mode is {self.directions.mode!r}; this teacher is told cameras, so it must be "
+                "auto or none"
             )
+        if not mvdream:
+            plain = TeacherSettings(self.source, self.attention, self.dtype, self.variant).load()
+            if adapted:
+                return mv_adapter_views(plain, prompts, self.adapter, self.negative_prompt)
+            return StableDiffusionViews(plain, prompts, self.directions, self.negative_prompt)
         teacher = load_teacher(files, self.dtype)
         teacher.backbone.inner.to(memory_format=torch.channels_last)
         set_attention(teacher.backbone.inner, self.attention, "cuda" if torch.cuda.is_available() else "cpu")
-        return MVDreamViews(teacher, prompts, self.negative_prompt)
+        return mvdream_views(teacher, prompts, self.negative_prompt)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ from diffdistill.text3d import regularisers
 from diffdistill.text3d.background import background_colours
 from diffdistill.text3d.baked import bake, render_baked
 from diffdistill.text3d.baked_views import BakedRings, BakedViews, Grid, bake_views
+from diffdistill.text3d.camera_ranges import UNIFORMS
 from diffdistill.text3d.cameras import Cameras
 from diffdistill.text3d.field import Field
 from diffdistill.text3d.render import JITTERS, Renderer, RenderSettings
+from diffdistill.text3d.teachers.embedded_prior import ring_cameras
 from diffdistill.text3d.teachers.view_teacher import ViewTeacher
-from diffdistill.text3d.things.viewpoints import RING, ring_starts, ring_views, view_cameras
+from diffdistill.text3d.things.viewpoints import RING
 
 from .text_to_3d_settings import Rendering
 
@@ -135,8 +137,8 @@ class DenseViews:
 
     Args:
         rendering: its settings; those below `dense` are read.
-        teacher: its views in a row, which share elevation, distance and field of view, and the side it needs, if any.
-            A teacher with a side of its own is a prior, which keeps the rings that it was trained on.
+        teacher: the views of a row share elevation, distance and field of view. A teacher may need views of one size,
+            or know certain cameras alone, which are then taken.
 
     Raises:
         UserError: the number of views is no multiple of that of the teacher, or the teacher is told a background that
@@ -147,7 +149,7 @@ class DenseViews:
 
     def __init__(self, rendering: Rendering, teacher: ViewTeacher) -> None:
         dense = self.settings = rendering.dense
-        self.joint, self.views, self.own_rings = teacher.views, dense.views, teacher.side is not None
+        self.teacher, self.joint, self.views = teacher, teacher.views, dense.views
         self.side = dense.size if teacher.side is None else teacher.side
         if self.views % self.joint:
             raise UserError(
@@ -168,12 +170,12 @@ class DenseViews:
     def draw(self, random: SampleRandom, step: int) -> DenseDrawn:
         """Cameras of each sample; the step changes nothing."""
         count = self.views // self.joint
-        if self.own_rings:
-            starts = random.uniform("camera", (count, 2))
-            groups = [joined([ring_cameras(start) for start in rings]) for rings in starts]
-        else:
-            numbers, ranges = random.uniform("camera", (count, 5)).float().cpu(), self.settings.cameras
-            groups = [ranges.draw(one) if self.joint == 1 else ranges.draw_rings(one, self.joint) for one in numbers]
+        numbers, ranges = random.uniform("camera", (count, UNIFORMS)).float().cpu(), self.settings.cameras
+        groups = []
+        for one in numbers:
+            drawn = ranges.draw(one) if self.joint == 1 else ranges.draw_rings(one, self.joint)
+            own = [ring for row in one if (ring := self.teacher.cameras(row[:2])) is not None]
+            groups.append(joined(own) if own else drawn)
         jitter = random.uniform("ray_jitter", (self.views, self.side, self.side, JITTERS)).float().to(self.device)
         plain = random.bernoulli("plain_background", self.settings.share_of_plain).to(self.device)
         return DenseDrawn([group.to(self.device) for group in groups], jitter, plain)
@@ -237,12 +239,6 @@ class DenseViews:
 def on_opacity(opacity: Tensor) -> Terms:
     """The regularisers that read opacities alone."""
     return {"sparsity": lambda: regularisers.sparsity(opacity), "opaque": lambda: regularisers.opaque(opacity)}
-
-
-def ring_cameras(uniforms: Tensor) -> Cameras:
-    """A ring of the priors' cameras, of two uniform numbers, on the CPU."""
-    azimuth, elevation = ring_views(*ring_starts(uniforms[None].float().cpu()))
-    return view_cameras(azimuth[0], elevation[0])
 
 
 def validation_ring() -> Cameras:

@@ -278,7 +278,7 @@ def test_teachers_that_do_not_fit_are_refused(place: Path, tmp_path: Path) -> No
     for source, more, said in (
         (tmp_path / "sdxl", {}, "needs a UNet of Stable Diffusion 1.x or 2.x"),
         (tmp_path / "none", {}, "there is no model at"),
-        (place / "mvdream", {"directions": ViewPrompts("words")}, "MVDream is told cameras"),
+        (place / "mvdream", {"directions": ViewPrompts("words")}, "this teacher is told cameras"),
     ):
         with pytest.raises(UserError, match=said):
             ViewTeacherSettings(str(source), **more).load(PROMPTS)  # type: ignore[arg-type]

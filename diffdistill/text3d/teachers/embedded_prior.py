@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from diffdistill.diffusion import Denoiser
 from diffdistill.text3d.cameras import Cameras
 from diffdistill.text3d.prior import MultiViewPrior, without_words
+from diffdistill.text3d.things.viewpoints import ring_starts, ring_views, view_cameras
 
 from .view_teacher import ViewConditions
+
+
+def ring_cameras(uniforms: Tensor) -> Cameras:
+    """A ring of the priors' cameras, of two uniform numbers, on the CPU."""
+    azimuth, elevation = ring_views(*ring_starts(uniforms[None].float().cpu()))
+    return view_cameras(azimuth[0], elevation[0])
 
 
 class EmbeddedPriorViews:
@@ -39,6 +46,10 @@ class EmbeddedPriorViews:
     def prepare(self, device: torch.device) -> None:
         """Move to the device; nothing is embedded."""
         self.prior.backbone.to(device)
+
+    def cameras(self, uniforms: Tensor) -> Cameras:
+        """A ring as it was trained on, of two uniform numbers, on the CPU."""
+        return ring_cameras(uniforms)
 
     def conditions(self, prompts: Sequence[str], cameras: Cameras, background: Tensor) -> ViewConditions:
         """The conditions of R rows; see `ViewTeacher`. Without words, cameras and backgrounds are kept."""

@@ -79,6 +79,9 @@ class StableDiffusionViews:
         if not self.texts.on_demand:
             self.teacher.move_text_encoders("cpu")
 
+    def cameras(self, uniforms: Tensor) -> None:
+        """Any cameras will do."""
+
     def conditions(self, prompts: Sequence[str], cameras: Cameras, background: Tensor) -> ViewConditions:
         """The conditions of R views; see `ViewTeacher`. The background is not told."""
         camera = camera_numbers(cameras)

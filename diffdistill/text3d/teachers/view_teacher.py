@@ -70,6 +70,13 @@ class ViewTeacher(Protocol):
     def prepare(self, device: torch.device) -> None:
         """Move to the device and embed the prompts of the run."""
 
+    def cameras(self, uniforms: Tensor) -> Cameras | None:
+        """The cameras of a row, where the teacher knows certain ones alone; None where any will do.
+
+        Args:
+            uniforms: two numbers in [0, 1), which choose among them.
+        """
+
     def conditions(self, prompts: Sequence[str], cameras: Cameras, background: Tensor) -> ViewConditions:
         """The conditions of R rows.
 
