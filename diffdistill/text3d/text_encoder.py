@@ -56,7 +56,7 @@ class TextEmbedder(nn.Module):
         self._parts = (tokenizer, text_encoder)  # in a tuple, where torch does not find the module
         self.source, self.variant, self.dtype = source, variant, dtype
         self.known: tuple[Callable[[str], bool], Rows] | None = None
-        self.register_buffer("here", torch.empty(0), persistent=False)
+        self.register_buffer("here", torch.zeros(1), persistent=False)
 
     @property
     def dim(self) -> int:
