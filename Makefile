@@ -2,11 +2,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.diffdistill-ready
 
-.PHONY: help venv quickstart lint test clean
+.PHONY: help venv quickstart text3d lint test clean
 
 help:
 	@echo "make venv        build $(VENV) from nothing, once"
 	@echo "make quickstart  distil the embedded teacher; pictures and numbers in runs/quickstart"
+	@echo "make text3d      train the small text-to-3D system from nothing, and measure it; in runs/things*"
 	@echo "make lint        ruff, import directions, mypy"
 	@echo "make test        lint, the examples in docstrings, all tests"
 
@@ -21,6 +22,14 @@ $(READY): pyproject.toml requirements-assets.txt
 
 quickstart: venv
 	$(BIN)/diffdistill quickstart --output_dir runs/quickstart --overwrite
+
+text3d: venv
+	$(BIN)/python train/things.py --out runs/things --instances 24 --rings 16
+	$(BIN)/diffdistill train configs/things_multi_view.yaml
+	$(BIN)/diffdistill train configs/things_text_to_3d.yaml
+	$(BIN)/python train/things.py --out runs/things_judge --seed 7919
+	$(BIN)/diffdistill text3d eval --model runs/things_text_to_3d/export --views runs/things \
+		--judge runs/things_judge/judge.safetensors --judge_views runs/things_judge --out runs/things_measured
 
 lint: venv
 	$(BIN)/ruff check .

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         LatentDiffusion,
         MeanFlow,
         Method,
+        MultiViewDiffusion,
         OptimizerSettings,
         ParameterGroup,
         Phase,
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
         Shortcut,
         SiD,
         SwiftBrush,
+        TextTo3D,
         Validation,
     )
     from diffdistill.methods.judge import Judge
@@ -109,6 +111,8 @@ if TYPE_CHECKING:
     from diffdistill.models.latents import LatentSpace
     from diffdistill.models.lora import adapters_off, add_lora
     from diffdistill.models.teacher import Teacher, load_teacher
+    from diffdistill.text3d.mesh import save_mesh
+    from diffdistill.text3d.objects import generate_object, load_text_to_3d
     from diffdistill.training.loop import Trainer
     from diffdistill.training.settings import TrainingSettings
 
@@ -153,6 +157,7 @@ __all__ = [
     "Method",
     "MixtureTeacher",
     "MobileNetFeatures",
+    "MultiViewDiffusion",
     "OptimizerSettings",
     "PRDC",
     "PROGRESSIVE_WEIGHTS",
@@ -174,6 +179,7 @@ __all__ = [
     "SwiftBrush",
     "Teacher",
     "TeacherSettings",
+    "TextTo3D",
     "Trainer",
     "TrainingSettings",
     "UserError",
@@ -207,12 +213,14 @@ __all__ = [
     "frechet_distance",
     "full_copy",
     "generate",
+    "generate_object",
     "generator_loss",
     "inception_score",
     "kernel_distance",
     "load_captioned",
     "load_generator",
     "load_teacher",
+    "load_text_to_3d",
     "lpips",
     "mean_flow_loss",
     "ms_ssim",
@@ -221,6 +229,7 @@ __all__ = [
     "progressive_loss",
     "psnr",
     "read_prompts",
+    "save_mesh",
     "score_distillation_loss",
     "score_identity_loss",
     "self_evaluation_loss",
@@ -307,6 +316,7 @@ _MODULES = {
         "LatentDiffusion",
         "MeanFlow",
         "Method",
+        "MultiViewDiffusion",
         "OptimizerSettings",
         "ParameterGroup",
         "Phase",
@@ -315,6 +325,7 @@ _MODULES = {
         "Shortcut",
         "SiD",
         "SwiftBrush",
+        "TextTo3D",
         "Validation",
     ),
     "methods.judge": ("Judge",),
@@ -332,6 +343,8 @@ _MODULES = {
     "models.latents": ("LatentSpace",),
     "models.lora": ("adapters_off", "add_lora"),
     "models.teacher": ("Teacher", "load_teacher"),
+    "text3d.mesh": ("save_mesh",),
+    "text3d.objects": ("generate_object", "load_text_to_3d"),
     "training.loop": ("Trainer",),
     "training.settings": ("TrainingSettings",),
 }

@@ -59,6 +59,8 @@ class MultiViewDiffusion(Method):
         network: the shape of the network; the views' side must be a multiple of `network.size`, and `network.views` be
             those of a ring, 4.
         drop_words: share of the samples that are shown without their words.
+        high_noise: the density of the training times t in [0, 1] is proportional to t ** high_noise. 0 is uniform; what
+            a prior settles at high noise, such as how many legs there are, is what a generator learns from it.
         optimizer: the optimiser.
         init_from: a saved prior to go on from, of the same shape and words.
 
@@ -73,13 +75,16 @@ class MultiViewDiffusion(Method):
         data: ViewData,
         network: MultiViewSettings = MultiViewSettings(),
         drop_words: float = 0.1,
+        high_noise: float = 1.0,
         optimizer: OptimizerSettings = OptimizerSettings(1.2e-3, (0.9, 0.99), 0.01),
         init_from: str | None = None,
     ) -> None:
         check_shares(drop_words=drop_words)
+        if not 0 <= high_noise <= 8:
+            raise UserError(f"high_noise is {high_noise}; it must be in [0, 8]")
         if network.views != RING:
             raise UserError(f"network.views is {network.views}; a ring of views has {RING}")
-        self.data, self.drop_words = data, drop_words
+        self.data, self.drop_words, self.high_noise = data, drop_words, high_noise
         self.views, self.split = open_views(data, network.size)
         self.vocabulary = vocabulary_of(self.views)
         content = {"data.source": digest_of_views(self.views)}
@@ -115,7 +120,7 @@ class MultiViewDiffusion(Method):
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x0, cond = batch["x0"], batch["cond"]
         cond = drop_condition(cond, without_words(cond), random.bernoulli("drop", self.drop_words))
-        t = self.prior.schedule.timestep(random.uniform("time"), 0.0, 1.0)
+        t = self.prior.schedule.timestep(random.uniform("time") ** (1 / (1 + self.high_noise)), 0.0, 1.0)
         eps = random.normal("noise", x0.shape[1:])
         return denoising_loss(self.prior.denoiser(self.networks["prior"]), x0, t, eps, cond, "v"), {}
 

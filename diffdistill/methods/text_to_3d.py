@@ -112,7 +112,7 @@ class TextTo3D(Method):
         if fake is not None:
             self.networks["fake"] = self.teacher.fake(self.networks["fake"])
         self.frozen = self.teacher.frozen(self.judge.shared)
-        self._step, self._sharpness = 0, rendering.sharpness.first
+        self._step, self._sharpness, self._residual = 0, rendering.sharpness.first, judging.residual
         self.judge.guidance_scale = judging.guidance_scale.first
 
     def _prior(self, folder: str) -> tuple[ViewTeacher, WordEmbedder, dict[str, str]]:
@@ -131,11 +131,13 @@ class TextTo3D(Method):
         content = {"teacher.source": of_teacher(teacher.teacher)}
         if settings.adapter.weights is not None:  # the encoder of cameras is not among the pipeline's networks
             content["teacher.adapter.weights"] = weights_digest(teacher.backbone)
-        if settings.directions.mode == "perp_neg" and "guided" not in RESIDUALS[self.judging.residual].needs:
-            raise UserError(
-                f"teacher.directions.mode is 'perp_neg', which changes guidance; {self.judging.residual} is not "
-                "guided, so set it to words"
-            )
+        for residual in (self.judging.residual, self.judging.finish):
+            guided = residual is None or "guided" in RESIDUALS[residual].needs
+            if settings.directions.mode == "perp_neg" and not guided:
+                raise UserError(
+                    f"teacher.directions.mode is 'perp_neg', which changes guidance; {residual} is not guided, so set "
+                    "it to words"
+                )
         embedder = embedder_of(teacher.teacher, settings.variant, settings.dtype)
         embedder.remember(teacher.texts.__contains__, teacher.texts)
         return teacher, embedder, content
@@ -187,6 +189,8 @@ class TextTo3D(Method):
             self.judge.progress = self.progress
         self.judge.guidance_scale = self._now(self.judging.guidance_scale)
         self._sharpness = self._now(self.rendering.sharpness)
+        if self.judging.finish is not None and self.progress >= self.judging.finish_from:
+            self._residual = self.judging.finish
 
     def _now(self, schedule: LinearSchedule) -> float:
         """The number of a schedule at this point of the run, which is read only if the number changes."""
@@ -250,7 +254,7 @@ class TextTo3D(Method):
             x0,
             batch["cond"],
             self._of_rows(random),
-            residual=self.judging.residual,
+            residual=self._residual,
             weight=self.judging.weight,
             eta=self.judging.eta,
             null=batch["null"],

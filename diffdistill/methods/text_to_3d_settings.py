@@ -102,6 +102,8 @@ class Judging:
         times: the range of times.
         guidance_scale: the teacher's guidance over the run; 1 is none.
         eta: with asd, the largest shift of the later time.
+        finish: null, or sds or csd: the residual from `finish_from` on. What asd and csd do to colours, sds repairs.
+        finish_from: share of the run, in [0, 1].
         fake: with vsd, the fake score, which is told the cameras and has one update a step on the views of that step.
             So `updates` is 1, `warmup` 0, `sample_dropped` false and `train_guidance_scale` 1. Of a prior it is a full
             copy, and of a large teacher a full copy or adapters.
@@ -117,6 +119,8 @@ class Judging:
     times: JudgedTimes = JudgedTimes(0.6, 0.98, 0.3, 0.7)
     guidance_scale: LinearSchedule = LinearSchedule(0.0, 3.0, 1.5, 1.0)
     eta: float = 0.1
+    finish: Literal["sds", "csd"] | None = None
+    finish_from: float = 0.5
     fake: FakeScore = field(
         default_factory=lambda: FakeScore(optimizer=OptimizerSettings(1e-3, (0.0, 0.99)), weight="v")
     )
@@ -125,6 +129,11 @@ class Judging:
     def __post_init__(self) -> None:
         if self.residual not in ("sds", "csd", "asd", "vsd"):
             raise UserError(f"judging.residual is {self.residual!r}; it must be sds, csd, asd or vsd")
+        if self.finish not in (None, "sds", "csd"):
+            raise UserError(f"judging.finish is {self.finish!r}; it must be sds, csd or null")
+        if self.finish is not None and self.residual == "vsd":
+            raise UserError("judging.finish is for a run without a fake score; with vsd it must be null")
+        check_shares(**{"judging.finish_from": self.finish_from})
         look_up(WEIGHTS, self.weight, "judging.weight")
         check_eta(**{"judging.eta": self.eta})
         for scale in (self.guidance_scale.first, self.guidance_scale.last):

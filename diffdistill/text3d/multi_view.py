@@ -2,8 +2,11 @@
 
     x_t (B, V, 3, S, S) --patches--> f2 --> f4, attention --> f8, attention --> f4, attention --> f2 --> v
                                       ^ features modulated by words, camera, background and time ^
+                                             ^ and a coarse layout, drawn from the same ^
 
 Notable:
+- where there is much noise, a view is nearly a function of words and camera alone. So these do not only scale features:
+  they draw a layout, a few channels at f4, from which the network starts;
 - attention runs over the places of all views of an object, so that the views agree with each other;
 - the network is conditioned on the camera of each view and on the colour of the background. The condition of the
   empty prompt keeps both, so that guidance follows the words alone;
@@ -24,6 +27,7 @@ from diffdistill.errors import UserError
 
 GROUPS, HEAD = 8, 16  # groups of a normalisation; channels of an attention head
 HARMONICS = 4  # of the azimuth
+LAYOUT = 16  # channels of the layout
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class MultiViewSettings:
 
     size: int = 32
     views: int = 4
-    widths: tuple[int, int, int] = (48, 80, 96)
-    embedding: int = 192
+    widths: tuple[int, int, int] = (64, 96, 128)
+    embedding: int = 256
 
     def __post_init__(self) -> None:
         if self.size % 8 or not 16 <= self.size <= 512:
@@ -75,6 +79,8 @@ class MultiViewUNet(nn.Module):
         self.of_words, self.both = nn.Linear(inner, inner), nn.Linear(inner, inner)
         self.place = nn.Parameter(torch.zeros(1, a, settings.size // 2, settings.size // 2))
         self.patches, self.out = nn.Conv2d(12, a, 3, padding=1), nn.Conv2d(a, 12, 3, padding=1)
+        self.layout = nn.Linear(inner, LAYOUT * (settings.size // 4) ** 2)
+        self.drawn = nn.Conv2d(LAYOUT, b, 1)
         self.down2, self.to4 = _Block(a, a, inner), nn.Conv2d(a, b, 3, 2, 1)
         self.down4, self.seen4, self.to8 = _Block(b, b, inner), _Attention(b), nn.Conv2d(b, c, 3, 2, 1)
         self.first8, self.seen8, self.second8 = _Block(c, c, inner), _Attention(c), _Block(c, c, inner)
@@ -100,7 +106,9 @@ class MultiViewUNet(nn.Module):
         told = self._told(time, cond, views)
         x = x_t.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         x2 = self.down2(self.patches(F.pixel_unshuffle(x, 2)) + self.place, told)
-        x4 = self.seen4(self.down4(self.to4(x2), told), views)
+        side = self.settings.size // 4
+        layout = self.drawn(self.layout(told).unflatten(1, (LAYOUT, side, side)))
+        x4 = self.seen4(self.down4(self.to4(x2) + layout, told), views)
         x8 = self.second8(self.seen8(self.first8(self.to8(x4), told), views), told)
         x4 = self.up4(torch.cat([_doubled(self.from8(x8)), x4], 1), told)
         x2 = self.up2(torch.cat([_doubled(self.from4(self.again4(x4, views))), x2], 1), told)
@@ -130,20 +138,24 @@ def of_cameras(camera: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """A residual block whose inner features are scaled and shifted by what the network is told."""
+    """A residual block whose features are scaled and shifted, before each convolution, by what the network is told."""
 
     def __init__(self, inputs: int, outputs: int, told: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(GROUPS, inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2, self.conv2 = nn.GroupNorm(GROUPS, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(told, 2 * outputs)
+        self.first, self.modulation = nn.Linear(told, 2 * inputs), nn.Linear(told, 2 * outputs)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.first.weight)
+        nn.init.zeros_(self.first.bias)
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        scale, shift = self.first(told)[:, :, None, None].to(x.dtype).chunk(2, 1)
+        inner = self.conv1(F.silu(self.norm1(x) * (1 + scale) + shift))
         scale, shift = self.modulation(told)[:, :, None, None].to(x.dtype).chunk(2, 1)
-        inner = self.norm2(self.conv1(F.silu(self.norm1(x)))) * (1 + scale) + shift
+        inner = self.norm2(inner) * (1 + scale) + shift
         return self.skip(x) + self.conv2(F.silu(inner))  # type: ignore[no-any-return]
 
 

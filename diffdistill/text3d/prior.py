@@ -21,7 +21,7 @@ from diffdistill.files import write_atomic
 from .multi_view import MultiViewSettings, MultiViewUNet
 from .words import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, CONFIG = "prior.safetensors", "config.json"
 
 

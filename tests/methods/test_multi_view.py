@@ -117,16 +117,16 @@ def test_views_lie_on_the_background_that_the_network_is_told(views: Path) -> No
         assert torch.equal((told["background"] == 1).all(1), torch.full((9,), wanted))
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
-def test_the_loss_is_the_squared_error_of_v_and_drops_words_alone(views: Path, drop: float) -> None:
-    method, indices = stirred(build(views, drop_words=drop)), list(range(5, 13))
+@pytest.mark.parametrize(("drop", "high_noise"), [(0.0, 0.0), (0.5, 1.0), (1.0, 3.0)])
+def test_the_loss_is_the_squared_error_of_v_and_drops_words_alone(views: Path, drop: float, high_noise: float) -> None:
+    method, indices = stirred(build(views, drop_words=drop, high_noise=high_noise)), list(range(5, 13))
     random = SampleRandom(0, indices)
     batch = method.batch(indices, random)
     schedule, x0, cond = method.prior.schedule, batch["x0"], dict(batch["cond"])
     lost = random.uniform("drop") < drop
     assert int(lost.sum()) in {0.0: (0,), 0.5: range(1, 8), 1.0: (8,)}[drop]
     cond["words"] = torch.where(lost[:, None], 0, cond["words"])
-    t = (1000 * random.uniform("time")).floor().long()
+    t = (1000 * random.uniform("time") ** (1 / (1 + high_noise))).floor().long()  # P(time < t) = t^(1 + high_noise)
     alpha, sigma = (level(t).float().view(-1, 1, 1, 1, 1) for level in (schedule.alpha, schedule.sigma))
     eps = random.normal("noise", x0.shape[1:])
     found = method.networks["prior"](alpha * x0 + sigma * eps, t, cond)
@@ -230,6 +230,7 @@ def test_what_cannot_be_is_refused(views: Path, tmp_path: Path) -> None:
     for more, said in (
         ({"network": MultiViewSettings(16, 3, (16, 16, 16), 16)}, "network.views is 3; a ring of views has 4"),
         ({"network": MultiViewSettings(24, 4, (16, 16, 16), 16)}, "size is 24; it must divide 16"),
+        ({"high_noise": -0.5}, "high_noise is -0.5; it must be in"),
         ({"drop_words": 1.5}, "drop_words is 1.5"),
         ({"data__share_of_white": -0.1}, "share_of_white is -0.1"),
         ({"data__source": str(tmp_path / "nothing")}, "nothing holds no views"),

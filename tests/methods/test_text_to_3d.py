@@ -179,6 +179,16 @@ def test_schedules_go_from_their_first_to_their_last_numbers(things: Path) -> No
     assert not still.progress_was_read  # so such a run may be made longer
 
 
+def test_a_run_may_finish_with_another_residual(things: Path) -> None:
+    method = build(things, judging__residual="asd", judging__finish="sds", judging__finish_from=0.6)
+    alone = {name: build(things, judging__residual=name) for name in ("asd", "sds")}
+    for progress, residual in ((0.5, "asd"), (0.6, "sds"), (0.9, "sds")):
+        for one in (method, *alone.values()):
+            one.progress = progress
+            one.begin_step(3)
+        assert torch.equal(gradient(method, [0, 1]), gradient(alone[residual], [0, 1]))
+
+
 def test_the_fake_score_learns_the_views_that_were_judged(things: Path) -> None:
     """With the cameras, backgrounds and words of the step; a sample that loses its words keeps the others."""
     fake = FakeScore(weight="v", drop_text=1.0)

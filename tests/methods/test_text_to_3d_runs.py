@@ -159,6 +159,9 @@ def test_a_prior_or_prompts_that_do_not_fit_are_refused(things: Path, tmp_path: 
         (lambda: Judging(residual="nfsd"), "residual is 'nfsd'"),  # type: ignore[arg-type]
         (lambda: Judging(weight="sigma"), "judging.weight 'sigma'.*Did you mean 'sigma2'"),
         (lambda: Judging(eta=-0.1), "eta is -0.1"),
+        (lambda: Judging("asd", finish="vsd"), "judging.finish is 'vsd'; it must be sds, csd or null"),  # type: ignore[arg-type]
+        (lambda: Judging("vsd", finish="sds"), "with vsd it must be null"),
+        (lambda: Judging("asd", finish="sds", finish_from=1.5), "finish_from is 1.5"),
         (lambda: Judging(guidance_scale=LinearSchedule(0, 3, -1, 1)), "guidance_scale is -1"),
         (lambda: Judging(guidance_scale=constant(float("nan"))), "guidance_scale is nan"),
         (lambda: Judging("vsd", fake=FakeScore(updates=2)), "fake.updates is 2; in text to 3D it is 1"),

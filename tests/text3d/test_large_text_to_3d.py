@@ -306,6 +306,7 @@ def test_settings_that_do_not_fit_the_teacher_are_refused(place: Path, tmp_path:
         ({"prior": str(things / "prior")}, "one teacher, prior or teacher.source; both are set"),
         ({"teacher__source": None}, "neither is set"),
         ({"teacher__directions__mode": "perp_neg", "judging__residual": "csd"}, "csd is not guided"),
+        ({"teacher__directions__mode": "perp_neg", "judging__finish": "csd"}, "csd is not guided"),
         ({"teacher__source": str(place / "mvdream"), "rendering__dense__views": 6}, "a multiple of 4"),
     ):
         with pytest.raises(UserError, match=said):
