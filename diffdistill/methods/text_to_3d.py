@@ -60,14 +60,14 @@ class TextTo3D(Method):
     """Train a generator of 3D objects from prompts.
 
     Args:
-        prompts: file of prompts; see `docs/data.md`.
         prior: folder of a multi-view prior, from `MultiViewDiffusion`; null with a large teacher.
-        teacher: a large teacher in its place.
+        prompts: file of prompts; see `docs/data.md`.
         generator: a name in `text3d.generators.PRESETS`.
         judging: how views are judged.
         rendering: how they are rendered.
         regularisers: further terms.
         optimizer: of the generator.
+        teacher: a large teacher in place of a prior.
 
     Raises:
         UserError: a setting is out of its range or does not fit the teacher, there is not one teacher, or it is not
@@ -79,14 +79,14 @@ class TextTo3D(Method):
 
     def __init__(
         self,
+        prior: str | None,
         prompts: str,
-        prior: str | None = None,
-        teacher: ViewTeacherSettings = ViewTeacherSettings(),
         generator: str = "hyper_small",
         judging: Judging = Judging(),
         rendering: Rendering = Rendering(),
         regularisers: Regularisers = Regularisers(),
         optimizer: OptimizerSettings = OptimizerSettings(5e-3, (0.0, 0.99)),
+        teacher: ViewTeacherSettings = ViewTeacherSettings(),
     ) -> None:
         self.judging, self.rendering, self.regularisers = judging, rendering, regularisers
         if (prior is None) == (teacher.source is None):

@@ -35,5 +35,10 @@ def save_teachers(folder: Path) -> Path:
 def build(place: Path, kind: str = "sd", generator: str = "hyper_tiny", prepare: bool = True, **more: Any) -> Any:
     """The method with a tiny teacher."""
     torch.manual_seed(0)
-    given = {"teacher__source": str(place / kind), "prompts": str(place / "prompts.txt"), "generator": generator}
+    given = {
+        "prior": None,
+        "teacher__source": str(place / kind),
+        "prompts": str(place / "prompts.txt"),
+        "generator": generator,
+    }
     return made(TextTo3D, prepare, **{**given, **SMALL, **more})
