@@ -157,6 +157,7 @@ class Judge:
         eta: float = 0.1,
         null: Condition = None,
         perp_neg: PerpNeg | None = None,
+        reduction: str = "mean",
     ) -> Loss:
         """`score_distillation_loss` at a time drawn from the present range.
 
@@ -170,6 +171,7 @@ class Judge:
             null: the empty condition of this batch, where it has parts of each sample, such as cameras; None for that
                 of `prepare`.
             perp_neg: negative prompts of the teacher's guidance.
+            reduction: "mean" or "batch", see `surrogate_loss`.
         """
         low, high = self.range
         t = self.teacher.schedule.timestep(random.uniform("time"), low, high)
@@ -190,6 +192,7 @@ class Judge:
             fake=None if fake is None else self.fake_score,
             fake_guidance_scale=1.0 if fake is None else fake.judging_scale(self.guidance_scale),
             options=JudgingOptions(later_t=later, perp_neg=perp_neg),
+            reduction=reduction,
         )
 
     # ---- the phases of a step ---------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ and a combination of words that the generator never saw is near those that it di
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .words import Vocabulary
@@ -18,9 +20,9 @@ class Embedding(NamedTuple):
     """Prompts as a generator takes them.
 
     Attributes:
-        pooled: (P, D), the sum of the tokens.
+        pooled: (P, D): the sum of the tokens, or the text encoder's own.
         tokens: (P, L, D).
-        mask: (P, L), true where there is a word.
+        mask: (P, L), true where there is a token.
     """
 
     pooled: Tensor
@@ -49,6 +51,15 @@ class WordEmbedder(nn.Module):
     def dim(self) -> int:
         """D, the width of an embedding."""
         return self.table.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where embeddings are returned."""
+        return self.table.device
+
+    def saved(self) -> dict[str, Any]:
+        """What a saved model says of it, beside the table."""
+        return {"vocabulary": dataclasses.asdict(self.vocabulary)}
 
     def forward(self, prompts: Sequence[str]) -> Embedding:
         """Embeddings of prompts.

@@ -18,6 +18,7 @@ from diffdistill.files import write_atomic
 from .embedder import WordEmbedder
 from .field import Field
 from .generators import generator_of, preset
+from .text_encoder import TextEmbedder, load_text_embedder
 from .words import Vocabulary
 
 FORMAT = 1
@@ -29,14 +30,14 @@ class TextTo3DModel(nn.Module):
 
     Args:
         generator: a preset of `generators.PRESETS`.
-        embedder: of prompts; its width is that which the generator takes.
+        embedder: of prompts, by words or by a text encoder; its width is that which the generator takes.
         sharpness: k of the density with which the fields are rendered; see `volume.volsdf_density`.
 
     Raises:
         UserError: there is no such preset, or the sharpness is not above 0.
     """
 
-    def __init__(self, generator: str, embedder: WordEmbedder, sharpness: float = 60.0) -> None:
+    def __init__(self, generator: str, embedder: WordEmbedder | TextEmbedder, sharpness: float = 60.0) -> None:
         super().__init__()
         if not 0 < sharpness < math.inf:
             raise UserError(f"sharpness is {sharpness}; it must be a number above 0")
@@ -63,12 +64,12 @@ class TextTo3DModel(nn.Module):
 
 
 def save_model(model: TextTo3DModel, folder: Path) -> None:
-    """Write a model: config.json, and its weights as float16."""
+    """Write a model: config.json, and its weights as float16. A text encoder is not written; see `text_encoder`."""
     config = {
         "format": FORMAT,
         "generator": model.name,
         "sharpness": model.sharpness,
-        "vocabulary": dataclasses.asdict(model.embedder.vocabulary),
+        **model.embedder.saved(),
     }
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def load_model(folder: str | Path) -> TextTo3DModel:
     """Read what `save_model` wrote.
 
     Raises:
-        UserError: there is no model in the folder, or it is damaged.
+        UserError: there is no model in the folder, it is damaged, or its text encoder cannot be read.
     """
     place = Path(folder)
     try:
@@ -93,8 +94,12 @@ def load_model(folder: str | Path) -> TextTo3DModel:
         raise UserError(f"{place / CONFIG} is not of format {FORMAT} of text-to-3D models")
     try:
         weights = load_file(place / WEIGHTS)
-        words = config["vocabulary"] | {"words": tuple(config["vocabulary"]["words"])}
-        embedder = WordEmbedder(Vocabulary(**words), weights["embedder.table"])
+        embedder: WordEmbedder | TextEmbedder
+        if "text_encoder" in config:
+            embedder = load_text_embedder(config["text_encoder"])
+        else:
+            words = config["vocabulary"] | {"words": tuple(config["vocabulary"]["words"])}
+            embedder = WordEmbedder(Vocabulary(**words), weights["embedder.table"])
         made = TextTo3DModel(config["generator"], embedder, float(config["sharpness"]))
         made.load_state_dict({name: value.float() for name, value in weights.items()})
     except UserError:

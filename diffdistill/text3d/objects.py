@@ -114,7 +114,7 @@ def generate_field(model: TextTo3DModel, prompts: Sequence[str], seeds: Sequence
     if seeds is None or not takes_noise(model):
         return model(prompts)
     drawn = [torch.randn(model.generator.noise_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return model(prompts, torch.stack(drawn).to(model.embedder.table.device))
+    return model(prompts, torch.stack(drawn).to(model.embedder.device))
 
 
 def generate_object(
@@ -137,7 +137,7 @@ def generate_object(
     if settings.texture is not None and how.faces is None:
         how = dataclasses.replace(how, faces=FACES_WITH_TEXTURE)
     field = generate_field(model, [prompt], None if seed is None else [seed])
-    device = str(model.embedder.table.device)
+    device = str(model.embedder.device)
     mesh: Mesh | TexturedMesh
     try:
         mesh = extract_mesh(field, 0, how, device)

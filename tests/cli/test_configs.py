@@ -22,6 +22,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stand-ins")
     tiny.save_tiny_pipeline(folder / "sd", "epsilon")
+    tiny.save_tiny_pipeline(folder / "mvdream", "epsilon", cameras=True)
     tiny_families.save_tiny_sdxl(folder / "sdxl")
     tiny_families.save_tiny_sana(folder / "sana")
     tiny_families.save_tiny_sana(folder / "sana32", stages=6)  # with a 32-fold autoencoder

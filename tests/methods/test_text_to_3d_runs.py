@@ -146,6 +146,7 @@ def test_a_prior_or_prompts_that_do_not_fit_are_refused(things: Path, tmp_path: 
         ({"prompts": str(tmp_path / "none.txt")}, "'the' has no word"),
         ({"prompts": str(tmp_path / "missing.txt")}, "missing.txt"),
         ({"generator": "hyper_smal"}, "did you mean hyper_small"),
+        ({"judging__residual": "vsd", "judging__fake": FakeScore("lora")}, "fake.network is 'lora'; with a prior"),
     ):
         with pytest.raises(UserError, match=said):
             build(things, prepare=False, **more)
@@ -165,7 +166,6 @@ def test_a_prior_or_prompts_that_do_not_fit_are_refused(things: Path, tmp_path: 
         (lambda: Judging(guidance_scale=constant(float("nan"))), "guidance_scale is nan"),
         (lambda: Judging("vsd", fake=FakeScore(updates=2)), "fake.updates is 2; in text to 3D it is 1"),
         (lambda: Judging("vsd", fake=FakeScore(warmup=5)), "fake.warmup is 5"),
-        (lambda: Judging("vsd", fake=FakeScore("lora")), "fake.network is 'lora'; in text to 3D it is 'full'"),
         (lambda: Judging("vsd", fake=FakeScore(sample_dropped=True)), "sample_dropped is True"),
         (lambda: Judging("vsd", fake=FakeScore(train_guidance_scale=None)), "train_guidance_scale is None"),
         (lambda: Rendering(resolution=3), "resolution is 3; it must be 4 or more"),
