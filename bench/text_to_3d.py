@@ -171,8 +171,9 @@ def one(arm: Arm, seed: int, o: argparse.Namespace) -> dict[str, Any]:
 
 def _fix_shift(method: TextTo3D) -> None:
     """Let ASD's later time be as late as it can be, in place of a random one."""
-    later = method.prior.schedule.later
-    method.prior.schedule.later = lambda t, u, eta, low: later(t, torch.ones_like(u), eta, low)  # type: ignore[method-assign]
+    schedule: Any = method.judge.teacher.schedule
+    later = schedule.later
+    schedule.later = lambda t, u, eta, low: later(t, torch.ones_like(u), eta, low)
 
 
 def _held_out(row: dict[str, Any], key: str) -> float:

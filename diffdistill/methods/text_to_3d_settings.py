@@ -205,7 +205,7 @@ class Rendering:
     resolution: int = 32
     samples: int = 32
     rings: int = 48
-    sharpness: LinearSchedule = LinearSchedule(0.0, 20.0, 60.0, 0.5)
+    sharpness: LinearSchedule = LinearSchedule(0.0, 20.0, 200.0, 0.8)
     share_of_white: float = 0.5
     renderer: Literal["baked", "dense"] = "baked"
     dense: DenseRendering = field(default_factory=DenseRendering)
