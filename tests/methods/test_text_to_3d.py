@@ -57,7 +57,7 @@ def test_the_gradient_is_that_of_the_parts_put_together_by_hand(things: Path, re
         assert torch.equal(backgrounds[i], colour)
     cameras = batch["views"].cameras
     images = render_baked(
-        bake(model(PROMPTS[:2]), method.grid), batch["views"], 20 + 40 * 0.25 / 0.5, backgrounds[:, None, :]
+        bake(model(PROMPTS[:2]), method.grid), batch["views"], 20 + 180 * 0.25 / 0.8, backgrounds[:, None, :]
     ).colour
     x0 = 2 * images - 1
     cond: Any = {
@@ -159,9 +159,9 @@ def test_schedules_go_from_their_first_to_their_last_numbers(things: Path) -> No
     method = build(things, regularisers__sparsity=LinearSchedule(0.5, 1.0, 3.0, 1.0))
     for progress, guidance, sharpness, times, weight in (
         (0.0, 3.0, 20.0, (0.6, 0.98), 1.0),
-        (0.25, 2.625, 40.0, (0.525, 0.91), 1.0),
-        (0.75, 1.875, 60.0, (0.375, 0.77), 2.0),
-        (1.0, 1.5, 60.0, (0.3, 0.7), 3.0),
+        (0.25, 2.625, 76.25, (0.525, 0.91), 1.0),
+        (0.75, 1.875, 188.75, (0.375, 0.77), 2.0),
+        (1.0, 1.5, 200.0, (0.3, 0.7), 3.0),
     ):
         method.progress = progress
         method.begin_step(0)

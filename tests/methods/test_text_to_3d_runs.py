@@ -75,7 +75,7 @@ def test_an_exported_model_is_the_same_field_to_half_precision(things: Path, tmp
         stored = again.state_dict()
         for key, value in method.networks["generator"].state_dict().items():
             assert torch.equal(value.half().float(), stored[key]), key
-        assert again.sharpness == 60.0 and again.name == name and again.embedder.vocabulary == WORDS
+        assert again.sharpness == 200.0 and again.name == name and again.embedder.vocabulary == WORDS
         assert not any(p.requires_grad for p in again.parameters())
 
 

@@ -87,7 +87,7 @@ def test_a_step_of_asd_with_stable_diffusion_put_together_by_hand(place: Path, p
     batch, pipeline = parts["batch"], method.teacher.teacher.pipeline
     views, random = batch["views"], parts["random"].views(2)
     made = method.views.renderer(
-        method.networks["generator"](PROMPTS[1:]), views.groups, 8, 8, sharpness=20 + 40 * 0.25 / 0.5,
+        method.networks["generator"](PROMPTS[1:]), views.groups, 8, 8, sharpness=20 + 180 * 0.25 / 0.8,
         background=batch["background"][:, None, :, None, None], jitter=views.jitter,
     )  # fmt: skip
     x0 = method.teacher.encode(made.colour.flatten(0, 1)[:, None])
