@@ -145,7 +145,8 @@ class Cameras:
         columns = (torch.arange(width, device=half.device, dtype=half.dtype) * 2 + 1 - width) / height
         y, x = torch.broadcast_tensors(half * rows[:, None], half * columns)
         inner = torch.stack([x, y, -torch.ones_like(x)], -1)
-        directions = torch.einsum("vij,vhwj->vhwi", matrix[:, :3, :3], inner)
+        # a sum of products and not a matrix product, which autocast would compute in half precision
+        directions = (matrix[:, None, None, :3, :3] * inner[..., None, :]).sum(-1)
         directions = directions / directions.norm(dim=-1, keepdim=True)
         return Rays(matrix[:, None, None, :3, 3].expand_as(directions), directions)
 

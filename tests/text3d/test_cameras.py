@@ -214,6 +214,14 @@ def test_a_camera_that_sees_nothing_is_named() -> None:
         cameras.rays(0, 4)
 
 
+def test_rays_are_the_same_under_autocast() -> None:
+    cameras = Cameras.of([0.0, 10.0], [0.0, 30.0], [3.0, 3.0], [40.0, 50.0])
+    plain = cameras.rays(5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = cameras.rays(5, 6)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+
+
 def test_ranges_and_uniform_numbers_are_checked() -> None:
     for wrong, message in (
         ({"distance": (2.0, 1.0)}, "distance of cameras is from 2 to 1"),
