@@ -34,7 +34,7 @@ from diffdistill.files import write_atomic, write_json_atomic
 from diffdistill.methods import OptimizerSettings
 from diffdistill.methods.settings import JudgedTimes
 from diffdistill.methods.text_to_3d import TextTo3D
-from diffdistill.methods.text_to_3d_settings import Judging, Rendering
+from diffdistill.methods.text_to_3d_settings import Judging, Regularisers, Rendering
 from diffdistill.text3d.evaluation.evaluation import Evaluation
 from diffdistill.text3d.evaluation.fingerprints import digest_of_model
 from diffdistill.text3d.evaluation.record import record_of
@@ -57,7 +57,7 @@ class Arm:
     """How views are judged: first and last guidance, first and last range of times, the shift of ASD and its kind."""
 
     residual: Literal["sds", "csd", "asd", "vsd"]
-    guidance: tuple[float, float] = (3.0, 1.5)
+    guidance: tuple[float, float] = (3.0, 1.0)
     times: tuple[float, float, float, float] = HIGH
     eta: float = 0.1
     fixed: bool = False
@@ -69,14 +69,12 @@ ARMS: dict[str, Arm] = {
     "sds": Arm("sds"),
     "csd": Arm("csd"),
     "asd": Arm("asd"),
-    "vsd": Arm("vsd", (1.5, 1.5)),
+    "vsd": Arm("vsd", (1.5, 1.0)),
     "asd, then sds": Arm("asd", finish="sds"),
-    "csd, then sds": Arm("csd", finish="sds"),
     "sds, no guidance": Arm("sds", (1.0, 1.0)),
     "sds, guidance 7.5": Arm("sds", (7.5, 7.5)),
     "sds, all times": Arm("sds", times=WIDE),
-    "vsd, no guidance": Arm("vsd", (1.0, 1.0)),
-    "vsd, all times": Arm("vsd", (1.5, 1.5), WIDE),
+    "vsd, all times": Arm("vsd", (1.5, 1.0), WIDE),
     "csd, all times": Arm("csd", times=WIDE),
     "asd, no shift": Arm("asd", eta=0.0),
     "asd, fixed shift": Arm("asd", fixed=True),
@@ -85,6 +83,7 @@ ARMS: dict[str, Arm] = {
     "asd, guidance 7.5": Arm("asd", (7.5, 7.5)),
     "asd, all times": Arm("asd", times=WIDE),
     "asd as published": Arm("asd", (7.5, 7.5), PAPER),
+    "csd, then sds": Arm("csd", finish="sds"),
     "triplane": Arm("sds", generator="triplane_small"),
     "voxel_conv": Arm("sds", generator="voxel_conv_small"),
 }
@@ -149,12 +148,13 @@ def one(arm: Arm, seed: int, o: argparse.Namespace) -> dict[str, Any]:
     times = JudgedTimes(*arm.times)
     judging = Judging(arm.residual, times=times, guidance_scale=guidance, eta=arm.eta, finish=arm.finish)
     rate = OptimizerSettings(RATES[arm.generator], (0.0, 0.99))
-    method = TextTo3D(o.prior, o.prompts, arm.generator, judging, Rendering(), optimizer=rate)
+    terms = Regularisers(eikonal=LinearSchedule.constant(0.03))
+    method = TextTo3D(o.prior, o.prompts, arm.generator, judging, Rendering(), terms, rate)
     if arm.fixed:
         _fix_shift(method)
     samples = 8 * o.steps
     settings = TrainingSettings(
-        samples, batch_size=8, seed=seed, lr_schedule="cosine", warmup_samples=samples // 20, ema_decay=0.99,
+        samples, batch_size=8, seed=seed, mixed_precision="bf16", lr_schedule="cosine", warmup_samples=samples // 20, ema_decay=0.99,
         log_every=20, validate_every=samples, checkpoint_every=samples,
     )  # fmt: skip
     start = time.process_time()
