@@ -49,6 +49,7 @@ from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
 HIGH, WIDE, PAPER = (0.6, 0.98, 0.3, 0.7), (0.02, 0.98, 0.02, 0.5), (0.5, 0.98, 0.02, 0.5)
+RENDERING, TERMS = Rendering(), Regularisers(eikonal=LinearSchedule.constant(0.03))
 RATES = {"hyper_small": 5e-3, "triplane_small": 1e-3, "voxel_conv_small": 4e-3}
 
 
@@ -112,7 +113,8 @@ def main() -> None:
 
 
 def _digest(arm: str, seed: int, o: argparse.Namespace) -> str:
-    everything = (asdict(ARMS[arm]), seed, o.steps, digest_of(load_prior(o.prior)), Path(o.prompts).read_text())
+    prior, prompts = digest_of(load_prior(o.prior)), Path(o.prompts).read_text()
+    everything = (asdict(ARMS[arm]), RATES, RENDERING, TERMS, seed, o.steps, prior, prompts)
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:10]
 
 
@@ -148,14 +150,13 @@ def one(arm: Arm, seed: int, o: argparse.Namespace) -> dict[str, Any]:
     times = JudgedTimes(*arm.times)
     judging = Judging(arm.residual, times=times, guidance_scale=guidance, eta=arm.eta, finish=arm.finish)
     rate = OptimizerSettings(RATES[arm.generator], (0.0, 0.99))
-    terms = Regularisers(eikonal=LinearSchedule.constant(0.03))
-    method = TextTo3D(o.prior, o.prompts, arm.generator, judging, Rendering(), terms, rate)
+    method = TextTo3D(o.prior, o.prompts, arm.generator, judging, RENDERING, TERMS, rate)
     if arm.fixed:
         _fix_shift(method)
     samples = 8 * o.steps
     settings = TrainingSettings(
-        samples, batch_size=8, seed=seed, mixed_precision="bf16", lr_schedule="cosine", warmup_samples=samples // 20, ema_decay=0.99,
-        log_every=20, validate_every=samples, checkpoint_every=samples,
+        samples, batch_size=8, seed=seed, mixed_precision="bf16", lr_schedule="cosine", warmup_samples=samples // 20,
+        ema_decay=0.99, log_every=20, validate_every=samples, checkpoint_every=samples,
     )  # fmt: skip
     start = time.process_time()
     folder = Trainer(method, settings, o.out / "run").fit()
