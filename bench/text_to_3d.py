@@ -145,6 +145,7 @@ def _kept(arm: str, seed: int, o: argparse.Namespace) -> dict[str, Any]:
 def one(arm: Arm, seed: int, o: argparse.Namespace) -> dict[str, Any]:
     """Train an arm with a seed, and measure it."""
     shutil.rmtree(o.out, ignore_errors=True)
+    (o.out / "run").mkdir(parents=True)
     torch.manual_seed(seed)
     guidance = LinearSchedule(0.0, *arm.guidance, 1.0)
     times = JudgedTimes(*arm.times)
