@@ -261,6 +261,8 @@ class TextTo3D(Method):
             perp_neg=batch["perp_neg"],
             reduction=self.judging.reduction,
         )
+        if self.judging.reduction == "batch":
+            loss = loss / self.teacher.views
         for name, weight in used.items():
             term: Tensor = made.terms[name]()
             loss, logs[name] = loss + weight * term, term.detach()

@@ -105,10 +105,10 @@ class Judging:
         finish: null, or sds or csd: the residual from `finish_from` on. What asd and csd do to colours, sds repairs.
         finish_from: share of the run, in [0, 1].
         fake: with vsd, the fake score, which is told the cameras and has one update a step on the views of that step.
-            So `updates` is 1, `warmup` 0, `sample_dropped` false and `train_guidance_scale` 1. Of a prior it is a full
-            copy, and of a large teacher a full copy or adapters.
-        reduction: "mean" over all values of a sample, or "batch", their sum. The published weights of regularisers
-            belong to the sum.
+            So `updates` is 1, `warmup` 0, `sample_dropped` false and `train_guidance_scale` 1. By default it judges
+            without guidance, as published. Of a prior it is a full copy, of a large teacher a full copy or adapters.
+        reduction: "mean" over all values of a view, or "batch", their sum; both are means over views. The published
+            weights of regularisers belong to the sum.
 
     Raises:
         UserError: a setting is out of its range, or the residual needs what views do not have.
@@ -122,7 +122,9 @@ class Judging:
     finish: Literal["sds", "csd"] | None = None
     finish_from: float = 0.5
     fake: FakeScore = field(
-        default_factory=lambda: FakeScore(optimizer=OptimizerSettings(1e-3, (0.0, 0.99)), weight="v")
+        default_factory=lambda: FakeScore(
+            optimizer=OptimizerSettings(1e-3, (0.0, 0.99)), weight="v", guidance_scale=1.0
+        )
     )
     reduction: Literal["mean", "batch"] = "mean"
 

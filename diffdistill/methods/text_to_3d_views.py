@@ -23,7 +23,7 @@ from diffdistill.text3d.baked_views import BakedRings, BakedViews, Grid, bake_vi
 from diffdistill.text3d.camera_ranges import UNIFORMS
 from diffdistill.text3d.cameras import Cameras
 from diffdistill.text3d.field import Field
-from diffdistill.text3d.render import JITTERS, Renderer, RenderSettings
+from diffdistill.text3d.render import JITTERS, Renderer, RenderSettings, Samples
 from diffdistill.text3d.teachers.embedded_prior import ring_cameras
 from diffdistill.text3d.teachers.view_teacher import ViewTeacher
 from diffdistill.text3d.things.viewpoints import RING
@@ -222,11 +222,7 @@ class DenseViews:
         )
         terms = on_opacity(made.opacity)
         if made.samples is not None:
-            weights, places, directions, gradients = made.samples
-            terms["z_variance"] = lambda: regularisers.z_variance(weights, places)
-            if gradients is not None:
-                terms["eikonal"] = lambda: regularisers.eikonal(gradients)
-                terms["orientation"] = lambda: regularisers.orientation(weights, gradients, directions)
+            terms |= _on_samples(made.samples)
         return ViewsShown(made.colour, made.opacity, terms)
 
     def shown(self, model: Any, prompts: Sequence[str], side: int) -> tuple[Tensor, Tensor]:
@@ -234,6 +230,24 @@ class DenseViews:
         ring = validation_ring().to(self.device)
         each = [self.renderer(model([p]), ring, side, side, sharpness=model.sharpness) for p in prompts]
         return torch.cat([made.colour for made in each]), torch.cat([made.opacity for made in each])
+
+
+def _on_samples(samples: Samples) -> Terms:
+    """The regularisers that read samples: means over objects, each of its own rays, so a batch may be divided."""
+    objects = range(len(samples.weights))
+
+    def own(of: Tensor, i: int) -> Tensor:
+        """What belongs to the rays of object i that meet the box."""
+        return of[min(i, len(of) - 1)][samples.hit[min(i, len(samples.hit) - 1)]]
+
+    def mean(term: Callable[..., Tensor], *of: Tensor) -> Callable[[], Tensor]:
+        return lambda: torch.stack([term(*(own(part, i) for part in of)) for i in objects]).mean()
+
+    terms = {"z_variance": mean(regularisers.z_variance, samples.weights, samples.places)}
+    if (gradients := samples.gradients) is not None:
+        terms["eikonal"] = mean(regularisers.eikonal, gradients)
+        terms["orientation"] = mean(regularisers.orientation, samples.weights, gradients, samples.directions)
+    return terms
 
 
 def on_opacity(opacity: Tensor) -> Terms:

@@ -107,7 +107,7 @@ class Ruler:
     def __init__(self, views: Views, judge: JudgeNetwork, settings: MeasureSettings = MeasureSettings()) -> None:  # noqa: B008
         self.views, self.judge, self.settings = views, judge, settings
         self._baked: BakedViews | None = None
-        self._true: dict[str, Tensor] = {}  # signed distances (R, R, R) of procedural things
+        self._true: dict[tuple[str, float], Tensor] = {}  # signed distances (R, R, R) of procedural things
 
     @torch.no_grad()
     def show(self, field: Field, sharpness: float) -> Shown:
@@ -143,7 +143,6 @@ class Ruler:
     def numbers(self, prompt: Prompt, images: Tensor, opacity: Tensor, truth: Tensor) -> dict[str, Any]:
         """What the views (24, 3, S, S) of one object say; see `measured`."""
         retrieval = self.retrieval(prompt, images)
-        error = max(float((images - truth).square().mean()), LEAST_ERROR)
         mean, most = float(opacity.mean()), float(opacity.max())
         return {
             "prompt": str(prompt),
@@ -151,7 +150,7 @@ class Ruler:
             "colour": prompt.colour,
             "recall_at_1": retrieval.recall_at_1,
             "r_probability": retrieval.mean_probability,
-            "psnr_db": float(-10 * torch.log10(torch.tensor(error))),
+            "psnr_db": _psnr(images, truth),
             "opacity": mean,
             "empty": mean < EMPTY_MEAN or most < EMPTY_MOST,
             "diverged": mean > DIVERGED_MEAN,
@@ -162,17 +161,34 @@ class Ruler:
         with torch.no_grad():
             return sdf_on_grid(field, self.settings.volume).cpu()
 
-    def true_volume(self, prompt: Prompt) -> Tensor | None:
-        """What `volume` gives of the true object, (R, R, R); None for a thing without one, such as a real 3D model."""
+    def true_volume(self, prompt: Prompt, radius: float = 1.0) -> Tensor | None:
+        """What `volume` gives of the true object in a box of half side `radius`, (R, R, R).
+
+        None for a thing without a true object, such as a real 3D model.
+        """
         if prompt.thing not in THINGS or prompt.colour is None:
             return None
-        if prompt.thing not in self._true:  # colours do not change it
-            self._true[prompt.thing] = self.volume(TrueField([Prompt(prompt.thing, next(iter(COLOURS)))]))[0]
-        return self._true[prompt.thing]
+        if (key := (prompt.thing, radius)) not in self._true:  # colours do not change it
+            self._true[key] = self.volume(_true_field([Prompt(prompt.thing, next(iter(COLOURS)))], radius))[0]
+        return self._true[key]
 
-    def iou(self, sdf: Tensor, prompt: Prompt) -> float | None:
-        """Intersection over union of one object (R, R, R), from `volume`, with the true one; None if there is none."""
-        true = self.true_volume(prompt)
+    @torch.no_grad()
+    def true_psnr(self, prompt: Prompt, sharpness: float, radius: float) -> float | None:
+        """PSNR in dB of the true object's field, rendered as objects of that sharpness are: the most that is possible.
+
+        None where there is no true field.
+        """
+        if prompt.thing not in THINGS or prompt.colour is None:
+            return None
+        return _psnr(self.show(_true_field([prompt], radius), sharpness).images[0], self.truth([prompt])[0])
+
+    def iou(self, sdf: Tensor, prompt: Prompt, radius: float = 1.0) -> float | None:
+        """Intersection over union of one object (R, R, R), from `volume`, with the true one; None if there is none.
+
+        Args:
+            sdf: of the object, on the grid of a box of half side `radius`.
+        """
+        true = self.true_volume(prompt, radius)
         return None if true is None else _iou(sdf < 0, true < 0)
 
     @torch.no_grad()
@@ -185,7 +201,7 @@ class Ruler:
             shown, truth, volumes = self.show(field, model.sharpness), self.truth(part), self.volume(field)
             for i, prompt in enumerate(part):
                 row = self.numbers(prompt, shown.images[i], shown.opacity[i], truth[i])
-                if (iou := self.iou(volumes[i], prompt)) is not None:
+                if (iou := self.iou(volumes[i], prompt, field.radius)) is not None:
                     row["iou"] = iou
                 rows.append(row)
         return rows
@@ -227,7 +243,7 @@ def reference_renders(
 def iou_of(field: Field, prompts: Sequence[Prompt], resolution: int = 64) -> Tensor | None:
     """Intersection over union of objects with the true ones, (P,); None if a prompt has no true field."""
     try:
-        true = TrueField(prompts)
+        true = _true_field(prompts, field.radius)
     except UserError:
         return None
     made, wanted = (sdf_on_grid(of, resolution) < 0 for of in (field, true))
@@ -271,6 +287,18 @@ def _shown(field: Field, views: BakedViews, sharpness: float) -> Shown:
     bad = ~(images.flatten(1).isfinite().all(1) & opacity.flatten(1).isfinite().all(1))
     images[bad], opacity[bad] = 0.0, 1.0
     return Shown(images, opacity)
+
+
+def _true_field(prompts: Sequence[Prompt], radius: float) -> TrueField:
+    """The true field, asked in a box of half side `radius`."""
+    field = TrueField(prompts)
+    field.radius = radius
+    return field
+
+
+def _psnr(images: Tensor, truth: Tensor) -> float:
+    error = max(float((images - truth).square().mean()), LEAST_ERROR)
+    return float(-10 * torch.log10(torch.tensor(error)))
 
 
 def _iou(made: Tensor, true: Tensor) -> float:

@@ -75,19 +75,23 @@ class RenderSettings:
 
 
 class Samples(NamedTuple):
-    """What was met along the N rays that meet the box, for regularisers; G is 1 where all objects share the samples.
+    """What was met along N rays, for regularisers; G is 1 where all objects share the samples.
+
+    With cameras of their own, the N rays are those that meet the box for any object; see `hit`.
 
     Attributes:
         weights: (P, N, S).
         places: (P or G, N, S), distances t along the rays.
         directions: (G, N, 3).
         gradients: (P, N, S, 3) of the signed distance, or None where normals were not asked for.
+        hit: (G, N), whether a ray meets the box. The samples of one that does not lie outside and mean nothing.
     """
 
     weights: Tensor
     places: Tensor
     directions: Tensor
     gradients: Tensor | None
+    hit: Tensor
 
 
 class Rendered(NamedTuple):
@@ -189,7 +193,13 @@ class Renderer:
         kept = None
         if keep_samples:
             directions = parts[1].index_select(1, hits)
-            kept = Samples(sums["weights"], sums["places"], directions, sums.get("gradients"))
+            kept = Samples(
+                sums["weights"],
+                sums["places"],
+                directions,
+                sums.get("gradients"),
+                found.hit.flatten(1).index_select(1, hits),
+            )
         return Rendered(
             over(image(sums["colour"]), opacity, background_colours(behind, rays.directions, objects)),
             opacity,

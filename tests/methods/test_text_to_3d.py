@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_the_parts_put_together_by_hand(things: Path, re
         "sds": lambda: eps,
         "csd": lambda: guided(prior.backbone) - noise(prior.backbone, t, cond) + noise(prior.backbone, t, null),
         "asd": lambda: noise(prior.backbone, later, cond),
-        "vsd": lambda: guided(method.networks["fake"]),
+        "vsd": lambda: noise(method.networks["fake"], t, cond),  # without guidance, as published
     }[residual]()
     wanted = levels(prior.schedule, t)[1] ** 2 * (guided(prior.backbone) - other) / x0.numel()
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -132,9 +132,12 @@ def test_rendering_without_a_mesh(model: str, tmp_path: Path, capsys: pytest.Cap
         for k in range(3):
             assert np.array_equal(np.asarray(Image.open(folder / f"{name}-{k:02d}.png")), wanted.pictures[i, k])
     (folder / "a-red-mug-mine.png").write_bytes(b"kept")
+    for name in ("a-red-mug-10.png", "a-red-mug-10.mtl"):  # a texture that another command wrote
+        (folder / name).write_bytes(b"kept")
     assert "is there already" in refused(capsys, "render", "--model", model, *prompts, *VIEWS, "-o", folder)
     assert render(model, "--prompt", "a red mug", "--views", 2, "--size", 16, "-o", folder, "--overwrite") == 0
-    assert sorted(path.name for path in folder.glob("a-red*")) == [f"a-red-mug-{k}.png" for k in ("00", "01", "mine")]
+    left = sorted(path.name for path in folder.glob("a-red*png"))
+    assert left == [f"a-red-mug-{k}.png" for k in ("00", "01", "10", "mine")]
     assert render(model, "--prompt", "tree", *VIEWS, "-o", tmp_path / "turn.gif") == 0
     with Image.open(tmp_path / "turn.gif") as gif:
         assert gif.n_frames == 3 and gif.info["duration"] == 80  # 12 a second, in hundredths

@@ -49,6 +49,12 @@ def test_true_objects_score_what_true_renders_do(ruler: Ruler) -> None:
         assert row["r_probability"] == pytest.approx(of_truth.mean_probability)
         assert row["psnr_db"] > 25 and row["iou"] == 1.0
         assert not row["empty"] and not row["diverged"]
+        most = ruler.true_psnr(prompt, Model(TrueField).sharpness, 1.0)
+        assert most == pytest.approx(row["psnr_db"], abs=1e-3)  # the most that is possible
+    wide = TrueField(PROMPTS)  # in a box twice as large
+    wide.radius = 2.0
+    for volume, prompt in zip(ruler.volume(wide), PROMPTS, strict=True):
+        assert ruler.iou(volume, prompt, 2.0) == 1.0
     shown = ruler.show(TrueField(PROMPTS), 200.0)
     true = ruler.truth(PROMPTS)
     for made, own in zip(shown.images, true, strict=True):

@@ -157,7 +157,9 @@ def test_a_step_of_csd_with_mvdream_put_together_by_hand(place: Path) -> None:
         return value.view_as(x0)
 
     residual = noise([PROMPTS[0], PROMPTS[1]]) - noise(["", ""])
-    each = torch.autograd.grad(x0, list(generator.parameters()), grad_outputs=sigma**2 * residual / 2)
+    each = torch.autograd.grad(
+        x0, list(generator.parameters()), grad_outputs=sigma**2 * residual / 8
+    )  # two rows of four views
     close(found["generator"], torch.cat([g.flatten() for g in each]))
 
 
@@ -209,21 +211,15 @@ def test_the_fake_score_is_told_the_camera_and_the_teacher_stays_as_it_was(place
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_three_gives_the_mean_of_three_gradients(place: Path, kind: str) -> None:
-    """So a run does not depend on micro-batches and processes: cameras and backgrounds are those of each sample."""
-    terms = {f"regularisers__{name}": constant(0.1) for name in ("sparsity", "opaque", "eikonal")}
+    """So a run does not depend on micro-batches: cameras, backgrounds and terms are those of each sample."""
+    names = ("sparsity", "opaque", "eikonal", "orientation", "z_variance")
+    terms = {f"regularisers__{name}": constant(0.1) for name in names}
     given: dict[str, Any] = {**GUIDED, **terms, "rendering__dense__background": "learned"}
     method = build(place, kind, judging__residual="asd", **given)
     single = [gradients(method, [i])[0] for i in range(3)]
     together, _ = gradients(method, [0, 1, 2])
-    shares = []
+    assert (single[0]["generator"] - single[1]["generator"]).norm() > 0
     for name, found in together.items():
-        mean = torch.stack([each[name] for each in single]).mean(0)
-        shares.append(float((found - mean).norm() / mean.norm()))
-    # the eikonal term is a mean over the rays that meet the box, whose number differs from object to object
-    assert max(shares) < 0.05 and (single[0]["generator"] - single[1]["generator"]).norm() > 0
-    exact = build(place, kind, judging__residual="asd", **{**given, "regularisers__eikonal": constant(0.0)})
-    single = [gradients(exact, [i])[0] for i in range(3)]
-    for name, found in gradients(exact, [0, 1, 2])[0].items():
         close(found, torch.stack([each[name] for each in single]).mean(0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     made = FieldPictures(*(np.concatenate(part) for part in zip(*parts, strict=True)))
     with writing():
         if folder:
-            _write_folder(out, objects, made, ring, o.json)
+            _write_folder(out, objects, made, ring, o)
             return
         save_turn(made.pictures, out, fps, o.overwrite)
     took, means = time.perf_counter() - begin, made.opacity.mean(1)
@@ -91,18 +92,19 @@ def _files(folder: Path, each: Wanted, ring: Ring) -> list[Path]:
     return [folder / f"{each.name}-{k:02d}.png" for k in range(ring.views)]
 
 
-def _write_folder(out: Path, objects: Sequence[Wanted], made: FieldPictures, ring: Ring, as_json: bool) -> None:
-    """Write a PNG for each view, in place of all views that an earlier command wrote of the same objects."""
+def _write_folder(out: Path, objects: Sequence[Wanted], made: FieldPictures, ring: Ring, o: Namespace) -> None:
+    """Write a PNG for each view; with --overwrite, in place of all views of these objects that are there."""
     from diffdistill.text3d.mesh.turntable import save_strip
 
     azimuths = ring.cameras(1.0).azimuth_deg.tolist()
     for each, pictures, opacity in zip(objects, made.pictures, made.opacity, strict=True):
-        for old in out.glob("*.png"):
-            if re.fullmatch(rf"{re.escape(each.name)}-\d{{2,3}}\.png", old.name):
+        for old in out.glob("*.png") if o.overwrite else ():
+            view = re.fullmatch(rf"{re.escape(each.name)}-\d{{2,3}}\.png", old.name)
+            if view and not old.with_suffix(".mtl").exists():  # a texture has a material beside it
                 old.unlink()
         for k, path in enumerate(_files(out, each, ring)):
             save_strip([pictures[k]], path)
             numbers: dict[str, Any] = {"prompt": each.prompt, "azimuth_deg": round(azimuths[k], 3)}
             numbers |= {"elevation_deg": ring.elevation_deg, "opacity": round(float(opacity[k]), 4)}
             nothing = "  (nothing is seen)" if opacity[k] < EMPTY else ""
-            say(path, numbers, f"{each.prompt} from {azimuths[k]:g} degrees{nothing}", as_json)
+            say(path, numbers, f"{each.prompt} from {azimuths[k]:g} degrees{nothing}", o.json)

@@ -45,7 +45,12 @@ COLUMNS = (
         "clip_r_probability", "CLIP R-probability", 3, "high",
         "mean probability of the own prompt, by cosines times 100",
     ),
-    Column("psnr_db", "PSNR", 2, "high", "of the 24 views to the true renders from the same cameras, in dB", " dB"),
+    Column(
+        "psnr_db", "PSNR", 2, "high",
+        "of the 24 views to the true renders from the same cameras, in dB. The truth\u2019s own is that of its exact "
+        "field, drawn as the objects are, which no object can exceed by much",
+        " dB",
+    ),
     Column("iou", "IoU", 3, "high", "intersection over union with the true object; of procedural things alone"),
     Column(
         "janus", "Janus", 3, "",

@@ -35,10 +35,9 @@ from diffdistill.text3d.evaluation.variety import noise_of_objects, noise_width,
 from diffdistill.text3d.measures import Maker, Ruler
 from diffdistill.text3d.mesh.packages import needed
 from diffdistill.text3d.things.catalogue import Prompt, Split
-from diffdistill.text3d.things.true_field import TrueField
 from diffdistill.text3d.things.viewpoints import DISTANCE, FOV_DEG, REFERENCE_AZIMUTH_DEG, REFERENCE_ELEVATION_DEG
 
-MEASURED_BY = 1  # goes up with each change of a measure, so that old rows are not kept
+MEASURED_BY = 2  # goes up with each change of a measure, so that old rows are not kept
 MEASURES = {
     "mesh": "whether the extracted mesh is watertight, and of how many parts it is",
     "kd": "kernel distance of the views from true renders, by MobileNetV2's features",
@@ -176,13 +175,15 @@ class Evaluation:
                     by_text = self.text(some, ruler.number(prompt))
                     row[f"{prefix}recall_at_1"] = by_text.recall_at_1
                     row[f"{prefix}r_probability"] = by_text.mean_probability
-            if (iou := ruler.iou(volumes[i], prompt)) is not None:
+            if (iou := ruler.iou(volumes[i], prompt, objects.radius)) is not None:
                 row["iou"] = iou
+            if (most := ruler.true_psnr(prompt, self.model.sharpness, objects.radius)) is not None:
+                row["true_psnr_db"] = most
             row["janus"] = None if row["empty"] else janus(images, true)
             if "mesh" in self.measures:
                 row |= surface_of(volumes[i], objects.radius)._asdict()
-                if (volume := ruler.true_volume(prompt)) is not None:
-                    row["true_components"] = surface_of(volume, TrueField.radius).components
+                if (volume := ruler.true_volume(prompt, objects.radius)) is not None:
+                    row["true_components"] = surface_of(volume, objects.radius).components
             if "variety" in self.measures and (width := noise_width(self.model)):
                 noise = noise_of_objects(width).to(getattr(objects, "device", None) or "cpu")
                 several = self.model([str(prompt)] * len(noise), noise)

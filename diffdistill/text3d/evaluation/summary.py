@@ -22,6 +22,7 @@ MEANS = (
     "clip_true_recall_at_1",
     "clip_true_r_probability",
     "psnr_db",
+    "true_psnr_db",
     "iou",
     "janus",
     "own_kd",

@@ -29,7 +29,7 @@ class TrueField:
         UserError: a thing is not procedural, a prompt has no colour, or there is another number of instances.
     """
 
-    radius = 1.0
+    radius = 1.0  # things lie in the box of this half side; a field may have a larger one
 
     def __init__(self, prompts: Sequence[Prompt], instances: Tensor | None = None, lit: bool = True) -> None:
         for prompt in prompts:
