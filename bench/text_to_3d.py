@@ -1,6 +1,7 @@
 """Which residual teaches a text-to-3D generator best: score distillation four ways, on the same prompts and prior.
 
-    python bench/text_to_3d.py --prior runs/things_multi_view/export --views runs/things --out runs/residuals
+    python bench/text_to_3d.py --prior assets/text3d_prior --views runs/things \
+        --judge runs/things_judge/judge.safetensors --out runs/residuals
 
 Each arm is one residual with its guidance, range of times and shift, trained with each seed from the same generator for
 the same number of steps. A seed sets the generator's first weights, the order of the prompts, the rings and the noise.
@@ -29,6 +30,7 @@ from typing import Any, Literal
 import torch
 
 from diffdistill.cli.main import guard
+from diffdistill.data.prompts import read_prompts
 from diffdistill.errors import UserError
 from diffdistill.files import write_atomic, write_json_atomic
 from diffdistill.methods import OptimizerSettings
@@ -114,7 +116,9 @@ def main() -> None:
 
 def _digest(arm: str, seed: int, o: argparse.Namespace) -> str:
     prior, prompts = digest_of(load_prior(o.prior)), Path(o.prompts).read_text()
-    everything = (asdict(ARMS[arm]), RATES, RENDERING, TERMS, seed, o.steps, prior, prompts)
+    files = [o.judge, *sorted(Path(o.views).glob("*.npz"))]
+    ruler = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    everything = (asdict(ARMS[arm]), RATES, RENDERING, TERMS, seed, o.steps, prior, prompts, ruler, QUICK)
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:10]
 
 
@@ -161,10 +165,12 @@ def one(arm: Arm, seed: int, o: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     start = time.process_time()
     folder = Trainer(method, settings, o.out / "run").fit()
-    seconds, memory = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = time.process_time() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     views = load_views(o.views, size=32)
+    split = split_of_views(views, read_prompts(o.prompts))
     evaluation = Evaluation(
-        load_model(folder), digest_of_model(folder), Ruler(views, load_judge(o.judge), QUICK), split_of_views(views),
+        load_model(folder), digest_of_model(folder), Ruler(views, load_judge(o.judge), QUICK), split,
         o.out / "measured", ("kd",),
     )  # fmt: skip
     splits = record_of(evaluation)["splits"]
