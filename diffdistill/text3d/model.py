@@ -88,7 +88,7 @@ def load_model(folder: str | Path) -> TextTo3DModel:
         config = json.loads((place / CONFIG).read_text())
     except OSError as error:
         raise UserError(f"there is no text-to-3D model at {folder}: {CONFIG} is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place / CONFIG} is no JSON") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{place / CONFIG} is not of format {FORMAT} of text-to-3D models")

@@ -12,6 +12,7 @@ Notable:
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ def load_text_to_3d(folder: str | Path = SHIPPED, device: str | torch.device = "
     if not (place / WEIGHTS).is_file():
         if (place / PRIOR).is_file():
             raise UserError(f"{folder} holds a multi-view prior, which makes no objects; name a generator's folder")
-        inside = next((file.parent for file in sorted(place.glob(f"**/{WEIGHTS}")) if _is_config(file.parent)), None)
+        near = sorted([*place.glob(f"*/{WEIGHTS}"), *place.glob(f"*/*/{WEIGHTS}")])
+        inside = next((file.parent for file in near if _is_model(file.parent)), None)
         if inside is not None:
             raise UserError(f"there is no text-to-3D model at {folder}; there is one in {inside}")
     model = load_model(place)
@@ -165,5 +167,10 @@ def is_watertight(faces: np.ndarray) -> bool:
     return len(faces) > 0 and once and bool((there == back).all())
 
 
-def _is_config(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+def _is_model(folder: Path) -> bool:
+    """Whether a config.json beside the weights says that this is a text-to-3D model, and not a text encoder, say."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and {"format", "generator", "sharpness"} <= config.keys()

@@ -92,7 +92,7 @@ def load_prior(folder: str | Path) -> MultiViewPrior:
         config = json.loads((place / CONFIG).read_text())
     except OSError as error:
         raise UserError(f"there is no multi-view prior at {folder}: {CONFIG} is missing") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place / CONFIG} is no JSON") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UserError(f"{place / CONFIG} is not of format {FORMAT} of multi-view priors")
@@ -100,11 +100,13 @@ def load_prior(folder: str | Path) -> MultiViewPrior:
         settings = config["network"] | {"widths": tuple(config["network"]["widths"])}
         words = config["vocabulary"] | {"words": tuple(config["vocabulary"]["words"])}
         network, vocabulary = MultiViewSettings(**settings), Vocabulary(**words)
-        made = MultiViewUNet(network, len(vocabulary.words))
+        with torch.device("meta"):  # so the weights that are there, not what the file says, take memory
+            made = MultiViewUNet(network, len(vocabulary.words))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{place / CONFIG} does not describe a multi-view prior: {shown(str(error))}") from error
     try:
-        made.load_state_dict({name: value.float() for name, value in load_file(place / WEIGHTS).items()})
+        weights = {name: value.float() for name, value in load_file(place / WEIGHTS).items()}
+        made.load_state_dict(weights, assign=True)
     except Exception as error:  # safetensors and torch raise many kinds
         raise UserError(f"{place / WEIGHTS} is missing, damaged, or of another shape than {CONFIG} says") from error
     if not all(bool(value.isfinite().all()) for value in made.parameters()):

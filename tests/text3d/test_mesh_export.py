@@ -157,7 +157,9 @@ def test_files_that_are_there_are_replaced_only_where_asked(mesh: Mesh, painted:
         save_mesh(mesh, tmp_path / "b.glb", overwrite=True)
 
 
-def test_what_cannot_be_written_or_read_is_refused(mesh: Mesh, painted: TexturedMesh, tmp_path: Path) -> None:
+def test_what_cannot_be_written_or_read_is_refused(
+    mesh: Mesh, painted: TexturedMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for what, name, said in (
         (mesh, "a.stl", "ends in .stl; meshes are written as .glb, .obj or .ply"),
         (mesh, "a", "ends in nothing"),
@@ -172,6 +174,14 @@ def test_what_cannot_be_written_or_read_is_refused(mesh: Mesh, painted: Textured
         (tmp_path / "bad.glb").write_bytes(wrong)
         with pytest.raises(UserError, match="bad.glb"):
             load_mesh(tmp_path / "bad.glb")
+    deep = b"[" * 100_000
+    (tmp_path / "deep.glb").write_bytes(struct.pack("<4sIII4s", b"glTF", 2, 20 + len(deep), len(deep), b"JSON") + deep)
+    with pytest.raises(UserError, match="deep.glb"):
+        load_mesh(tmp_path / "deep.glb")
+    save_mesh(painted, tmp_path / "large.glb")
+    monkeypatch.setattr("diffdistill.text3d.mesh.read.MAX_TEXTURE_PIXELS", 9)
+    with pytest.raises(UserError, match="large.glb: the texture has .* pixels; at most 9 are read"):
+        load_mesh(tmp_path / "large.glb")
     for name, content in (("bad.obj", b"v 0 0"), ("bad.ply", b"ply\nformat ascii 1.0\nelement vertex 3\n")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):

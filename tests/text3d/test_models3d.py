@@ -132,6 +132,9 @@ def test_models_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch)
         surface_points(obj, {"box.mtl": materials, "front.png": b"no"}, entry, 10.0)
     with pytest.raises(UserError, match="x/box.obj"):
         surface_points(b"v 0 0 0\n", {}, entry, 10.0)
+    heaped = obj + b"\nf 1 5 6 2" * 1000  # a small file whose faces lie on one another
+    with pytest.raises(UserError, match="x/box.obj would be drawn by .* points; at most 20,000,000"):
+        surface_points(heaped, {"box.mtl": materials, "front.png": texture()}, entry, 1e5)
     monkeypatch.setattr("diffdistill.text3d.things.models3d.MAX_TEXTURE_PIXELS", 63)
     with pytest.raises(UserError, match="front.png of x/box.obj has 64 pixels; at most 63"):
         surface_points(obj, {"box.mtl": materials, "front.png": texture()}, entry, 10.0)

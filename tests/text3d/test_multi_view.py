@@ -1,6 +1,7 @@
 """The multi-view prior: views are a set, words are dropped and cameras are not, and a saved prior is the same prior."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_a_saved_prior_comes_back(tmp_path: Path) -> None:
     weights = tmp_path / "prior" / "prior.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(UserError, match="damaged"):
+        load_prior(tmp_path / "prior")
+    config = json.loads((tmp_path / "twice" / "config.json").read_text())
+    config["network"] |= {"widths": [2048, 2048, 2048], "embedding": 4096, "size": 512}  # 8 GiB, if it were built
+    (tmp_path / "twice" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="of another shape"):
+        load_prior(tmp_path / "twice")
+    (tmp_path / "prior" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is no JSON"):
         load_prior(tmp_path / "prior")
     (tmp_path / "prior" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="format"):

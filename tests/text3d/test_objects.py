@@ -153,6 +153,9 @@ def test_a_texture_has_the_colours_of_the_field_and_a_limit_of_faces() -> None:
 def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "export"
     save_small_model(folder)
+    (tmp_path / "run" / "a_text_encoder").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "run" / "a_text_encoder" / name).write_text("{}")
     (tmp_path / "prior").mkdir()
     (tmp_path / "prior" / "prior.safetensors").write_bytes(b"x")
     for place, device, said in (

@@ -205,7 +205,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
         other = [words for key, words in IN_WORDS.items() if there.get(key) != wanted[key]]
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         other = ["settings that cannot be read"]
     if other:
         raise UserError(f"{out} is there already, with other {' and '.join(other)}; name another folder")

@@ -24,6 +24,8 @@ from diffdistill.text3d.mesh.triangles import Mesh, TexturedMesh
 
 _NUMBERS = {5121: "<u1", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _PARTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
+MAX_TEXTURE_PIXELS = 2**26
+_DAMAGED = (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, RecursionError, struct.error)
 _TO_FIELD = [2, 0, 1]  # from +y up and +z to the front: (x, y, z) to (z, x, y)
 
 
@@ -50,7 +52,7 @@ def load_mesh(path: str | os.PathLike[str]) -> Mesh | TexturedMesh:
         return mesh_of_glb(path.read_bytes()) if ending == ".glb" else _by_trimesh(path, ending)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, struct.error) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path} is damaged, or was not written by this package ({error!r})") from error
 
 
@@ -109,8 +111,21 @@ def _numbers(tree: Any, binary: memoryview, number: int) -> np.ndarray:
 def _pixels(data: bytes) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the texture has more than the {MAX_TEXTURE_PIXELS:,} pixels that are read") from error
+    with picture:
+        return _levels(picture)
+
+
+def _levels(picture: Any) -> np.ndarray:
+    """A picture of PIL as (H, W, 3) uint8, which is decoded here and not before its size is known."""
+    if picture.width * picture.height > MAX_TEXTURE_PIXELS:
+        raise UserError(
+            f"the texture has {picture.width} x {picture.height} pixels; at most {MAX_TEXTURE_PIXELS:,} are read"
+        )
+    return np.asarray(picture.convert("RGB"))
 
 
 def _by_trimesh(path: Path, ending: str) -> Mesh | TexturedMesh:
@@ -123,6 +138,6 @@ def _by_trimesh(path: Path, ending: str) -> Mesh | TexturedMesh:
         # trimesh would compute normals anew, without knowing that both sides of a seam are one
         lines = (line.split()[1:] for line in path.read_text().splitlines() if line.startswith("vn "))
         normals = np.array(list(lines), np.float64)[:, _TO_FIELD]
-        texture = np.asarray(found.visual.material.image.convert("RGB"))
+        texture = _levels(found.visual.material.image)
         return TexturedMesh(vertices, np.asarray(found.faces), normals, np.asarray(found.visual.uv).clip(0, 1), texture)
     return Mesh(vertices, np.asarray(found.faces), np.asarray(found.visual.vertex_colors)[:, :3] / 255)

@@ -80,6 +80,7 @@ MODELS: dict[str, str] = {  # a name, and the folder of the model
 }
 MAX_FACES = 500_000
 MAX_TEXTURE_PIXELS = 16_000_000
+MAX_POINTS = 20_000_000
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TO_OURS = ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))  # +z of OBJ, its front, is our +x; its +y is our +z
 _GREY = 0.7  # of a material without a colour
@@ -125,10 +126,12 @@ def surface_points(
     scale = np.array(entry.size) / np.maximum(high - low, 1e-9)  # no size in the catalogue is 0
     reach = np.linalg.norm((everything - (low + high) / 2) * scale, axis=1).max()
     generator = np.random.default_rng(seed)
-    sampled = []
-    for part, corner in zip(parts, corners, strict=True):
-        placed = (corner - (low + high) / 2) * scale * (REACH / reach) @ np.array(_TO_OURS).T
-        sampled.append(_sampled(part, placed, per_area, generator))
+    turned = np.array(_TO_OURS).T
+    placed = [(corner - (low + high) / 2) * scale * (REACH / reach) @ turned for corner in corners]
+    points = per_area * sum(float(_areas(corner).sum()) for corner in placed)
+    if points > MAX_POINTS:  # faces may lie on one another, so the box does not bound the area
+        raise UserError(f"{entry.model} would be drawn by {points:,.0f} points; at most {MAX_POINTS:,} are taken")
+    sampled = [_sampled(part, corner, per_area, generator) for part, corner in zip(parts, placed, strict=True)]
     positions, normals, colours = (
         torch.from_numpy(np.concatenate(x).astype(np.float32)) for x in zip(*sampled, strict=True)
     )
@@ -191,13 +194,19 @@ def _check_texture(name: str, data: bytes) -> None:
         raise UserError(f"{name} has {pixels:,} pixels; at most {MAX_TEXTURE_PIXELS:,} are read")
 
 
+def _areas(corners: np.ndarray) -> np.ndarray:
+    """Areas (F,) of triangles (F, 3, 3)."""
+    sides = corners[:, 1:] - corners[:, :1]
+    found: np.ndarray = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1) / 2
+    return found
+
+
 def _sampled(
     part: Any, corners: np.ndarray, per_area: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions, normals and colours of points on triangles (F, 3, 3)."""
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
-    across = np.cross(b - a, c - a)
-    area = np.linalg.norm(across, axis=1) / 2
+    across, area = np.cross(b - a, c - a), _areas(corners)
     total = float(area.sum())
     if not total > 0:
         return np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3))
