@@ -10,6 +10,7 @@ in per cent of its 24 views; a prompt in brackets was held out from training.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from PIL import Image, ImageDraw
 
 from diffdistill.cli.main import guard
 from diffdistill.errors import UserError
+from diffdistill.files import write_atomic
+from diffdistill.text3d.evaluation.fingerprints import digest_of_model
 from diffdistill.text3d.model import load_model
 from diffdistill.text3d.ring_pictures import Ring, field_pictures
 
@@ -39,7 +42,10 @@ def main() -> None:
     file = o.measured / "rows.json"
     if not file.is_file():
         raise UserError(f"{o.measured} holds no rows.json; diffdistill text3d eval --out {o.measured} writes it")
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    measured = json.loads(file.read_text())
+    if measured["settings"]["model"] != digest_of_model(o.model):
+        raise UserError(f"{o.measured} has the numbers of another model than {o.model}")
+    rows: list[dict[str, Any]] = measured["rows"]
     key = "iou" if all("iou" in row for row in rows) else "psnr_db"
     rows = sorted(rows, key=lambda row: float(row[key]))[: o.first]
     model, cells = load_model(o.model), []
@@ -53,8 +59,10 @@ def main() -> None:
     sheet = Image.new("RGB", (o.columns * width, lines * height), "white")
     for k, cell in enumerate(cells):
         sheet.paste(cell, (k % o.columns * width, k // o.columns * height))
+    data = io.BytesIO()
+    sheet.save(data, "PNG" if o.out.suffix.lower() == ".png" else "JPEG", quality=88)
     o.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(o.out, quality=88)
+    write_atomic(o.out, data.getvalue())
 
 
 def _cell(row: dict[str, Any], views: np.ndarray) -> Image.Image:

@@ -121,7 +121,9 @@ def _unpacked(packages: Path | None, work: Path) -> Path:
     if packages is None:
         done = subprocess.run(["apt-get", "download", PACKAGE], cwd=work, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"apt-get download failed: {done.stderr.strip().splitlines()[-1]}; see --packages")
+            raise UserError(
+                f"apt-get download failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}; see --packages"
+            )
         packages = work
     file = next(iter(sorted(packages.glob(f"{PACKAGE}_*.deb"))), None)
     if file is None:
