@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -51,16 +52,22 @@ class TextTo3DModel(nn.Module):
 
         Args:
             prompts: one for each object.
-            noise: (P, Z) for a generator that takes noise; None for zeros.
+            noise: (P, Z) for a generator that takes noise; None for that of seed 0, the same for all prompts. Zeros are
+                no such noise: a generator normalises what it is given, and never saw them.
 
         Raises:
             UserError: a prompt that the model does not know.
         """
         told = self.embedder(prompts)
         if self.generator.noise_dim and noise is None:
-            noise = told.pooled.new_zeros(len(prompts), self.generator.noise_dim)
+            noise = drawn_noise(self.generator.noise_dim, 0).to(told.pooled).expand(len(prompts), -1)
         found: Field = self.generator(told.pooled, told.tokens, told.mask, noise)
         return found
+
+
+def drawn_noise(width: int, seed: int) -> Tensor:
+    """Normal noise (Z,) of an object; it is drawn on the CPU, so it is the same on every device."""
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))
 
 
 def save_model(model: TextTo3DModel, folder: Path) -> None:

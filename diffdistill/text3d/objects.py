@@ -27,7 +27,7 @@ from .mesh.extract import ExtractSettings, extract_mesh
 from .mesh.queries import field_colour
 from .mesh.texture import TextureSettings, textured
 from .mesh.triangles import Mesh, TexturedMesh
-from .model import CONFIG, WEIGHTS, TextTo3DModel, load_model
+from .model import CONFIG, WEIGHTS, TextTo3DModel, drawn_noise, load_model
 
 SHIPPED = "assets/text3d"
 RESOLUTION = 96  # of marching cubes: the small generators have 27 to 32 nodes along a side
@@ -103,7 +103,7 @@ def generate_field(model: TextTo3DModel, prompts: Sequence[str], seeds: Sequence
     Args:
         model: from `load_text_to_3d`.
         prompts: one for each object.
-        seeds: of the noise of each object; None for noise of zeros. A model that takes no noise ignores them.
+        seeds: of the noise of each object; None for seed 0. A model that takes no noise ignores them.
 
     Raises:
         UserError: the model does not know a word of a prompt, a prompt has none or too many words, there are no
@@ -115,7 +115,7 @@ def generate_field(model: TextTo3DModel, prompts: Sequence[str], seeds: Sequence
         raise UserError(f"there are {len(seeds)} seeds and {len(prompts)} prompts; give one for each object")
     if seeds is None or not takes_noise(model):
         return model(prompts)
-    drawn = [torch.randn(model.generator.noise_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    drawn = [drawn_noise(model.generator.noise_dim, seed) for seed in seeds]
     return model(prompts, torch.stack(drawn).to(model.embedder.device))
 
 
@@ -127,7 +127,7 @@ def generate_object(
     Args:
         model: from `load_text_to_3d`.
         prompt: such as "a red mug".
-        seed: of the noise, where the model takes some; None for noise of zeros.
+        seed: of the noise, where the model takes some; None for 0.
         settings: `ObjectSettings()` where None.
 
     Raises:

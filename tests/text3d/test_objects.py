@@ -65,7 +65,8 @@ def test_noise_belongs_to_its_seed() -> None:
     with torch.no_grad():
         pair = generate_field(model, ["mug", "mug"], [3, 4]).sdf(points)
         alone = [generate_field(model, ["mug"], [seed]).sdf(points)[0] for seed in (3, 4, 3)]
-        zero = generate_field(model, ["mug"]).sdf(points)[0]
+        zero, plain = (generate_field(model, ["mug"], seeds).sdf(points)[0] for seeds in ([0], None))
+    assert torch.equal(zero, plain)
     torch.testing.assert_close(pair, torch.stack(alone[:2]), atol=1e-5, rtol=0)
     assert torch.equal(alone[0], alone[2]) and not torch.equal(alone[0], alone[1])
     assert not torch.equal(alone[0], zero)

@@ -7,7 +7,7 @@ Notable:
 - rows and views are kept, so a run that was interrupted goes on. They count only while they were made from the same
   model, views, judge and settings;
 - views are kept as 8 bits; the numbers of a row are of the views before they are rounded;
-- a generator that takes noise is measured at noise 0, and its variety with noise;
+- a generator that takes noise is measured with that of seed 0, and its variety with several;
 - what concerns several prompts is in `record`.
 """
 
