@@ -27,9 +27,7 @@ text3d: venv
 	$(BIN)/python train/things.py --out runs/things --instances 24 --rings 16
 	$(BIN)/diffdistill train configs/things_multi_view.yaml
 	$(BIN)/diffdistill train configs/things_text_to_3d.yaml
-	$(BIN)/python train/things.py --out runs/things_judge --seed 7919
-	$(BIN)/diffdistill text3d eval --model runs/things_text_to_3d/export --views runs/things \
-		--judge runs/things_judge/judge.safetensors --judge_views runs/things_judge --out runs/things_measured
+	$(BIN)/diffdistill text3d eval --model runs/things_text_to_3d/export --views runs/things --out runs/things_measured
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Which residual teaches a text-to-3D generator best: score distillation four ways, on the same prompts and prior.
 
     python bench/text_to_3d.py --prior assets/text3d_prior --views runs/things \
-        --judge runs/things_judge/judge.safetensors --out runs/residuals
+        --judge runs/things/judge.safetensors --out runs/residuals
 
 Each arm is one residual with its guidance, range of times and shift, trained with each seed from the same generator for
 the same number of steps. A seed sets the generator's first weights, the order of the prompts, the rings and the noise.

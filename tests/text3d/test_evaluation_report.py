@@ -34,10 +34,11 @@ from diffdistill.text3d.field import Field
 from diffdistill.text3d.judge_network import JudgeNetwork, load_judge, save_judge
 from diffdistill.text3d.measures import QUICK, Ruler
 from diffdistill.text3d.model import TextTo3DModel, save_model
+from diffdistill.text3d.things import rendering
 from diffdistill.text3d.things.catalogue import COLOURS, Prompt, Split
 from diffdistill.text3d.things.procedural import THINGS
 from diffdistill.text3d.things.true_field import TrueField
-from diffdistill.text3d.things.view_files import views_as_bytes
+from diffdistill.text3d.things.view_files import ThingViews, read_views, views_as_bytes
 from diffdistill.text3d.words import Vocabulary
 
 NAMES = ("cone", "table", "chair")
@@ -295,15 +296,22 @@ def test_the_command(
 def test_a_judge_that_is_missing_is_trained_once(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls = []
+    calls, seeds = [], []
     monkeypatch.setattr(
         judge_network, "train_judge", lambda views, settings: calls.append(views.names) or JudgeNetwork(views.names)
     )
+
+    def rendered(name: str, settings: rendering.RenderSettings) -> ThingViews:
+        seeds.append(settings.seed)
+        return read_views(made / "views" / f"{name}.npz")
+
+    monkeypatch.setattr(rendering, "procedural_views", rendered)
     trained = tmp_path / "trained.txt"
     trained.write_text("a red ball\na blue ball\n")
     options = ("--quick", "--trained", str(trained))
     for name in ("one", "two"):
         assert call(made, tmp_path / name, *options) == 0, capsys.readouterr().err
+    assert set(seeds) == {7919}  # other renders than the prior's
     assert len(calls) == 1 and load_judge(made / "views" / "judge.safetensors").things == calls[0]
     summary = json.loads((tmp_path / "one" / "summary.json").read_text())
     assert summary["splits"]["trained"]["prompts"] == 2 and summary["splits"]["all"]["prompts"] == 8

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SETTINGS, JUDGE = "settings.json", "judge.safetensors"
 CLIP = "ViT-B-32-quickgelu/openai"
 MEASURES = ("mesh", "kd", "variety")
+JUDGE_SEED = 7919  # of the renders that a judge is trained on: the prior's have seed 0
 IN_WORDS = {
     "model": "model",
     "sharpness": "sharpness",
@@ -121,7 +122,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--judge_views",
-        help="train the judge on these true renders, of another seed, if its file is missing; by default on --views",
+        help="train the judge on these true renders, of another seed than --views, if its file is missing; by default "
+        "procedural things are rendered anew",
     )
     parser.add_argument(
         "--measures", type=_words, help="of mesh,kd,variety, beside those that take no time; by default all, or ''"
@@ -167,12 +169,32 @@ def _judge(o: argparse.Namespace, views: Views) -> JudgeNetwork:
     if file.is_file():
         return judge_network.load_judge(file)
     check_writable(file, "--judge")
-    seen = views if o.judge_views is None else load_views(find(o.judge_views), size=judge_network.SIDE)
     if not o.quiet:
         print(f"a judge is trained on true renders, once, into {file}", file=sys.stderr, flush=True)
+    seen = _new_renders(views) if o.judge_views is None else load_views(find(o.judge_views), size=judge_network.SIDE)
     settings = judge_network.JudgeSettings()
     judge_network.save_judge(judge_network.train_judge(seen, settings), file, settings)
     return judge_network.load_judge(file)
+
+
+def _new_renders(views: Views) -> Views:
+    """Renders of other instances of the same things, from other rings than the prior's.
+
+    Raises:
+        UserError: they are not procedural things.
+    """
+    from diffdistill.text3d.judge_network import SIDE
+    from diffdistill.text3d.things import rendering
+    from diffdistill.text3d.things.procedural import THINGS
+    from diffdistill.text3d.things.views import Views
+
+    if views.natural or not set(views.names) <= set(THINGS):
+        raise UserError(
+            "there is no judge yet; name --judge_views DIR, renders of another seed on which it is trained: python "
+            f"train/things.py --models --out DIR --seed {JUDGE_SEED}"
+        )
+    settings = rendering.RenderSettings(size=SIDE, seed=JUDGE_SEED)
+    return Views([rendering.procedural_views(name, settings) for name in views.names])
 
 
 def _text_towers(o: argparse.Namespace) -> Callable[[Sequence[Prompt]], TextRetrieval] | None:
