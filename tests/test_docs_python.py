@@ -1,4 +1,4 @@
-"""The code of README.md, docs/python.md and docs/codec.md, run as it stands but for the numbers of steps named here."""
+"""The code of README.md, docs/python.md, codec.md and text-to-3d.md, run as it stands but for numbers of steps."""
 
 import contextlib
 import io
@@ -13,6 +13,7 @@ from eval_calls import noise
 from diffdistill import UserError
 from diffdistill.data.save import save_picture
 from diffdistill.evaluation.features.mobilenet import _packaged_weights
+from diffdistill.text3d import Mesh, load_mesh
 
 ROOT = Path(__file__).parents[1]
 SHORTER = {"range(200)": "range(2)"}  # of what is slow on the embedded teacher
@@ -140,3 +141,17 @@ def test_the_code_of_the_codecs_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (parts,) = blocks("docs/codec.md")
     names, _ = run(parts, {})
     assert names["image"].shape == (3, 40, 60) and len(names["data"]) < 3 * 40 * 60
+
+
+def test_the_code_of_the_page_on_text_to_3d(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimesh = pytest.importorskip("trimesh")
+    pytest.importorskip("skimage.measure")
+    monkeypatch.chdir(tmp_path)
+    (parts,) = blocks("docs/text-to-3d.md")
+    names, _ = run(parts, {})
+    assert names["made"].watertight
+    mug = load_mesh(tmp_path / "mug.glb")
+    assert isinstance(mug, Mesh)
+    red, *others = mug.colours.mean(0)
+    assert len(mug.faces) > 5000 and red > 4 * max(others)  # a red mug
+    assert trimesh.Trimesh(mug.vertices, mug.faces).euler_number == 0  # with a handle: one hole through it

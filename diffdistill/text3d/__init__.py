@@ -2,7 +2,7 @@
 
     from diffdistill.text3d import generate_object, load_text_to_3d, save_mesh
 
-    model = load_text_to_3d("assets/text3d")
+    model = load_text_to_3d()
     save_mesh(generate_object(model, "a red mug").mesh, "mug.glb")
 
 The names below are imported when they are first used.

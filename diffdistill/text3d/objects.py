@@ -29,7 +29,7 @@ from .mesh.texture import TextureSettings, textured
 from .mesh.triangles import Mesh, TexturedMesh
 from .model import CONFIG, WEIGHTS, TextTo3DModel, drawn_noise, load_model
 
-SHIPPED = "assets/text3d"
+SHIPPED = Path(__file__).parents[2] / "assets" / "text3d"
 RESOLUTION = 96  # of marching cubes: the small generators have 27 to 32 nodes along a side
 FACES_WITH_TEXTURE = 10_000
 PRIOR = "prior.safetensors"  # what the folder of a prior holds
@@ -70,7 +70,7 @@ def load_text_to_3d(folder: str | Path = SHIPPED, device: str | torch.device = "
     """A model that makes objects of prompts.
 
     Args:
-        folder: what `save_model` wrote, such as the export of a run.
+        folder: what `save_model` wrote, such as the export of a run; by default the model that ships.
         device: where the model runs.
 
     Raises:
