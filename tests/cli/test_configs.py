@@ -13,6 +13,9 @@ from PIL import Image
 from diffdistill.cli.main import main
 from diffdistill.codec.network import CodecNetwork, CodecSettings
 from diffdistill.codec.saved import save_codec
+from diffdistill.text3d.things.procedural import THINGS
+from diffdistill.text3d.things.rendering import RenderSettings, procedural_views
+from diffdistill.text3d.things.view_files import views_as_bytes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -28,6 +31,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_families.save_tiny_sana(folder / "sana32", stages=6)  # with a 32-fold autoencoder
     (folder / "prompts.txt").write_text("red apple\nblue car\n")
     (folder / "photos").mkdir()
+    (folder / "things").mkdir()
+    for name in list(THINGS)[:8]:
+        views = procedural_views(name, RenderSettings(size=32, instances=1, rings=1))
+        (folder / "things" / f"{name}.npz").write_bytes(views_as_bytes(views))
     save_codec(CodecNetwork(CodecSettings(), range(192), torch.ones(192)), folder / "codec")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (260, 300, 3), np.uint8)).save(folder / "photos/a.png")
     return folder
@@ -45,6 +52,10 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
         overrides += ["--method.data.source", str(stand_ins / "photos")]
         for name in {"codec", "init_from"} & set(arguments):  # what another config trains
             overrides += [f"--method.{name}", str(stand_ins / "codec")]
+    if config.stem == "things_multi_view":  # what train/things.py renders
+        overrides += ["--method.data.source", str(stand_ins / "things")]
+    if config.stem == "things_text_to_3d":  # what the other config trains
+        overrides += ["--method.prior", "assets/text3d_prior"]
     if config.stem == "codec_sana":
         overrides += [f"--method.{part}.source={stand_ins / 'sana32'}" for part in ("autoencoder", "transformer")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
