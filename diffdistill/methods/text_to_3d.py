@@ -236,12 +236,13 @@ class TextTo3D(Method):
 
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         generator, prompts = self.networks["generator"], batch["prompts"]
-        noise_dim = unwrap(generator).generator.noise_dim
-        noise = random.normal("object", (noise_dim,)) if noise_dim else None
+        kind: Generator = unwrap(generator).generator
+        noise = random.normal("object", (kind.noise_dim,)) if kind.noise_dim else None
+        layers = [random.normal(f"layer {i}", shape) for i, shape in enumerate(kind.layer_shapes)] or None
         weights = {name: self._now(getattr(self.regularisers, name)) for name in self.views.terms}
         used = {name: weight for name, weight in weights.items() if weight}
         made = self.views.render(
-            generator(prompts, noise),
+            generator(prompts, noise, layers),
             batch["views"],
             self._sharpness,
             batch["background"],

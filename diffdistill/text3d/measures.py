@@ -150,7 +150,7 @@ class Ruler:
             "colour": prompt.colour,
             "recall_at_1": retrieval.recall_at_1,
             "r_probability": retrieval.mean_probability,
-            "psnr_db": _psnr(images, truth),
+            "psnr_db": psnr_db(images, truth),
             "opacity": mean,
             "empty": mean < EMPTY_MEAN or most < EMPTY_MOST,
             "diverged": mean > DIVERGED_MEAN,
@@ -180,7 +180,7 @@ class Ruler:
         """
         if prompt.thing not in THINGS or prompt.colour is None:
             return None
-        return _psnr(self.show(_true_field([prompt], radius), sharpness).images[0], self.truth([prompt])[0])
+        return psnr_db(self.show(_true_field([prompt], radius), sharpness).images[0], self.truth([prompt])[0])
 
     def iou(self, sdf: Tensor, prompt: Prompt, radius: float = 1.0) -> float | None:
         """Intersection over union of one object (R, R, R), from `volume`, with the true one; None if there is none.
@@ -296,7 +296,8 @@ def _true_field(prompts: Sequence[Prompt], radius: float) -> TrueField:
     return field
 
 
-def _psnr(images: Tensor, truth: Tensor) -> float:
+def psnr_db(images: Tensor, truth: Tensor) -> float:
+    """PSNR of images in [0, 1] beside others of the same shape, all together, in dB; at most 100."""
     error = max(float((images - truth).square().mean()), LEAST_ERROR)
     return float(-10 * torch.log10(torch.tensor(error)))
 

@@ -47,13 +47,16 @@ class TextTo3DModel(nn.Module):
         self.name, self.embedder, self.sharpness = generator, embedder, sharpness
         self.generator: Any = generator_of(dataclasses.replace(settings, **widths))
 
-    def forward(self, prompts: Sequence[str], noise: Tensor | None = None) -> Field:
+    def forward(
+        self, prompts: Sequence[str], noise: Tensor | None = None, layer_noise: Sequence[Tensor] | None = None
+    ) -> Field:
         """Objects of P prompts.
 
         Args:
             prompts: one for each object.
             noise: (P, Z) for a generator that takes noise; None for that of seed 0, the same for all prompts. Zeros are
                 no such noise: a generator normalises what it is given, and never saw them.
+            layer_noise: of each layer, (P, *shape) for the generator's `layer_shapes`; None for none.
 
         Raises:
             UserError: a prompt that the model does not know.
@@ -61,7 +64,8 @@ class TextTo3DModel(nn.Module):
         told = self.embedder(prompts)
         if self.generator.noise_dim and noise is None:
             noise = drawn_noise(self.generator.noise_dim, 0).to(told.pooled).expand(len(prompts), -1)
-        found: Field = self.generator(told.pooled, told.tokens, told.mask, noise)
+        more = {} if layer_noise is None else {"layer_noise": layer_noise}
+        found: Field = self.generator(told.pooled, told.tokens, told.mask, noise, **more)
         return found
 
 

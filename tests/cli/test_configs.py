@@ -52,10 +52,10 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
         overrides += ["--method.data.source", str(stand_ins / "photos")]
         for name in {"codec", "init_from"} & set(arguments):  # what another config trains
             overrides += [f"--method.{name}", str(stand_ins / "codec")]
-    if config.stem == "things_multi_view":  # what train/things.py renders
-        overrides += ["--method.data.source", str(stand_ins / "things")]
-    if config.stem == "things_text_to_3d":  # what the other config trains
-        overrides += ["--method.prior", "assets/text3d_prior"]
+    if config.stem in ("things_multi_view", "models_multi_view"):  # what train/things.py renders
+        overrides += ["--method.data.source", str(stand_ins / "things"), "--method.data.natural", "false"]
+    if config.stem in ("things_text_to_3d", "models_text_to_3d"):  # what the other config trains
+        overrides += ["--method.prior=assets/text3d_prior", "--method.prompts=configs/prompts/things.txt"]
     if config.stem == "codec_sana":
         overrides += [f"--method.{part}.source={stand_ins / 'sana32'}" for part in ("autoencoder", "transformer")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own

@@ -86,6 +86,8 @@ def test_a_step_of_a_config_changes_what_is_trained(place: Path, name: str, resi
         if phase.name == "generator":
             assert {"sparsity", "opaque", "eikonal"} <= logs.keys()
             assert {key.split(".")[0] for key in changed} == {"generator", "background"}
+            strengths = {key for key in trained if key.endswith("strength")}
+            assert strengths <= set(changed) and bool(strengths) == (STAND_INS[name][1] == "voxel_tiny")
     assert [phase.name for phase in method.phases(3)] == ["generator", "fake"][: 1 + (residual == "vsd")]
 
 

@@ -120,6 +120,7 @@ class HyperGenerator(nn.Module):
     """
 
     needs_tokens, token_dim, noise_dim = False, 0, 0
+    layer_shapes: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, settings: HyperSettings) -> None:
         super().__init__()

@@ -155,6 +155,7 @@ class TriplaneTransformer(nn.Module):
     """
 
     needs_tokens, prompt_dim, noise_dim = True, 0, 0
+    layer_shapes: tuple[tuple[int, ...], ...] = ()
 
     def __init__(self, settings: TriplaneSettings) -> None:
         super().__init__()

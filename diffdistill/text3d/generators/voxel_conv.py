@@ -9,7 +9,8 @@ Source: the 3D convolutional generator of ScaleDreamer (arXiv 2407.02040), after
 
 Notable:
 - an enlarging layer adds a learnt map of its resolution, up to 64^3. Half of the paper's parameters are in these maps;
-- noise for each layer is given by the caller or zero, so that a generator is a function of its inputs (`layer_noise`);
+- noise for each layer is given by the caller or zero, so that a generator is a function of its inputs (`layer_noise`).
+  Training gives it, and generation does not;
 - prompts and noise are scaled to an rms of 1 first, as StyleGAN2 does with its noise. A zero embedding stays zero;
 - the small size has no noise. Its features are made at 16^3, for eight sub-voxels of each voxel (32^3), since a level
   of convolutions at 32^3 would multiply the cost of a step on a CPU by more than two.
@@ -169,14 +170,19 @@ class VoxelConv(nn.Module):
         self.to_features = nn.ModuleList([ToFeatures(width, outputs, style) for width in channels])
         self.read = SharedHeads(settings.head, settings.features)
 
+    @property
+    def layer_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """(1, n, n, n) of the noise of each layer; none without `layer_noise` in the settings."""
+        first, *others = self.settings.sides
+        sides = [first, *(side for side in others for _ in range(2))] if self.settings.layer_noise else []
+        return tuple((1, side, side, side) for side in sides)
+
     def layer_noise(self, count: int, generator: torch.Generator | None = None) -> list[Tensor]:
         """Standard normal noise for each layer, (count, 1, n, n, n), on the generator's device or the parameters'."""
-        first, *others = self.settings.sides
         device = self.start.device if generator is None else generator.device
-        sides = [first, *(side for side in others for _ in range(2))]
         return [
-            torch.randn(count, 1, side, side, side, generator=generator, device=device).to(self.start.device)
-            for side in sides
+            torch.randn(count, *shape, generator=generator, device=device).to(self.start.device)
+            for shape in self.layer_shapes
         ]
 
     def voxels(self, w: Tensor, layer_noise: Sequence[Tensor] | None = None) -> Tensor:
