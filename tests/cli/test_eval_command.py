@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from eval_calls import noise, one_thread, refused, said
 from PIL import Image
+from processes import in_two_processes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_pipeline import save_tiny_pipeline
 
+from diffdistill.cli.eval import calc
 from diffdistill.evaluation.features.mobilenet import _packaged_weights
 
-ROOT = Path(__file__).parents[2]
 weights = _packaged_weights()
 pytestmark = pytest.mark.skipif(weights is None or not weights.is_file(), reason="MobileNetV2's weights are missing")
 
@@ -48,10 +46,7 @@ def test_two_processes_give_the_numbers_of_one(here: Path, capsys: pytest.Captur
     options = ["--model", "model", "--prompts", "prompts.txt", "--pictures", "7", "--reference", "real"]
     with one_thread():
         one = said(capsys, "calc", *options)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, str(ROOT / "eval" / "calc.py"), *options, "--out", "two.json", "--batch_size", "3"]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    in_two_processes(calc.main, [*options, "--out", str(here / "two.json"), "--batch_size", "3"])
     two = json.loads(Path("two.json").read_text())
     assert one["n"] == two["n"] == 7
     for key in ("fd", "kd", "kd_se"):

@@ -137,6 +137,8 @@ def test_the_exported_pipeline_makes_the_students_picture(teacher: str, tmp_path
         ours = method.teacher.latents.images(denoiser(z, t, method.embedded([0, 1])).x0)
     assert (stock - ours).abs().max() < 2 / 255
 
+    if noise_ratio is None:
+        return  # a process of its own takes seconds; once a kind of prediction will do
     alone = (
         "import sys, torch; sys.modules['diffdistill'] = None; from diffusers import DiffusionPipeline; "
         "p = DiffusionPipeline.from_pretrained(sys.argv[1]); g = torch.Generator().manual_seed(3); "
