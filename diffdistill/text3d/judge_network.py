@@ -68,6 +68,15 @@ class JudgeSettings:
                 "[0, 1] and [0, 1)"
             )
 
+    @classmethod
+    def of_things(cls, count: int) -> JudgeSettings:
+        """As many iterations a thing as 12 things have; 48 things in 600 iterations are found only .81 of the time.
+
+        >>> JudgeSettings.of_things(48).iterations
+        1800
+        """
+        return cls(iterations=max(cls.iterations, round(cls.iterations * count / 12)))
+
 
 class Retrieval(NamedTuple):
     """How well images are found among all prompts.

@@ -172,7 +172,7 @@ def _judge(o: argparse.Namespace, views: Views) -> JudgeNetwork:
     if not o.quiet:
         print(f"a judge is trained on true renders, once, into {file}", file=sys.stderr, flush=True)
     seen = _new_renders(views) if o.judge_views is None else load_views(find(o.judge_views), size=judge_network.SIDE)
-    settings = judge_network.JudgeSettings()
+    settings = judge_network.JudgeSettings.of_things(len(seen.names))
     judge_network.save_judge(judge_network.train_judge(seen, settings), file, settings)
     return judge_network.load_judge(file)
 
