@@ -30,6 +30,7 @@ from diffdistill.models.digests import weights_digest
 from diffdistill.text3d.background import LearnedBackground
 from diffdistill.text3d.baked_views import BakedRings, Grid
 from diffdistill.text3d.embedder import WordEmbedder
+from diffdistill.text3d.generators.generator import Generator
 from diffdistill.text3d.model import TextTo3DModel, save_model
 from diffdistill.text3d.prior import MultiViewPrior, digest_of, load_prior
 from diffdistill.text3d.regularisers import LinearSchedule
