@@ -20,8 +20,6 @@ class Generator(Protocol):
         needs_tokens: whether it reads the tokens of prompts.
         token_dim: D', their width; 0 if it reads none.
         noise_dim: Z, the width of the noise it reads; 0 if it reads none.
-        layer_shapes: of the noise that each of its layers takes, without the axis of prompts. A generator that has some
-            takes them in training as `layer_noise`, and does without them afterwards.
     """
 
     radius: float
@@ -29,7 +27,13 @@ class Generator(Protocol):
     needs_tokens: bool
     token_dim: int
     noise_dim: int
-    layer_shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def layer_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the noise that its layers take, without the axis of prompts.
+
+        A generator that has some is given such noise in training, as `layer_noise`, and does without it afterwards.
+        """
 
     def __call__(
         self, pooled: Tensor, tokens: Tensor | None = None, mask: Tensor | None = None, noise: Tensor | None = None
