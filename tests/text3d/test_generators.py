@@ -35,7 +35,6 @@ def parameters(settings: GeneratorSettings) -> dict[str, int]:
         ("voxel_conv", "all", 88_686_923, 88.7e6),
         ("voxel_conv_wide", "all", 144_798_155, 144.8e6),
         ("hyper_small", "all", 185_552, 0.19e6),
-        ("hyper_medium", "all", 573_280, 573_280),
         ("triplane_small", "all", 1_114_496, 1.12e6),  # published with 2,816 of word embeddings
         ("voxel_conv_small", "all", 1_270_720, 1.27e6),
     ],

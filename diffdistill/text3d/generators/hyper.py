@@ -73,12 +73,6 @@ class HyperSettings:
         head = HeadSettings(hidden=(32,), joint=True, sphere=0.5)
         return cls(DenseLevelSettings(), head, prompt_dim=prompt_dim, radius=1.0)
 
-    @classmethod
-    def medium(cls, prompt_dim: int = 128) -> HyperSettings:
-        """0.57 million parameters: as `small`, with twice the features, hidden values and width, for more shapes."""
-        head = HeadSettings(hidden=(64,), joint=True, sphere=0.5)
-        return cls(DenseLevelSettings(features=8), head, prompt_dim=prompt_dim, bottleneck=96, radius=1.0)
-
 
 class HyperNetwork(nn.Module):
     """A prompt to the matrices of its heads.

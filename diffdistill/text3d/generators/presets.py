@@ -16,7 +16,6 @@ GeneratorSettings = HyperSettings | TriplaneSettings | VoxelConvSettings
 PRESETS: dict[str, Callable[[], GeneratorSettings]] = {
     "hyper": HyperSettings,
     "hyper_small": HyperSettings.small,
-    "hyper_medium": HyperSettings.medium,
     "triplane": TriplaneSettings,
     "triplane_small": TriplaneSettings.small,
     "voxel_conv": VoxelConvSettings,
