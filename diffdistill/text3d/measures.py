@@ -37,6 +37,8 @@ from .things.viewpoints import reference_views, view_cameras
 from .things.views import Views
 
 EMPTY_MEAN, EMPTY_MOST, DIVERGED_MEAN = 0.02, 0.5, 0.6
+MORE_THAN_TRUE = 0.1  # of the views: a true ball covers .71 of them, and so does a right one
+NOT_WHITE = 0.02
 LEAST_ERROR = 1e-10  # mean squared, which is 100 dB
 
 
@@ -144,6 +146,7 @@ class Ruler:
         """What the views (24, 3, S, S) of one object say; see `measured`."""
         retrieval = self.retrieval(prompt, images)
         mean, most = float(opacity.mean()), float(opacity.max())
+        covered = float(((1 - truth).amax(1) > NOT_WHITE).float().mean())
         return {
             "prompt": str(prompt),
             "thing": prompt.thing,
@@ -153,7 +156,7 @@ class Ruler:
             "psnr_db": psnr_db(images, truth),
             "opacity": mean,
             "empty": mean < EMPTY_MEAN or most < EMPTY_MOST,
-            "diverged": mean > DIVERGED_MEAN,
+            "diverged": mean > max(DIVERGED_MEAN, covered + MORE_THAN_TRUE),
         }
 
     def volume(self, field: Field) -> Tensor:

@@ -37,7 +37,7 @@ from diffdistill.text3d.mesh.packages import needed
 from diffdistill.text3d.things.catalogue import Prompt, Split
 from diffdistill.text3d.things.viewpoints import DISTANCE, FOV_DEG, REFERENCE_AZIMUTH_DEG, REFERENCE_ELEVATION_DEG
 
-MEASURED_BY = 2  # goes up with each change of a measure, so that old rows are not kept
+MEASURED_BY = 3  # goes up with each change of a measure, so that old rows are not kept
 MEASURES = {
     "mesh": "whether the extracted mesh is watertight, and of how many parts it is",
     "kd": "kernel distance of the views from true renders, by MobileNetV2's features",
