@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.main import guard
 from diffdistill.errors import UserError
 from diffdistill.files import write_atomic, write_json_atomic
@@ -45,7 +46,7 @@ SETTINGS = "settings.json"
 
 def main() -> None:
     """Render what is not there yet, and print how many things and bytes the folder has."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder to make, or to go on with")
     parser.add_argument("--models", action="store_true", help="the real 3D models instead of the procedural things")
     parser.add_argument("--archive", type=Path, help="the library of models, BlendSwap-CC-0.sh3f")
@@ -85,7 +86,11 @@ def _render(
         bar.set_postfix_str(name)
         file = out / f"{name}.npz"
         if file.exists():
-            read_views(file)  # a damaged one is said at once
+            there = read_views(file)  # a damaged one is said at once
+            if (there.name, there.size, len(there.rings)) != (name, settings.size, settings.instances * settings.rings):
+                raise UserError(
+                    f"{file} holds views of another thing, size or number; delete it, or take another folder"
+                )
             kept += 1
         else:
             with torch.inference_mode():
@@ -102,14 +107,16 @@ def _begin(out: Path, wanted: dict[str, Any]) -> None:
         try:
             found = json.loads(file.read_text())
             differing = [key for key in wanted if found.get(key) != wanted[key]]
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"{file} cannot be read: {error}") from error
         if differing:
             key = differing[0]
             raise UserError(
                 f"{out} was rendered with {key} {found.get(key)}, and not {wanted[key]}; take another folder"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    elif out.exists() and any(not inside.name.startswith(".") for inside in out.iterdir()):  # of a run that was killed
         raise UserError(f"{out} is not empty, and was not made by this script; take another folder")
     else:
         write_json_atomic(file, wanted)

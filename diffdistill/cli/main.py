@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guard(work: Callable[[], None]) -> int:
-    """Run `work`; a UserError becomes one line on stderr and exit code 2."""
+    """Run `work`; a UserError, or a file that cannot be used, becomes one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
@@ -48,6 +48,11 @@ def guard(work: Callable[[], None]) -> int:
     except BrokenPipeError:  # of `| head`: what reads the lines has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.filename is None or error.strerror is None:  # of no file: a fault of the program
+            raise
+        print(f"diffdistill: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("diffdistill: interrupted", file=sys.stderr)
         return 130

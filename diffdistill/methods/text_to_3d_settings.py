@@ -216,9 +216,9 @@ class Rendering:
         check_shares(share_of_white=self.share_of_white)
         if self.renderer not in ("baked", "dense"):
             raise UserError(f"rendering.renderer is {self.renderer!r}; it must be baked or dense")
-        for name, least in (("resolution", 4), ("samples", 1), ("rings", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"rendering.{name} is {getattr(self, name)}; it must be {least} or more")
+        for name, least, most in (("resolution", 4, 256), ("samples", 1, 1024), ("rings", 0, 4096)):
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"rendering.{name} is {getattr(self, name)}; it must be from {least} to {most}")
         for k in (self.sharpness.first, self.sharpness.last):
             if not 0 < k < math.inf:
                 raise UserError(f"rendering.sharpness is {k}; it must be a number above 0")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .words import Vocabulary
+from .words import Vocabulary, words_of
 
 
 class Embedding(NamedTuple):
@@ -56,6 +56,10 @@ class WordEmbedder(nn.Module):
     def device(self) -> torch.device:
         """Where embeddings are returned."""
         return self.table.device
+
+    def reads(self, prompt: str) -> str:
+        """A prompt as the model reads it; prompts of one reading are one to it."""
+        return " ".join(words_of(prompt))
 
     def saved(self) -> dict[str, Any]:
         """What a saved model says of it, beside the table."""

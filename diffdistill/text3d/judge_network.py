@@ -218,8 +218,12 @@ def load_judge(path: Path) -> JudgeNetwork:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["judge"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if tensors["thing.weight"].shape != (len(about["things"]), FEATURES):
+            raise ValueError(f"it names {len(about['things'])} things")
         network = JudgeNetwork(about["things"], bool(about["natural"]))
         network.load_state_dict(tensors)
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise ValueError("it has values that are not finite")
     except Exception as error:  # safetensors, json and torch raise many kinds of error for a damaged file
         raise UserError(f"{path} holds no judge network that can be read: {error}") from error
     return network.eval()

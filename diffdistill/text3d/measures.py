@@ -169,11 +169,14 @@ class Ruler:
 
         None for a thing without a true object, such as a real 3D model.
         """
-        if prompt.thing not in THINGS or prompt.colour is None:
+        if not self._has_field(prompt):
             return None
         if (key := (prompt.thing, radius)) not in self._true:  # colours do not change it
             self._true[key] = self.volume(_true_field([Prompt(prompt.thing, next(iter(COLOURS)))], radius))[0]
         return self._true[key]
+
+    def _has_field(self, prompt: Prompt) -> bool:
+        return prompt.colour is not None and prompt.thing in THINGS and self.views.is_procedural(prompt.thing)
 
     @torch.no_grad()
     def true_psnr(self, prompt: Prompt, sharpness: float, radius: float) -> float | None:
@@ -181,7 +184,7 @@ class Ruler:
 
         None where there is no true field.
         """
-        if prompt.thing not in THINGS or prompt.colour is None:
+        if not self._has_field(prompt):
             return None
         return psnr_db(self.show(_true_field([prompt], radius), sharpness).images[0], self.truth([prompt])[0])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from .text_encoder import TextEmbedder, load_text_embedder
 from .words import Vocabulary
 
 FORMAT = 1
+MOST_SHARP = 1e5  # a surface that thin is of no width on any grid
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -35,13 +35,13 @@ class TextTo3DModel(nn.Module):
         sharpness: k of the density with which the fields are rendered; see `volume.volsdf_density`.
 
     Raises:
-        UserError: there is no such preset, or the sharpness is not above 0.
+        UserError: there is no such preset, or the sharpness is out of its range.
     """
 
     def __init__(self, generator: str, embedder: WordEmbedder | TextEmbedder, sharpness: float = 60.0) -> None:
         super().__init__()
-        if not 0 < sharpness < math.inf:
-            raise UserError(f"sharpness is {sharpness}; it must be a number above 0")
+        if not 0 < sharpness <= MOST_SHARP:
+            raise UserError(f"sharpness is {sharpness}; it must be a number above 0, and {MOST_SHARP:g} at most")
         settings: Any = preset(generator)
         widths = {f.name: embedder.dim for f in dataclasses.fields(settings) if f.name in ("prompt_dim", "token_dim")}
         self.name, self.embedder, self.sharpness = generator, embedder, sharpness
@@ -111,6 +111,10 @@ def load_model(folder: str | Path) -> TextTo3DModel:
         else:
             words = config["vocabulary"] | {"words": tuple(config["vocabulary"]["words"])}
             embedder = WordEmbedder(Vocabulary(**words), weights["embedder.table"])
+        with torch.device("meta"):  # a file of other shapes is refused before memory is taken
+            shapes = TextTo3DModel(config["generator"], embedder, float(config["sharpness"])).state_dict()
+        if {name: value.shape for name, value in shapes.items()} != {n: value.shape for n, value in weights.items()}:
+            raise ValueError("the shapes or names of weights differ")
         made = TextTo3DModel(config["generator"], embedder, float(config["sharpness"]))
         made.load_state_dict({name: value.float() for name, value in weights.items()})
     except UserError:

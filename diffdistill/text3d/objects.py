@@ -85,6 +85,8 @@ def load_text_to_3d(folder: str | Path = SHIPPED, device: str | torch.device = "
         if inside is not None:
             raise UserError(f"there is no text-to-3D model at {folder}; there is one in {inside}")
     model = load_model(place)
+    if str(device) == "meta":
+        raise UserError("the device 'meta' cannot be used: it holds no values; name one such as cpu or cuda")
     try:
         return model.to(device)
     except (RuntimeError, AssertionError) as error:  # torch has many ways to say that it has no such device
@@ -111,6 +113,10 @@ def generate_field(model: TextTo3DModel, prompts: Sequence[str], seeds: Sequence
     """
     if not prompts:
         raise UserError("there are no prompts; give one for each object")
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise UserError(f"a prompt is {wrong[0]!r}; it must be a text")
+    if odd := [seed for seed in seeds or () if type(seed) is not int]:
+        raise UserError(f"a seed is {odd[0]!r}; it must be a whole number")
     if seeds is not None and len(seeds) != len(prompts):
         raise UserError(f"there are {len(seeds)} seeds and {len(prompts)} prompts; give one for each object")
     if seeds is None or not takes_noise(model):

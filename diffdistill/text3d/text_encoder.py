@@ -68,6 +68,10 @@ class TextEmbedder(nn.Module):
         """Where embeddings are returned."""
         return self.here.device
 
+    def reads(self, prompt: str) -> str:
+        """A prompt as the text encoder reads it: all of it."""
+        return prompt
+
     def remember(self, among: Callable[[str], bool], rows: Rows) -> None:
         """Take the tokens of prompts that are among those of a run from elsewhere, so that the encoder is not asked.
 

@@ -41,8 +41,8 @@ class Vocabulary:
                 raise UserError(f"the vocabulary has {word!r}; a word is in lower case, of letters, and no article")
         if len(set(self.words)) < len(self.words) or not self.words:
             raise UserError("the vocabulary is empty, or has a word twice")
-        if not 1 <= self.longest <= MOST_WORDS:
-            raise UserError(f"longest is {self.longest}; a prompt may have from 1 to {MOST_WORDS} words")
+        if type(self.longest) is not int or not 1 <= self.longest <= MOST_WORDS:
+            raise UserError(f"longest is {self.longest!r}; a prompt may have from 1 to {MOST_WORDS} words")
 
     def ids(self, prompts: Sequence[str], empty: bool = True) -> Tensor:
         """Numbers of the words of prompts: (P, longest) int64, with 0 after the last word; "" has none.
@@ -63,7 +63,7 @@ class Vocabulary:
         number = {word: i + 1 for i, word in enumerate(self.words)}
         rows = []
         for prompt in prompts:
-            words = [word for word in _split(prompt.lower()) if word not in ARTICLES]
+            words = words_of(prompt)
             for word in words:
                 if word not in number:
                     close = difflib.get_close_matches(word, self.words, 1)
@@ -75,6 +75,15 @@ class Vocabulary:
                 raise UserError(f"the prompt {prompt!r} has no word; it must name what is wanted")
             rows.append([number[word] for word in words] + [0] * (self.longest - len(words)))
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.longest)
+
+
+def words_of(prompt: str) -> list[str]:
+    """The words of a prompt as a model reads them: in lower case, without articles.
+
+    >>> words_of("A  Red-mug!")
+    ['red', 'mug']
+    """
+    return [word for word in _split(prompt.lower()) if word not in ARTICLES]
 
 
 def _split(text: str) -> list[str]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from text3d.command_calls import VIEWS, generate, refused, render
+from text3d.command_calls import QUICK, VIEWS, generate, refused, render
 from text3d.mesh_fields import Shapes
 from text3d.small_model import save_small_model, tiny_presets
 
+from diffdistill.cli.text3d import generate as command
 from diffdistill.errors import UserError
 from diffdistill.text3d import generate_object
 from diffdistill.text3d.model import TextTo3DModel
@@ -34,6 +35,13 @@ BAD = [
     (("--prompt", " "), "--prompt is empty"),
     (("--prompt", "mug", "--n", "0"), "--n is 0"),
     (("--prompt", "mug", "--n", "2", "-o", "OUT/"), "2 objects of the prompt 'mug' are asked for; this model takes no"),
+    (
+        ("--prompt", "a mug", "--prompt", "MUG!", "-o", "OUT/"),
+        "2 objects of the prompt 'a mug' or 'MUG!' are asked for",
+    ),
+    (("--prompt", "mug", "-o", "OUT/" + "m" * 300 + ".glb"), "File name too long"),
+    (("--prompt", "mug", "--turntable", "OUT/a.gif", "--fps", "0.001"), "--fps is 0.001; it must be from 0.01 to 50"),
+    (("--prompt", "mug", "--device", "meta"), "the device 'meta' cannot be used"),
     (("--prompt", "mug", "--prompt", "tree"), "is one file, and there are 2 objects"),
     (("--prompt", "mug", "--seed", "-1"), "--seed is -1"),
     (("--prompt", "mug", "-o", "OUT/mug.stl"), "ends in .stl; it must end in .glb, .ply, .obj"),
@@ -63,6 +71,24 @@ def test_bad_input_is_one_line(
     needed = ["--prompt", "mug"] if "--promt" in argv else []
     assert said in refused(capsys, "generate", "--model", model, "-o", tmp_path / "mug.glb", *needed, *given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_ended_is_no_failed_object(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*args: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("diffdistill.cli.text3d.generate.say", ended)
+    with pytest.raises(BrokenPipeError):  # which `guard` turns into exit code 141
+        command.main(["--model", model, "--prompt", "mug", "-o", str(tmp_path / "mug.glb"), *QUICK])
+    assert "error" not in capsys.readouterr().err and (tmp_path / "mug.glb").is_file()
+
+
+def test_a_dangling_link_is_not_replaced(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mug.glb").symlink_to(tmp_path / "nowhere.glb")
+    said = refused(capsys, "generate", "--model", model, "--prompt", "mug", "-o", tmp_path / "mug.glb")
+    assert "mug.glb is there already" in said and (tmp_path / "mug.glb").is_symlink()
 
 
 def test_the_default_model_says_where_it_should_be(

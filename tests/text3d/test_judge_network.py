@@ -82,6 +82,15 @@ def test_it_learns_in_seconds_and_comes_back_from_a_file(tmp_path: Path) -> None
         (tmp_path / "bad.safetensors").write_bytes(damaged)
         with pytest.raises(UserError, match="bad.safetensors holds no judge network"):
             load_judge(tmp_path / "bad.safetensors")
+    with torch.no_grad():
+        network.colour.bias[0] = float("nan")
+    save_judge(network, tmp_path / "nan.safetensors", settings)
+    with pytest.raises(UserError, match="values that are not finite"):
+        load_judge(tmp_path / "nan.safetensors")
+    network.things = (*things, "mug")  # more names than the weights are of
+    save_judge(network, tmp_path / "more.safetensors", settings)
+    with pytest.raises(UserError, match="it names 3 things"):
+        load_judge(tmp_path / "more.safetensors")
 
 
 def test_settings_are_checked() -> None:

@@ -1,5 +1,6 @@
 """Objects and pictures of prompts, from Python: the mesh is the field's surface, and the pictures are the field's."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -168,6 +169,26 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             load_text_to_3d(place, device)
     assert load_text_to_3d(folder).name == HYPER
+    config = json.loads((folder / "config.json").read_text())
+    for change, said in (
+        ({"sharpness": 1e300}, "sharpness is 1e[+]300; it must be a number above 0, and 100000 at most"),
+        ({"vocabulary": config["vocabulary"] | {"longest": 2.5}}, "longest is 2.5; a prompt may have from 1"),
+        ({"generator": "triplane"}, "of another shape than the other says"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=said):
+            load_text_to_3d(folder)
+
+
+def test_prompts_and_seeds_of_another_type() -> None:
+    model = small_model()
+    for prompts, seeds, said in (
+        ([["mug"]], None, "must be a text"),
+        ([5], None, "a prompt is 5"),
+        (["mug"], [1.5], "a seed is 1.5"),
+    ):
+        with pytest.raises(UserError, match=said):
+            generate_field(model, prompts, seeds)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.M
     for arrays, message in (
         ({"record": {"format": 2}}, "has format 2; this version reads 1"),
         ({"record": {"kind": "other"}}, "is no readable file of views"),
+        ({"record": {"kind": "colours"}}, "a sheet is RGB, where RGBA was expected"),
         ({"record": {"size": 1 << 20}}, "states 3 rings of 1048576 pixels"),
         ({"record": {"size": 16}}, "a sheet is of"),
         ({"record": {"white": 0}}, "both are in"),
@@ -253,6 +254,9 @@ def test_a_stopped_run_goes_on(
     assert (views.size, views.rings, len(views)) == (8, 2, 3)
     with pytest.raises(UserError, match="was rendered with seed 0, and not 1; take another folder"):
         run(monkeypatch, "--out", str(out), *small, "--seed", "1")
+    (out / "cube.npz").write_bytes(whole["ball.npz"])
+    with pytest.raises(UserError, match="cube.npz holds views of another thing"):
+        run(monkeypatch, "--out", str(out), *small)
     (out / "cube.npz").write_bytes(whole["cube.npz"][:-50])
     with pytest.raises(UserError, match="cube.npz is no readable file of views"):
         run(monkeypatch, "--out", str(out), *small)
@@ -260,6 +264,11 @@ def test_a_stopped_run_goes_on(
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="other is not empty, and was not made by this script"):
         run(monkeypatch, "--out", str(tmp_path / "other"), *small)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".settings.json.1.tmp").write_text("{")  # of a run that was killed at once
+    run(monkeypatch, "--out", str(tmp_path / "killed"), *small)
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        run(monkeypatch, "--out", str(tmp_path / "other" / "notes.txt"), *small)
     with pytest.raises(UserError, match="--archive and --packages are for --models"):
         run(monkeypatch, "--out", str(tmp_path / "x"), "--archive", "a.sh3f")
     with pytest.raises(UserError, match="a.sh3f is not there"):

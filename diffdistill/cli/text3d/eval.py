@@ -168,6 +168,8 @@ def _judge(o: argparse.Namespace, views: Views) -> JudgeNetwork:
     file = o.judge or Path(find(o.views)) / JUDGE
     if file.is_file():
         return judge_network.load_judge(file)
+    if file.exists():
+        raise UserError(f"--judge {file} is a folder; name a file")
     check_writable(file, "--judge")
     if not o.quiet:
         print(f"a judge is trained on true renders, once, into {file}", file=sys.stderr, flush=True)
@@ -211,7 +213,9 @@ def _text_towers(o: argparse.Namespace) -> Callable[[Sequence[Prompt]], TextRetr
 
 
 def _check_out(out: Path) -> None:
-    """Raise UserError where the folder is there already and holds no evaluation."""
+    """Raise UserError where the folder is there already and holds no evaluation, or is a file."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS).is_file():
         raise UserError(f"{out} is there already and holds no evaluation; name another folder")
 

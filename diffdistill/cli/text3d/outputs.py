@@ -72,7 +72,7 @@ def check_outputs(outputs: Iterable[Output], overwrite: bool) -> None:
         seen[place] = option
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; name a file")
-        if path.exists() and not overwrite:
+        if (path.exists() or path.is_symlink()) and not overwrite:
             raise UserError(f"{path} is there already; add --overwrite or name another")
         check_writable(path, option)
 
@@ -82,5 +82,7 @@ def writing() -> Iterator[None]:
     """Within the block, a file that cannot be written, as where the disk is full, is a UserError."""
     try:
         yield
+    except BrokenPipeError:  # of what is printed, where the reader has ended; it is no file
+        raise
     except OSError as error:
         raise UserError(f"{error.filename or 'a file'} cannot be written: {error.strerror}") from error

@@ -41,8 +41,8 @@ def check_fps(options: argparse.Namespace, path: Path | None) -> float:
         return FPS
     if path is None or path.suffix.lower() not in MOVING:
         raise UserError("--fps is for a .gif or .mp4")
-    if not 0 < options.fps <= 50:
-        raise UserError(f"--fps is {options.fps:g}; it must be above 0, and 50 at most")
+    if not 0.01 <= options.fps <= 50:  # a GIF cannot show a view for longer than 655 seconds
+        raise UserError(f"--fps is {options.fps:g}; it must be from 0.01 to 50")
     return float(options.fps)
 
 

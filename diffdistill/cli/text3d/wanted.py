@@ -102,10 +102,12 @@ def check_prompts(model: TextTo3DModel, objects: Sequence[Wanted]) -> None:
     from diffdistill.text3d.objects import takes_noise
 
     prompts = [each.prompt for each in objects]
-    if len(set(prompts)) < len(prompts) and not takes_noise(model):
-        prompt, count = Counter(prompts).most_common(1)[0]
-        raise UserError(
-            f"{count} objects of the prompt {prompt!r} are asked for; this model takes no noise, so they would be one "
-            "and the same"
-        )
     model.embedder(prompts)
+    read = [model.embedder.reads(prompt) for prompt in prompts]
+    if len(set(read)) < len(read) and not takes_noise(model):
+        most, count = Counter(read).most_common(1)[0]
+        same = dict.fromkeys(prompt for prompt, words in zip(prompts, read, strict=True) if words == most)
+        raise UserError(
+            f"{count} objects of the prompt {' or '.join(map(repr, same))} are asked for; this model takes no noise, "
+            "so they would be one and the same"
+        )

@@ -80,9 +80,9 @@ COLUMNS = (
         "share_empty", "empty", 3, "low",
         "share of the objects whose mean opacity is below 0.02, or the largest below 0.5",
     ),
-    Column("share_diverged", "diverged", 3, "low", "share of the objects that fill the views where the true one does not"),
+    Column("share_diverged", "diverged", 3, "low", "share of objects that fill the views where true ones do not"),
     Column("empty", "empty", 0, "low", "whether the mean opacity is below 0.02, or the largest below 0.5"),
-    Column("diverged", "diverged", 0, "low", "whether the mean opacity is above 0.6, and 0.1 more than the true object covers"),
+    Column("diverged", "diverged", 0, "low", "mean opacity above 0.6, and by 0.1 above the true cover"),
     Column("opacity", "opacity", 3, "", "mean over all pixels of the 24 views"),
     Column(
         "variety", "variety", 3, "",

@@ -41,7 +41,7 @@ def read_sheet(path: Path, size: int) -> Tensor:
             if picture.size != (COLUMNS * size, ROWS * size):
                 raise ValueError(f"it has {picture.size} pixels, and {COLUMNS * size, ROWS * size} were expected")
             pixels = torch.from_numpy(np.array(picture.convert("RGB")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} holds no reference views that can be read: {error}; delete it") from error
     return pixels.view(ROWS, size, COLUMNS, size, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, size, size)
 

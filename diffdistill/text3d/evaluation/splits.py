@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from diffdistill.errors import UserError
 from diffdistill.text3d.things.catalogue import Prompt, Split, split_of
 from diffdistill.text3d.things.views import Views
-from diffdistill.text3d.words import ARTICLES
+from diffdistill.text3d.words import words_of
 
 SPLITS = ("trained", "composed", "unseen")
 IN_WORDS = {
@@ -70,4 +70,4 @@ def of_things(split: Split, things: Sequence[str]) -> Split:
 
 def _words(text: str) -> str:
     """A prompt as a model reads it: in lower case, without articles."""
-    return " ".join(word for word in text.lower().split() if word not in ARTICLES)
+    return " ".join(words_of(text))

@@ -59,8 +59,8 @@ class ExtractSettings:
     points_at_once: int = 1 << 18
 
     def __post_init__(self) -> None:
-        if not 4 <= self.resolution <= 2048:
-            raise UserError(f"resolution is {self.resolution}; it must be in 4 .. 2048")
+        if type(self.resolution) is not int or not 4 <= self.resolution <= 1024:
+            raise UserError(f"resolution is {self.resolution!r}; it must be a whole number in 4 .. 1024")
         if self.coarse and not 8 <= self.coarse <= 512:
             raise UserError(f"coarse is {self.coarse}; it must be in 8 .. 512, or 0 for a single pass")
         if not 0 <= self.speck < 1:

@@ -193,6 +193,9 @@ def _cells(data: bytes, n: int, channels: int, size: int) -> Tensor:
     with Image.open(io.BytesIO(data), formats=["WEBP"]) as picture:
         if picture.size != (_ROW * size, rows * size):
             raise ValueError(f"a sheet is of {picture.size} pixels, where {_ROW * size, rows * size} were expected")
-        pixels = np.asarray(picture.convert("RGBA" if channels == 4 else "RGB"))
+        mode = "RGBA" if channels == 4 else "RGB"
+        if picture.mode != mode:
+            raise ValueError(f"a sheet is {picture.mode}, where {mode} was expected")
+        pixels = np.asarray(picture)
     cells = torch.from_numpy(pixels.copy()).view(rows, size, _ROW, size, channels).permute(0, 2, 4, 1, 3)
     return cells.reshape(-1, channels, size, size)[:n].clone()

@@ -96,6 +96,10 @@ class Views:
         """Whether all things have colours by themselves."""
         return bool(self._natural.all())
 
+    def is_procedural(self, thing: str) -> bool:
+        """Whether a thing is a procedural one, whose true field is known; its name alone does not say so."""
+        return thing in self.names and not bool(self._natural[self.names.index(thing)])
+
     def to(self, device: torch.device | str) -> Views:
         """These views, moved to a device."""
         for name in ("_rings", "_references", "_starts", "_natural", "_mix", "_cap"):
