@@ -13,7 +13,7 @@ from text3d.command_calls import QUICK, VIEWS, generate, refused, render
 from text3d.mesh_fields import Shapes
 from text3d.small_model import save_small_model, tiny_presets
 
-from diffdistill.cli.text3d import generate as command
+from diffdistill.cli.text3d import generate as generate_command
 from diffdistill.errors import UserError
 from diffdistill.text3d import generate_object
 from diffdistill.text3d.model import TextTo3DModel
@@ -81,7 +81,7 @@ def test_a_reader_that_ended_is_no_failed_object(
 
     monkeypatch.setattr("diffdistill.cli.text3d.generate.say", ended)
     with pytest.raises(BrokenPipeError):  # which `guard` turns into exit code 141
-        command.main(["--model", model, "--prompt", "mug", "-o", str(tmp_path / "mug.glb"), *QUICK])
+        generate_command.main(["--model", model, "--prompt", "mug", "-o", str(tmp_path / "mug.glb"), *QUICK])
     assert "error" not in capsys.readouterr().err and (tmp_path / "mug.glb").is_file()
 
 
