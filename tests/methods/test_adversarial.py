@@ -75,7 +75,7 @@ def test_the_critic_learns_to_tell_real_from_generated(folder: Path, monkeypatch
     method = build(folder, monkeypatch, fake_score, adversary__critic_weight=1.0, optimizer__learning_rate=1e-9)
     method.judge.adversary.latents = torch.full((2, 4, 4, 4), 2.0)
     head = [p.detach().clone() for p in method.networks["fake"].head.parameters()]
-    settings = TrainingSettings(400, batch_size=8, cpu=True, log_every=1, validate_every=0)
+    settings = TrainingSettings(320, batch_size=8, cpu=True, log_every=1, validate_every=0)
     Trainer(method, settings, tmp_path).fit()
     critic = [json.loads(line)["fake/critic"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     chance = 2 * math.log(2)  # its late times are nearly all noise, so it cannot come near 0
