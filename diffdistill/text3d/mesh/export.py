@@ -93,7 +93,7 @@ def _finish(tree: dict[str, Any]) -> None:
         attributes = primitive["attributes"]
         if "_COLOR_0" in attributes:
             attributes["COLOR_0"] = attributes.pop("_COLOR_0")
-            tree["materials"] = [{"name": _NAME, "pbrMetallicRoughness": dict(_ROUGH)}]
+            tree["materials"] = [{"name": _NAME, "pbrMetallicRoughness": {"baseColorFactor": [1.0] * 4, **_ROUGH}}]
             primitive["material"] = 0
 
 

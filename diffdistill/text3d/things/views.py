@@ -196,7 +196,9 @@ def load_views(folder: str | Path, names: Sequence[str] | None = None, size: int
     folder = Path(folder)
     wanted = sorted(file.stem for file in folder.glob("*.npz")) if names is None else list(names)
     if not wanted:
-        raise UserError(f"{folder} holds no views; python train/things.py --out {folder} makes them")
+        raise UserError(
+            f"{folder} holds no views; python train/things.py --out {folder} --instances 24 --rings 16 makes them"
+        )
     things = []
     for name in wanted:
         if not (file := folder / f"{name}.npz").is_file():
