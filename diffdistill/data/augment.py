@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,14 +28,37 @@ def varied(images: Tensor, names: Sequence[str], shift: int, mirror: bool, seed:
     Returns:
         Tensor of the shape and type of `images`.
     """
-    generator = torch.Generator().manual_seed(seed)
     side = 2 * shift + 1
-    offsets = torch.randint(0, side, (len(images), 2), generator=generator).tolist()
-    flips = (torch.rand(len(images), generator=generator) < 0.5).tolist()
     height, width = images.shape[-2:]
     wide = pad(images, (shift,) * 4, value=WHITE)
     out = torch.empty_like(images)
-    for i, (top, left) in enumerate(offsets):
+    for i, (top, left, flipped) in enumerate(_drawn(names, side, mirror, seed)):
         image = wide[i, :, top : top + height, left : left + width]
-        out[i] = image.flip(-1) if mirror and flips[i] and not HANDED.search(names[i]) else image
+        out[i] = image.flip(-1) if flipped else image
     return out
+
+
+def changes(names: Sequence[str], shift: int, mirror: bool, seed: int) -> Tensor:
+    """How `varied` changes each image, for a network that is conditioned on it.
+
+    Args:
+        names, shift, mirror, seed: as in `varied`.
+
+    Returns:
+        Tensor of shape (N, 3): the shifts down and to the right as fractions of the largest one, and 1 for an image
+        that is mirrored. An image that stays as it is has (0, 0, 0).
+    """
+    found = [
+        ((shift - top) / max(1, shift), (shift - left) / max(1, shift), float(flipped))
+        for top, left, flipped in _drawn(names, 2 * shift + 1, mirror, seed)
+    ]
+    return torch.tensor(found, dtype=torch.float32).reshape(-1, 3)
+
+
+def _drawn(names: Sequence[str], side: int, mirror: bool, seed: int) -> Iterator[tuple[int, int, bool]]:
+    """For each image, where its window begins in the padded one (top, left), and whether it is mirrored then."""
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.randint(0, side, (len(names), 2), generator=generator).tolist()
+    flips = (torch.rand(len(names), generator=generator) < 0.5).tolist()
+    for name, (top, left), flip in zip(names, offsets, flips, strict=True):
+        yield top, left, mirror and flip and not HANDED.search(name)

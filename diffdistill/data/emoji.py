@@ -73,6 +73,18 @@ def load_emoji(root: str | Path, split: str = "train") -> EmojiSet:
     return whole.subset([i for i, name in enumerate(whole.names) if (name in held_out) in wanted])
 
 
+def groups(root: str | Path) -> dict[str, str]:
+    """The group of each concept by its name, such as "animal": the part of its category before a dash.
+
+    Raises:
+        UserError: concepts.tsv has no third column.
+    """
+    table = [line.split("\t") for line in _lines(Path(root) / "concepts.tsv")]
+    if any(len(row) < 3 for row in table):
+        raise UserError(f"{Path(root) / 'concepts.tsv'}: a line has no category; it should be CODE, NAME and CATEGORY")
+    return {row[1]: row[2].split("-")[0] for row in table}
+
+
 def _lines(path: Path) -> list[str]:
     return lines_of(decode_text(path.read_bytes(), str(path)))
 

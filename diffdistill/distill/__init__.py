@@ -8,6 +8,7 @@ Losses here are functions of tensors and score models. They hold no networks and
 - `score_identity_loss`: SiD
 - `few_step_times`, `few_step_sample`, `backward_simulation`: generators of several steps (DMD2)
 - `generator_loss`, `discriminator_loss`, `DiscriminatorHead`: an adversarial term
+- `info_nce`: contrastive self-distillation (DDAE++)
 - `teacher_signal`, `bootstrap_loss`, `boundary_loss`: BOOT
 - `two_step_target`, `progressive_loss`, `ddim_path`: progressive distillation
 - `consistency_loss`, `consistency_sample`: consistency distillation
@@ -35,6 +36,7 @@ from .consistency import (
     pseudo_huber,
     skipped_times,
 )
+from .contrast import info_nce
 from .denoising import DENOISING_WEIGHTS, DenoisingError, denoising_loss
 from .flow_matching import check_two_times, flow_matching_loss, logit_normal_times
 from .inversion import Inversion, ddim_invert
@@ -118,6 +120,7 @@ __all__ = [
     "guided_velocity",
     "halving_grid",
     "halvings",
+    "info_nce",
     "judge",
     "logit_normal_times",
     "look_up",

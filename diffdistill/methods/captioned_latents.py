@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffdistill.data.augment import varied
+from diffdistill.data.augment import changes, varied
 from diffdistill.data.captioned import CaptionedImages
 from diffdistill.data.colour import HUES, dominant_hue, shift_hue, with_colour
 from diffdistill.distill import SampleRandom
@@ -48,6 +48,8 @@ class Augmentation:
         mirror: whether half of the images are mirrored left to right, except those whose name tells the sides apart.
         variants: number of shifted and mirrored variants of each image; recoloured images have a quarter as many. With
             `shift` 0 and `mirror` false there are no variants.
+        conditioned: whether the network is told how an image was shifted and mirrored (EDM, arXiv 2206.00364, appendix
+            F). It then generates images as the data has them. Otherwise it generates shifted and mirrored ones too.
 
     Raises:
         UserError: a number is out of its range.
@@ -59,11 +61,14 @@ class Augmentation:
     shift: int = 0
     mirror: bool = False
     variants: int = 12
+    conditioned: bool = False
 
     def __post_init__(self) -> None:
         check_shares(drop_text=self.drop_text, drop_style=self.drop_style, recolour=self.recolour or 0.0)
         if self.shift < 0 or self.variants < 1:
             raise UserError(f"shift is {self.shift} and variants {self.variants}; they must be at least 0 and 1")
+        if self.conditioned and not (self.shift or self.mirror):
+            raise UserError("conditioned is true, but images are neither shifted nor mirrored; set shift or mirror")
 
 
 class CaptionedLatents:
@@ -91,6 +96,8 @@ class CaptionedLatents:
         self.device = torch.device("cpu")
         self.latents = torch.empty(0)
         self.recoloured: dict[int, list[tuple[str, Tensor]]] = {}
+        self.changes = torch.empty(0)  # of each image and variant, (N, variants, 3); see `augment.changes`
+        self.recoloured_changes: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -131,9 +138,30 @@ class CaptionedLatents:
         for colour in HUES:
             for i, latent in zip(rows, found.get(colour, ()), strict=True):
                 self.recoloured[i].append((colour, latent))
+        some = [names[i] for i in rows]
+        self.changes = torch.stack([changes(names, shift, mirror, k) for k in range(self.variants)], 1)
+        if rows:
+            stacked = torch.stack([changes(some, shift, mirror, k) for k in range(few)], 1)
+            self.recoloured_changes = dict(zip(rows, stacked, strict=True))
 
-    def batch(self, records: Sequence[int], random: SampleRandom, keep_text: Tensor | None = None) -> Batch:
-        """Latents "x0" and token ids "ids"; a caption is never dropped where `keep_text`, bool (B,), is true."""
+    def batch(
+        self,
+        records: Sequence[int],
+        random: SampleRandom,
+        keep_text: Tensor | None = None,
+        pairs: bool = False,
+    ) -> Batch:
+        """Latents, token ids, and how images were changed.
+
+        Args:
+            records: rows of the set.
+            random: random numbers of the batch.
+            keep_text: bool (B,); a caption is never dropped where it is true.
+            pairs: whether another variant of each image is there too.
+
+        Returns:
+            "x0" (B, C, h, w), "ids" (B, L) and "change" (B, 3). With `pairs`, also "other" and "other_change".
+        """
         styles = self.images.styles
         recolour = random.bernoulli("recolour", self.recolour).tolist()
         which = random.integers("colour", len(HUES)).tolist()
@@ -142,19 +170,30 @@ class CaptionedLatents:
         dropped = random.bernoulli("drop_text", self.augmentation.drop_text)
         no_text = (dropped if keep_text is None else dropped & ~keep_text).tolist()
         variant = random.integers("variant", self.variants).tolist()
-        captions, latents = [], []
+        further = random.integers("other_variant", max(1, self.variants - 1)).tolist() if pairs else []
+        captions, latents, done, others, others_done = [], [], [], [], []
         for k, i in enumerate(records):
-            name, latent = self.images.names[i], self.latents[i]
+            name, latent, change = self.images.names[i], self.latents[i], self.changes[i]
             if recolour[k] and i in self.recoloured:
                 colour, latent = self.recoloured[i][which[k]]
+                change = self.recoloured_changes[i]
                 name = with_colour(name, colour)
             if article[k]:
                 name = ("an " if name[0] in "aeiou" else "a ") + name
             caption = name if styles is None or no_style[k] else f"{name}, {styles[i]}"
             captions.append("" if no_text[k] else caption)
             latents.append(latent[variant[k] % len(latent)])
-        x0 = torch.stack(latents).to(self.device).contiguous(memory_format=torch.channels_last)
-        return {"x0": x0, "ids": self.tokenize(captions)}
+            done.append(change[variant[k] % len(latent)])
+            if pairs:  # another one, unless there is only one
+                second = (variant[k] % len(latent) + 1 + further[k] % max(1, len(latent) - 1)) % len(latent)
+                others.append(latent[second])
+                others_done.append(change[second])
+        found = {"x0": self._stacked(latents), "ids": self.tokenize(captions), "change": self._stacked(done)}
+        return found | ({"other": self._stacked(others), "other_change": self._stacked(others_done)} if pairs else {})
+
+    def _stacked(self, rows: Sequence[Tensor]) -> Tensor:
+        made = torch.stack(list(rows)).to(self.device)
+        return made.contiguous(memory_format=torch.channels_last) if made.dim() == 4 else made
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """Token ids (N, L) on the device."""

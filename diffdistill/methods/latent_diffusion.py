@@ -6,7 +6,10 @@ The product is a stock Stable Diffusion pipeline: a UNet2DConditionModel on the 
 CLIPTextModel that is trained together with the UNet, and a DDIMScheduler with trailing spacing. The teacher that ships
 with the project is trained in this way.
 
-Notable: the network predicts v, on a cosine schedule whose last time is almost pure noise.
+Notable:
+- the network predicts v, on a cosine schedule whose last time is almost pure noise;
+- the network may be conditioned on its own features (`models.self_conditioning`), and a contrastive term may be added
+  (`methods.self_distillation`), as in DDAE++.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from diffdistill.models.text import check_unmasked, report_cut
 from .base import Batch, Loss, Method, OptimizerSettings, Phase, Validation, unwrap
 from .captioned_latents import Augmentation, CaptionedLatents
 from .content import digest, of_data, of_network, of_text
-from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet
+from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet, self_conditioned
+from .self_distillation import Contrast, SelfDistillation, changes_of
 
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -52,9 +56,11 @@ class LatentDiffusion(Method):
         network: the autoencoder, and the sizes or the start of the networks that are trained.
         augmentation: how images and captions are varied.
         optimizer: the optimiser of UNet and text encoder.
+        self_distillation: a contrastive term, as in DDAE++; null for none.
 
     Raises:
-        UserError: `network.init_from` was trained in another way, or does not fit the autoencoder.
+        UserError: `network.init_from` was trained in another way, or does not fit the autoencoder; the contrastive term
+            has one variant of each image; or the network lacks a tap.
     """
 
     averaged = "model"
@@ -66,6 +72,7 @@ class LatentDiffusion(Method):
         network: NetworkSettings = NetworkSettings(),
         augmentation: Augmentation = Augmentation(),
         optimizer: OptimizerSettings = OptimizerSettings(1e-3, (0.9, 0.99), 1e-3),
+        self_distillation: SelfDistillation | None = None,
     ) -> None:
         autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
         space, size = LatentSpace(autoencoder), tuple(images.images.shape[-2:])
@@ -79,14 +86,22 @@ class LatentDiffusion(Method):
             unet, text_encoder, self.tokenizer = _start(network.init_from, space)
             start = digest(of_network(unet), of_text(self.tokenizer, text_encoder))
             self.content["network.init_from"] = start
+            unet = self_conditioned(unet, network).requires_grad_(True)
         set_attention(unet, network.attention, "cuda" if torch.cuda.is_available() else "cpu")
         report_cut(self.tokenizer, images.captions)
         self.source = CaptionedLatents(images, space, self.tokenizer, augmentation)
-        model = TextConditionedUNet(unet.to(memory_format=torch.channels_last), text_encoder)
-        self.networks = {"model": model}
+        self.conditioned = augmentation.conditioned
+        model = TextConditionedUNet(unet.to(memory_format=torch.channels_last), text_encoder, self.conditioned)
+        self.networks: dict[str, Any] = {"model": model}
         self.optimizers = {"model": optimizer}
+        self.contrast: Contrast | None = None
+        if self_distillation is not None:
+            if self.source.variants < 2:
+                raise UserError("self_distillation needs two variants of an image; set augmentation.shift or mirror")
+            self.contrast = Contrast(self_distillation, model, self.source.tokenize([""]))
+            self.networks |= self.contrast.networks
+            self.optimizers["heads"] = optimizer
         self.frozen = {"autoencoder": autoencoder}
-        self.denoiser = Denoiser(lambda x, t, c: self.networks["model"](x, t, c), self.schedule, "v")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -97,16 +112,41 @@ class LatentDiffusion(Method):
         self.source.prepare(self.device)
 
     def batch(self, records: Sequence[int], random: SampleRandom) -> Batch:
-        return self.source.batch(records, random)
+        return self.source.batch(records, random, pairs=self.contrast is not None)
+
+    def begin_step(self, step: int) -> None:
+        """Update the averages of the contrastive term."""
+        if self.contrast is not None:
+            self.contrast.begin_step(step, self.networks)
 
     def phases(self, step: int) -> list[Phase]:
-        return [Phase("teacher", "model", self._loss)]
+        if self.contrast is None:
+            return [Phase("teacher", "model", self._loss)]
+        return [Phase("teacher", ("model", "heads"), self._loss, whole_batch=True)]
 
     def _loss(self, batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
         x0 = batch["x0"]
         t = self.schedule.timestep(random.uniform("time"), 0.0, 1.0)
         eps = random.normal("noise", x0.shape[1:]).contiguous(memory_format=torch.channels_last)
-        return denoising_loss(self.denoiser, x0, t, eps, batch["ids"], "v"), {}
+        change, other_change = changes_of(batch, self.conditioned)
+        model, contrast = self.networks["model"], self.contrast
+        view = None if contrast is None else contrast.view(x0, change, self.schedule, random, "query")
+        found: list[Any] = []
+
+        def network(x: Any, time: Any, cond: Any) -> Any:
+            if contrast is None:
+                return model(x, time, cond, change)
+            value, features = model(x, time, cond, change, view, contrast.tap)
+            found.append(features)
+            return value
+
+        loss = denoising_loss(Denoiser(network, self.schedule, "v"), x0, t, eps, batch["ids"], "v")
+        if contrast is None:
+            return loss, {}
+        other = contrast.view(batch["other"], other_change, self.schedule, random, "key")
+        term = contrast.loss(found[0], contrast.keys(other, self.networks), random, self.networks)
+        logs = {"diffusion": loss.detach(), "contrast": term.detach()}
+        return loss + contrast.settings.weight * term, logs
 
     def validate(self) -> Validation:
         """Images of 16 captions, in 25 DDIM steps at guidance 2, always from the same noise.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffdistill.data.captioned import CaptionedImages
 from diffdistill.data.colour import HUES
 from diffdistill.errors import UserError
 from diffdistill.models.latents import LatentSpace
+from diffdistill.models.self_conditioning import SelfConditioning
 from diffdistill.models.tokenizer import train_clip_tokenizer
 
 
@@ -27,6 +28,8 @@ class NetworkSettings:
         text_width: width of the text encoder.
         text_layers: number of layers of the text encoder.
         attention: auto, sdpa, math or xformers.
+        self_conditioning: how the network is conditioned on its own features; null for a plain network. A network that
+            training starts from gets it too, unless it has it already.
 
     Raises:
         UserError: `block_out_channels` and `cross_attention` have different lengths.
@@ -40,6 +43,7 @@ class NetworkSettings:
     text_width: int = 128
     text_layers: int = 2
     attention: str = "auto"
+    self_conditioning: SelfConditioning | None = None
 
     def __post_init__(self) -> None:
         if len(self.block_out_channels) != len(self.cross_attention):
@@ -64,7 +68,7 @@ def new_unet(settings: NetworkSettings, latents: LatentSpace, size: tuple[int, i
     channels, height, width = latents.shape(*size)
     levels: Sequence[bool] = settings.cross_attention
     sample_size: Any = height if height == width else (height, width)
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=sample_size,
         in_channels=channels,
         out_channels=channels,
@@ -75,6 +79,25 @@ def new_unet(settings: NetworkSettings, latents: LatentSpace, size: tuple[int, i
         cross_attention_dim=settings.text_width,
         attention_head_dim=32,
     )
+    return self_conditioned(unet, settings)
+
+
+def self_conditioned(unet: Any, settings: NetworkSettings) -> Any:
+    """The UNet, with the self-conditioning of the settings.
+
+    Raises:
+        UserError: the network has none of its taps, or is self-conditioned in another way already.
+    """
+    wanted = settings.self_conditioning
+    if wanted is None:
+        return unet
+    from diffdistill.models.self_conditioned import KEY, add_self_conditioning, is_self_conditioned
+
+    if not is_self_conditioned(unet):
+        return add_self_conditioning(unet, wanted)
+    if unet.config[KEY] != asdict(wanted):
+        raise UserError(f"network.init_from is self-conditioned with {unet.config[KEY]}, and not with {asdict(wanted)}")
+    return unet
 
 
 def new_text_encoder(settings: NetworkSettings, tokenizer: Any) -> Any:

@@ -178,11 +178,8 @@ class PipelineFolder:
         name = self.check_class(part, wanted)
         self.path(f"{part}/config.json")
         variant = self.variant(part)
-        import diffusers
-        import transformers
-
         of_transformers = wanted.library == "transformers"
-        cls: Any = getattr(transformers if of_transformers else diffusers, name)
+        cls = _class_named(name, of_transformers)
         with self.said_of(part), quiet():
             network, found = cls.from_pretrained(
                 self.folder / part,
@@ -244,6 +241,18 @@ class PipelineFolder:
 
     def _named(self, part: str) -> str:
         return f"{self.noun} {self.source}" if part == "." else f"{self.noun} {self.source}: its {part}"
+
+
+def _class_named(name: str, of_transformers: bool) -> Any:
+    if of_transformers:
+        import transformers
+
+        return getattr(transformers, name)
+    import diffusers
+
+    from . import self_conditioned  # its classes are diffusers models of this package
+
+    return getattr(self_conditioned, name) if name.startswith("SelfConditioned") else getattr(diffusers, name)
 
 
 def variants(names: Iterable[str]) -> set[str | None]:

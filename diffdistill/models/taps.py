@@ -32,7 +32,7 @@ def read(
             def keep(output: Any, name: str = name) -> None:
                 features[name] = backbone.feature_map(output, x_t)
 
-            stack.enter_context(_hooked(tap(backbone, name), keep))
+            stack.enter_context(hooked(tap(backbone, name), keep))
         value = backbone(x_t, time, cond)
     return value, features
 
@@ -45,7 +45,7 @@ def stop_at(backbone: Backbone, name: str, x_t: Tensor, time: Tensor, cond: Cond
         RuntimeError: the network did not run the module of the tap.
     """
     try:
-        with _hooked(tap(backbone, name), _stop):
+        with hooked(tap(backbone, name), _stop):
             backbone(x_t, time, cond)
     except _ReachedError as reached:
         return backbone.feature_map(reached.output, x_t)
@@ -76,8 +76,8 @@ def _stop(output: Any) -> NoReturn:
 
 
 @contextmanager
-def _hooked(module: nn.Module, see: Callable[[Any], None]) -> Iterator[None]:
-    """Within the block, `see` is called with every output of the module."""
+def hooked(module: nn.Module, see: Callable[[Any], Any]) -> Iterator[None]:
+    """Within the block, `see` is called with every output of the module; what it returns, unless None, replaces it."""
     handle = module.register_forward_hook(lambda module, inputs, output: see(output))
     try:
         yield

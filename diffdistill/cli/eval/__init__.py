@@ -18,6 +18,7 @@ COMMANDS = {
     "pairs": "measure how far each image is from its original",
     "gen": "write a generator's images to a folder, also in the layout of other tools",
     "report": "write the results of a sweep as one HTML page",
+    "probe": "measure what the features of networks tell, for each block and noise level",
     "sweep": "measure generators over steps, guidance and seeds; can be resumed",
 }
 

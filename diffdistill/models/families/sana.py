@@ -78,7 +78,7 @@ class Sana(Family):
     pipeline_class = "SanaPipeline"
     network = "transformer"
     parts = {
-        "transformer": Part(("SanaTransformer2DModel",), "diffusers"),
+        "transformer": Part(("SanaTransformer2DModel", "SelfConditionedSana"), "diffusers"),
         "vae": Part(("AutoencoderDC",), "diffusers"),
         "text_encoder": Part(("Gemma2Model",), "transformers"),
         "tokenizer": Part(("GemmaTokenizer", "GemmaTokenizerFast"), "transformers", tokenizer=True),

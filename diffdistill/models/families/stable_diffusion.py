@@ -27,7 +27,7 @@ class StableDiffusion(Family):
     pipeline_class = "StableDiffusionPipeline"
     network = "unet"
     parts = {
-        "unet": Part(("UNet2DConditionModel",), "diffusers"),
+        "unet": Part(("UNet2DConditionModel", "SelfConditionedUNet"), "diffusers"),
         "vae": Part(("AutoencoderKL",), "diffusers"),
         "text_encoder": Part(("CLIPTextModel",), "transformers"),
         "tokenizer": Part(("CLIPTokenizer", "CLIPTokenizerFast"), "transformers", tokenizer=True),

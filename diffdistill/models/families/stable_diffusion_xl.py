@@ -51,7 +51,7 @@ class StableDiffusionXL(Family):
     pipeline_class = "StableDiffusionXLPipeline"
     network = "unet"
     parts = {
-        "unet": Part(("UNet2DConditionModel",), "diffusers"),
+        "unet": Part(("UNet2DConditionModel", "SelfConditionedUNet"), "diffusers"),
         "vae": Part(("AutoencoderKL",), "diffusers"),
         "text_encoder": Part(("CLIPTextModel",), "transformers", optional=True),
         "text_encoder_2": Part(("CLIPTextModelWithProjection",), "transformers"),

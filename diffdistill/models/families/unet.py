@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from diffdistill.diffusion.condition import Condition
 from diffdistill.errors import UserError
 
 from ..backbone import Backbone
+from ..taps import hooked, stop_at
 
 
 def call_unet(unet: Any, x_t: Tensor, time: Tensor, embeddings: Tensor, **more: Any) -> Tensor:
@@ -60,48 +62,120 @@ class UNetBackbone(Backbone):
         return call_unet(self.inner, self.in_own_dtype(x_t), time, self.in_own_dtype(cond))
 
     def taps(self) -> dict[str, nn.Module]:
-        down, mid, up = self.inner.down_blocks, self.inner.mid_block, self.inner.up_blocks
-        middle = {} if mid is None else {"mid": mid}
-        return {
-            **{f"down.{i}": block for i, block in enumerate(down)},
-            **middle,
-            **{f"up.{i}": block for i, block in enumerate(up)},
-        }
+        return unet_blocks(self.inner)
 
     def tap_channels(self, name: str) -> int:
-        widths: list[int] = list(self.inner.config.block_out_channels)
-        side, _, number = name.partition(".")
-        if side == "mid":
-            return widths[-1]
-        return widths[int(number)] if side == "down" else widths[-1 - int(number)]
+        return unet_channels(self.inner.config.block_out_channels, name)
+
+
+class ChangeEmbedding(nn.Module):
+    """How an image was shifted and mirrored, (B, 3), as a summand of the time embedding.
+
+    It has no biases, so an unchanged image, (0, 0, 0), adds zero, and so does any image at first.
+    """
+
+    def __init__(self, embedding: int, width: int = 64) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(3, width, bias=False)
+        self.linear_2 = nn.Linear(width, embedding, bias=False)
+        nn.init.zeros_(self.linear_2.weight)
+
+    def forward(self, change: Tensor) -> Tensor:
+        """(B, 3) to (B, D)."""
+        value: Tensor = self.linear_2(nn.functional.silu(self.linear_1(change)))
+        return value
+
+
+class View(NamedTuple):
+    """Noisy latents (B, C, h, w), their times (B,), a condition, and how the images were changed, (B, 3) or None."""
+
+    x_t: Tensor
+    time: Tensor
+    cond: Tensor
+    change: Tensor | None = None
 
 
 class TextConditionedUNet(nn.Module):
     """A UNet2DConditionModel and its text encoder, trained together.
 
-    Attributes:
+    Args:
         inner: the UNet.
         text_encoder: a CLIPTextModel.
+        told_changes: whether it can be told how images were shifted and mirrored.
+
+    Attributes:
+        change: the embedding of these, or None. It is no part of the product.
     """
 
-    def __init__(self, inner: nn.Module, text_encoder: nn.Module) -> None:
+    def __init__(self, inner: Any, text_encoder: nn.Module, told_changes: bool = False) -> None:
         super().__init__()
         self.inner, self.text_encoder = inner, text_encoder
+        self.change = ChangeEmbedding(inner.time_embedding.linear_2.out_features) if told_changes else None
 
     def encode(self, ids: Tensor) -> Tensor:
         """Token ids (B, L) to embeddings (B, L, D)."""
         embeddings: Tensor = self.text_encoder(ids)[0]
         return embeddings
 
-    def forward(self, x_t: Tensor, time: Tensor, cond: Tensor) -> Tensor:
-        """Predict.
+    def forward(
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        cond: Tensor,
+        change: Tensor | None = None,
+        view: View | None = None,
+        tap: str = "mid",
+    ) -> Any:
+        """Predict and, where a view is given, read its features as well.
 
         Args:
             x_t: noisy latents (B, C, H, W).
             time: (B,).
             cond: token ids (B, L), int64, or embeddings (B, L, D) from `encode`.
+            change: how images were shifted and mirrored, (B, 3); None for not at all.
+            view: other inputs, whose features are wanted.
+            tap: where these features are read.
+
+        Returns:
+            The prediction (B, C, H, W); with `view`, also the features (B, D), averaged over positions.
         """
-        return call_unet(self.inner, x_t, time, cond if cond.is_floating_point() else self.encode(cond))
+        with self._told(change):
+            value = call_unet(self.inner, x_t, time, self._embeddings(cond))
+        return value if view is None else (value, self.features(view, tap))
+
+    def features(self, view: View, tap: str) -> Tensor:
+        """The features (B, D) of a view at a tap, averaged over positions. The pass ends there."""
+        with self._told(view.change):
+            backbone = UNetBackbone(self.inner)
+            return stop_at(backbone, tap, view.x_t, view.time, self._embeddings(view.cond)).mean((2, 3))
+
+    def _embeddings(self, cond: Tensor) -> Tensor:
+        return cond if cond.is_floating_point() else self.encode(cond)
+
+    def _told(self, change: Tensor | None) -> AbstractContextManager[None]:
+        """Within the block, the time embedding has that of the changes added."""
+        if change is None or self.change is None:
+            return nullcontext()
+        added = self.change(change)
+        return hooked(self.inner.time_embedding, lambda output: output + added.to(output.dtype))
+
+
+def unet_blocks(unet: Any) -> dict[str, nn.Module]:
+    """The blocks of a UNet2DConditionModel by name: down.0, ..., mid (if there is one), up.0, ..."""
+    middle = {} if unet.mid_block is None else {"mid": unet.mid_block}
+    return {
+        **{f"down.{i}": block for i, block in enumerate(unet.down_blocks)},
+        **middle,
+        **{f"up.{i}": block for i, block in enumerate(unet.up_blocks)},
+    }
+
+
+def unet_channels(widths: Any, name: str) -> int:
+    """C of the features of a UNet's block; `widths` are its `block_out_channels`."""
+    side, _, number = name.partition(".")
+    if side == "mid":
+        return int(widths[-1])
+    return int(widths[int(number)] if side == "down" else widths[-1 - int(number)])
 
 
 def check_plain_unet(network: Any, what: str) -> Any:

@@ -1,0 +1,214 @@
+"""A map of what networks' features tell: each tap at each noise level, of several networks on the same images.
+
+    OUT/settings.json               what is measured, and on what
+    OUT/cells/NAME-RATIO.json       the numbers of all taps of a network at a noise level
+    OUT/target.safetensors          the other encoder's features, for the recoverability gap
+    OUT/probe.json, OUT/index.html  all numbers, and the page
+
+A run that was interrupted goes on with the cells that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffdistill.data.labelled import Labelled
+from diffdistill.errors import UserError
+from diffdistill.evaluation.probes.geometry import alignment, uniformity
+from diffdistill.evaluation.probes.linear import knn_accuracy, linear_accuracy, recoverability_gap
+from diffdistill.evaluation.probes.page import html_page
+from diffdistill.files import write_atomic, write_json_atomic
+
+from .probed import Probed, tap_features
+
+NEIGHBOURS = 20
+UNIFORM = 1000  # images of uniformity, which takes all pairs
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What is measured.
+
+    Args:
+        noise_ratios: sigma / alpha of the noisy latents.
+        taps: names; None for all of each network.
+        batch_size: images in a pass of a network; it changes no number beyond rounding.
+
+    Raises:
+        UserError: no noise ratio, or one that is no number above 0.
+    """
+
+    noise_ratios: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+    taps: tuple[str, ...] | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.noise_ratios or not all(0 < ratio < math.inf for ratio in self.noise_ratios):
+            raise UserError(f"the noise ratios are {list(self.noise_ratios)}; they must be numbers above 0")
+
+
+class ProbeMap:
+    """Measures networks on labelled images, and writes a page.
+
+    Args:
+        data: the images.
+        settings: what is measured.
+        out: the folder; it may hold a part of the same map.
+        made_from: what the images are, for the report.
+        target: the other encoder, a function from images (N, 3, H, W) in uint8 to features, and its name; or None.
+
+    Raises:
+        UserError: `out` holds something else.
+    """
+
+    def __init__(
+        self,
+        data: Labelled,
+        settings: ProbeSettings,
+        out: Path,
+        made_from: Mapping[str, Any],
+        target: tuple[Any, str] | None = None,
+    ) -> None:
+        self.data, self.settings, self.out = data, settings, out
+        pixels = hashlib.sha256(data.images[torch.cat([data.train, data.test])].numpy().tobytes())
+        pixels.update(data.labels[torch.cat([data.train, data.test])].numpy().tobytes())
+        self.about: dict[str, Any] = {
+            **made_from,
+            "labels": data.names,
+            "train": len(data.train),
+            "test": len(data.test),
+            "left_out": data.left_out,
+            "split": data.split,
+            "data": pixels.hexdigest()[:16],
+            "taps": None if settings.taps is None else list(settings.taps),
+            "noise_ratios": list(settings.noise_ratios),
+            "neighbours": min(NEIGHBOURS, len(data.train)),
+            "target": None if target is None else target[1],
+        }
+        self._claim()
+        self._target = None if target is None else self._targets(target[0])
+        self._latents: dict[str, Tensor] = {}
+
+    def run(self, networks: Mapping[str, Any]) -> dict[str, Any]:
+        """Measure each network, a function that opens it, by name; write probe.json and index.html; return the record.
+
+        Raises:
+            UserError: a network cannot be opened, does not fit the images, or lacks a tap.
+        """
+        models = []
+        for name, opened in networks.items():
+            probed = opened()
+            models.append({"name": name, "digest": probed.digest, "cells": self._cells(name, probed)})
+        record = {"settings": self.about, "models": models}
+        write_json_atomic(self.out / "probe.json", record)
+        write_atomic(self.out / "index.html", html_page(record).encode())
+        return record
+
+    def _cells(self, name: str, probed: Probed) -> list[dict[str, Any]]:
+        names = list(probed.taps) if self.settings.taps is None else list(self.settings.taps)
+        if unknown := [tap for tap in names if tap not in probed.taps]:
+            raise UserError(f"{name} has no tap {unknown[0]!r}; its taps are {', '.join(probed.taps)}")
+        size = (self.data.images.shape[-2], self.data.images.shape[-1])
+        if probed.size != size:
+            raise UserError(
+                f"{name} draws images of {probed.size[1]} x {probed.size[0]} pixels, and these have {size[1]} x "
+                f"{size[0]}; set --size"
+            )
+        found: list[dict[str, Any]] = []
+        for ratio in self.settings.noise_ratios:
+            file, key = self.out / "cells" / f"{name}-{ratio:g}.json", [probed.digest, names]
+            cell = _stored(file, key)
+            if cell is None:
+                cell = self._measure(name, probed, names, ratio)
+                write_json_atomic(file, {"key": key, "cells": cell})
+            found += cell
+        return found
+
+    def _measure(self, name: str, probed: Probed, names: Sequence[str], ratio: float) -> list[dict[str, Any]]:
+        if probed.time(ratio) is None:
+            return [{"tap": tap, "noise_ratio": ratio, "absent": "its schedule has no such noise"} for tap in names]
+        data, b = self.data, self.settings.batch_size
+        train, test = data.labels[data.train], data.labels[data.test]
+        rows = torch.cat([data.train, data.test])
+        x0 = self._encoded(probed, rows)
+        n, total = len(data.train), len(rows) + len(data.test)
+        with tqdm(total=total, desc=f"{name}, noise {ratio:g}", unit="img") as bar:
+            first = tap_features(probed, x0, names, ratio, 0, b, bar.update)
+            second = tap_features(probed, x0[n:], names, ratio, 1, b, bar.update)
+        cells: list[dict[str, Any]] = []
+        for tap in tqdm(names, desc="probes", unit="tap", leave=False):
+            a, z = first[tap][:n], first[tap][n:]
+            if not bool(first[tap].isfinite().all()):
+                raise UserError(f"{name}: its features at {tap} are not finite")
+            classes = len(data.names)
+            cell: dict[str, Any] = {
+                "tap": tap,
+                "noise_ratio": ratio,
+                "channels": a.shape[1],
+                "linear": linear_accuracy(a, train, z, test, classes),
+                "knn": knn_accuracy(a, train, z, test, classes, self.about["neighbours"]),
+                "alignment": alignment(z, second[tap]),
+                "uniformity": uniformity(z[:UNIFORM]),
+            }
+            if self._target is not None:
+                cell["gap"] = recoverability_gap(a, self._target[:n], z, self._target[n:])
+            cells.append(cell)
+        return cells
+
+    def _encoded(self, probed: Probed, rows: Tensor) -> Tensor:
+        """Latents of the rows, which networks that share an autoencoder share."""
+        from diffdistill.models.digests import network_settings, weights_digest
+
+        autoencoder = probed.latents.autoencoder
+        key = weights_digest(autoencoder) + str(network_settings(autoencoder))
+        if key not in self._latents:
+            self._latents = {key: probed.latents.encode_bytes(self.data.images[rows]).cpu()}
+        return self._latents[key]
+
+    def _targets(self, encode: Any) -> Tensor:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file, save
+
+        file, rows = self.out / "target.safetensors", torch.cat([self.data.train, self.data.test])
+        try:
+            if len(found := load_file(file)["features"]) == len(rows):
+                return found
+        except (OSError, KeyError, SafetensorError):
+            pass
+        made: Tensor = encode(self.data.images[rows])
+        write_atomic(file, save({"features": made.contiguous()}))
+        return made
+
+    def _claim(self) -> None:
+        file, wanted = self.out / "settings.json", json.loads(json.dumps(self.about))
+        if file.is_file():
+            try:
+                there = json.loads(file.read_text(encoding="utf-8"))
+                other = [key for key in wanted if there.get(key) != wanted[key]]
+            except (ValueError, AttributeError):
+                other = ["settings that cannot be read"]
+            if other:
+                raise UserError(f"{self.out} holds a map with other {other[0]}; name another folder")
+        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise UserError(f"{self.out} holds something that is no map of probes; name a new folder")
+        else:
+            write_json_atomic(file, wanted)
+
+
+def _stored(file: Path, key: list[Any]) -> list[dict[str, Any]] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        cells: list[dict[str, Any]] = found["cells"]
+        return cells if found["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

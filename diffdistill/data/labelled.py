@@ -1,0 +1,127 @@
+"""Labelled images for probes: a part to fit on, and another one to test on.
+
+The label of an image is its caption, or a line of a file. For the emoji set it is the group of the concept, such as
+"animal" or "food". Without a test set of its own, a fifth is kept for testing: every fifth concept of the emoji set (in
+both styles), every fifth image of each label of another set.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffdistill.errors import UserError
+
+from .captioned import CaptionedData, load_captioned
+
+FOLDS = 5
+FEWEST = 2  # images of a label in each part
+SMALLEST_GROUP = 40  # images of a group of the emoji set
+MOST_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with labels, in two parts.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        labels: (N,), int64.
+        names: the labels' names, in the order of the numbers.
+        train, test: rows, int64.
+        left_out: images of labels that one of the parts lacks.
+        split: how the parts were made, in words.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+    train: Tensor
+    test: Tensor
+    left_out: int
+    split: str
+
+    def some(self, train: int | None, test: int | None) -> Labelled:
+        """Parts of at most so many images, spread evenly over the rows; None for all."""
+        return Labelled(
+            self.images, self.labels, self.names, _spread(self.train, train), _spread(self.test, test),
+            self.left_out, self.split,
+        )  # fmt: skip
+
+
+def load_labelled(
+    source: str, labels: str | None = None, test: str | None = None, test_labels: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Labelled:  # fmt: skip
+    """Read labelled images.
+
+    Args:
+        source: as in `CaptionedData`; the emoji set has labels of its own.
+        labels: a file of labels, "FILE.csv::COLUMN" to name the column; None for the captions beside the images.
+        test, test_labels: the same of the test images; None for a fifth of `source`.
+        size: height and width of the images; None for their own.
+
+    Raises:
+        UserError: images or labels cannot be read; there are no two labels with two images in each part, or over a
+            thousand.
+    """
+    if (Path(source) / "concepts.tsv").is_file() and test is None:
+        if labels is not None:
+            raise UserError(f"--labels is {labels}; the emoji set {source} has labels of its own")
+        return _emoji(source)
+    first = load_captioned(CaptionedData(source, labels), size)
+    if test is None:
+        seen: Counter[str] = Counter()
+        is_test = []
+        for name in first.names:
+            is_test.append(seen[name] % FOLDS == FOLDS - 1)
+            seen[name] += 1
+        split = "every fifth image of a label is for testing"
+        return _made(first.images, first.names, torch.tensor(is_test), split)
+    second = load_captioned(CaptionedData(test, test_labels), size or _size(first.images))
+    is_second = torch.arange(len(first) + len(second)) >= len(first)
+    return _made(torch.cat([first.images, second.images]), first.names + second.names, is_second, f"tested on {test}")
+
+
+def _emoji(source: str) -> Labelled:
+    from .emoji import groups, load_emoji
+
+    emoji, group = load_emoji(source, "all"), groups(source)
+    order = {name: i for i, name in enumerate(dict.fromkeys(emoji.names))}
+    named = [group[name] for name in emoji.names]
+    large = {name for name, n in Counter(named).items() if n >= SMALLEST_GROUP}
+    keep = [i for i, name in enumerate(named) if name in large]
+    is_test = torch.tensor([order[emoji.names[i]] % FOLDS == FOLDS - 1 for i in keep])
+    split = f"every fifth concept is for testing; groups of {SMALLEST_GROUP} images or more"
+    return _made(emoji.images[keep], [named[i] for i in keep], is_test, split, len(named) - len(keep))
+
+
+def _made(images: Tensor, names: list[str], is_test: Tensor, split: str, left_out: int = 0) -> Labelled:
+    parts = [Counter(name for name, there in zip(names, is_test.tolist(), strict=True) if there == k) for k in (0, 1)]
+    known = sorted(name for name in parts[0] if parts[0][name] >= FEWEST and parts[1][name] >= FEWEST)
+    if not 2 <= len(known) <= MOST_LABELS:
+        raise UserError(
+            f"{len(known)} labels have {FEWEST} images or more in both parts, of {len(parts[0] | parts[1])}; a probe "
+            f"needs 2 to {MOST_LABELS}, such as the names of classes"
+        )
+    number = {name: i for i, name in enumerate(known)}
+    keep = torch.tensor([name in number for name in names])
+    labels = torch.tensor([number.get(name, -1) for name in names])
+    rows = torch.arange(len(names))
+    left_out += int((~keep).sum())
+    return Labelled(images, labels, known, rows[keep & ~is_test], rows[keep & is_test], left_out, split)
+
+
+def _spread(rows: Tensor, most: int | None) -> Tensor:
+    if most is None or most >= len(rows):
+        return rows
+    return rows[torch.arange(most) * len(rows) // most]
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[-2:]
+    return height, width

@@ -1,0 +1,1 @@
+"""What frozen features tell: linear and k-NN accuracy, recoverability, alignment and uniformity."""
