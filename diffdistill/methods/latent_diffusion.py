@@ -56,7 +56,7 @@ class LatentDiffusion(Method):
         network: the autoencoder, and the sizes or the start of the networks that are trained.
         augmentation: how images and captions are varied.
         optimizer: the optimiser of UNet and text encoder.
-        self_distillation: a contrastive term, as in DDAE++; null for none.
+        self_distillation: a contrastive term, as in DDAE++; by default there is none.
 
     Raises:
         UserError: `network.init_from` was trained in another way, or does not fit the autoencoder; the contrastive term
@@ -72,7 +72,7 @@ class LatentDiffusion(Method):
         network: NetworkSettings = NetworkSettings(),
         augmentation: Augmentation = Augmentation(),
         optimizer: OptimizerSettings = OptimizerSettings(1e-3, (0.9, 0.99), 1e-3),
-        self_distillation: SelfDistillation | None = None,
+        self_distillation: SelfDistillation = SelfDistillation(),
     ) -> None:
         autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
         space, size = LatentSpace(autoencoder), tuple(images.images.shape[-2:])
@@ -95,7 +95,7 @@ class LatentDiffusion(Method):
         self.networks: dict[str, Any] = {"model": model}
         self.optimizers = {"model": optimizer}
         self.contrast: Contrast | None = None
-        if self_distillation is not None:
+        if self_distillation.weight > 0:
             if self.source.variants < 2:
                 raise UserError("self_distillation needs two variants of an image; set augmentation.shift or mirror")
             self.contrast = Contrast(self_distillation, model, self.source.tokenize([""]))

@@ -28,8 +28,8 @@ class NetworkSettings:
         text_width: width of the text encoder.
         text_layers: number of layers of the text encoder.
         attention: auto, sdpa, math or xformers.
-        self_conditioning: how the network is conditioned on its own features; null for a plain network. A network that
-            training starts from gets it too, unless it has it already.
+        self_conditioning: how the network is conditioned on its own features, as in DDAE++; by default it is not. A
+            network that training starts from gets it too, unless it has it already.
 
     Raises:
         UserError: `block_out_channels` and `cross_attention` have different lengths.
@@ -43,7 +43,7 @@ class NetworkSettings:
     text_width: int = 128
     text_layers: int = 2
     attention: str = "auto"
-    self_conditioning: SelfConditioning | None = None
+    self_conditioning: SelfConditioning = SelfConditioning()
 
     def __post_init__(self) -> None:
         if len(self.block_out_channels) != len(self.cross_attention):
@@ -89,7 +89,7 @@ def self_conditioned(unet: Any, settings: NetworkSettings) -> Any:
         UserError: the network has none of its taps, or is self-conditioned in another way already.
     """
     wanted = settings.self_conditioning
-    if wanted is None:
+    if wanted.tap is None:
         return unet
     from diffdistill.models.self_conditioned import KEY, add_self_conditioning, is_self_conditioned
 

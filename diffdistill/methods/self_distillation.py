@@ -35,7 +35,7 @@ class SelfDistillation:
     """The contrastive term.
 
     Args:
-        weight: of the term, beside 1 for the diffusion loss.
+        weight: of the term, beside 1 for the diffusion loss; 0 for no such term.
         tap: where features are read; null for the tap of self-conditioning or, without it, the bottleneck.
         temperature: of InfoNCE.
         t_max: views are noised to times below this fraction of the schedule.
@@ -46,7 +46,7 @@ class SelfDistillation:
         UserError: a number is out of its range.
     """
 
-    weight: float = 0.1
+    weight: float = 0.0
     tap: str | None = None
     temperature: float = 0.2
     t_max: float = 0.4
@@ -54,9 +54,10 @@ class SelfDistillation:
     ema_decay: float = 0.99
 
     def __post_init__(self) -> None:
-        for name in ("weight", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"self_distillation.{name} is {getattr(self, name)}; it must be a number above 0")
+        if not 0 <= self.weight < float("inf"):
+            raise UserError(f"self_distillation.weight is {self.weight}; it must be a number from 0, which is no term")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"self_distillation.temperature is {self.temperature}; it must be a number above 0")
         if not 0 < self.t_max <= 1:
             raise UserError(f"self_distillation.t_max is {self.t_max}; it is a fraction above 0 and at most 1")
         if not 0 <= self.ema_decay < 1:

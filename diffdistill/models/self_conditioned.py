@@ -48,7 +48,7 @@ class SelfConditionedUNet(UNet2DConditionModel):
         blocks = self.blocks()
         later_blocks(blocks, settings.tap)
         embedding = self.time_embedding.linear_2.out_features
-        channels = unet_channels(self.config["block_out_channels"], settings.tap)
+        channels = unet_channels(self.config["block_out_channels"], str(settings.tap))
         self.self_conditioner = Projection(channels, settings.width, embedding, embedding)
 
     @staticmethod

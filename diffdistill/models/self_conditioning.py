@@ -29,14 +29,14 @@ class SelfConditioning:
 
     Args:
         tap: the block whose output is read, such as "mid" or "up.0" of a UNet and "block.7" of a transformer. The
-            blocks that run after it are conditioned.
+            blocks that run after it are conditioned. null for a plain network.
         width: width of the projection's hidden layer.
 
     Raises:
         UserError: the width is no positive whole number.
     """
 
-    tap: str = "mid"
+    tap: str | None = None
     width: int = 64
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Projection(nn.Module):
         return value
 
 
-def later_blocks(taps: Mapping[str, nn.Module], tap: str) -> list[nn.Module]:
+def later_blocks(taps: Mapping[str, nn.Module], tap: str | None) -> list[nn.Module]:
     """The blocks that run after a tap, in order.
 
     Args:
@@ -88,7 +88,7 @@ def later_blocks(taps: Mapping[str, nn.Module], tap: str) -> list[nn.Module]:
         UserError: there is no such block, or none runs after it.
     """
     names = list(taps)
-    if tap not in names:
+    if tap is None or tap not in names:
         raise UserError(f"self_conditioning.tap is {tap!r}; this network has {', '.join(names)}")
     later = [taps[name] for name in names[names.index(tap) + 1 :]]
     if not later:
