@@ -95,8 +95,8 @@ class ProbeMap:
             "neighbours": min(NEIGHBOURS, len(data.train)),
             "target": None if target is None else target[1],
         }
-        self._claim()
-        self._target = None if target is None else self._targets(target[0])
+        self._check_folder()
+        self._encode, self._found_targets = None if target is None else target[0], torch.empty(0)
         self._latents: dict[str, Tensor] = {}
 
     def run(self, networks: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +129,7 @@ class ProbeMap:
             file, key = self.out / "cells" / f"{name}-{ratio:g}.json", [probed.digest, names]
             cell = _stored(file, key)
             if cell is None:
+                write_json_atomic(self.out / "settings.json", self.about)
                 cell = self._measure(name, probed, names, ratio)
                 write_json_atomic(file, {"key": key, "cells": cell})
             found += cell
@@ -160,8 +161,9 @@ class ProbeMap:
                 "alignment": alignment(z, second[tap]),
                 "uniformity": uniformity(z[:UNIFORM]),
             }
-            if self._target is not None:
-                cell["gap"] = recoverability_gap(a, self._target[:n], z, self._target[n:])
+            if self._encode is not None:
+                targets = self._targets(rows)
+                cell["gap"] = recoverability_gap(a, targets[:n], z, targets[n:])
             cells.append(cell)
         return cells
 
@@ -175,21 +177,26 @@ class ProbeMap:
             self._latents = {key: probed.latents.encode_bytes(self.data.images[rows]).cpu()}
         return self._latents[key]
 
-    def _targets(self, encode: Any) -> Tensor:
+    def _targets(self, rows: Tensor) -> Tensor:
+        """The other encoder's features of the rows, which are stored beside the cells."""
+        if len(self._found_targets):
+            return self._found_targets
         from safetensors import SafetensorError
         from safetensors.torch import load_file, save
 
-        file, rows = self.out / "target.safetensors", torch.cat([self.data.train, self.data.test])
+        file = self.out / "target.safetensors"
         try:
-            if len(found := load_file(file)["features"]) == len(rows):
-                return found
+            self._found_targets = load_file(file)["features"]
         except (OSError, KeyError, SafetensorError):
-            pass
-        made: Tensor = encode(self.data.images[rows])
-        write_atomic(file, save({"features": made.contiguous()}))
-        return made
+            self._found_targets = torch.empty(0)
+        if len(self._found_targets) != len(rows):
+            assert self._encode is not None
+            self._found_targets = self._encode(self.data.images[rows]).contiguous()
+            write_atomic(file, save({"features": self._found_targets}))
+        return self._found_targets
 
-    def _claim(self) -> None:
+    def _check_folder(self) -> None:
+        """Raise UserError where the folder holds something else."""
         file, wanted = self.out / "settings.json", json.loads(json.dumps(self.about))
         if file.is_file():
             try:
@@ -201,8 +208,6 @@ class ProbeMap:
                 raise UserError(f"{self.out} holds a map with other {other[0]}; name another folder")
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UserError(f"{self.out} holds something that is no map of probes; name a new folder")
-        else:
-            write_json_atomic(file, wanted)
 
 
 def _stored(file: Path, key: list[Any]) -> list[dict[str, Any]] | None:

@@ -145,6 +145,8 @@ class AnyStep(Method):
             raise UserError(
                 f"time_scale is {time_scale} and the grid's shift {grid_shift}; they must be above 0 and finite"
             )
+        if augmentation.conditioned:
+            raise UserError("augmentation.conditioned is for LatentDiffusion; a network of two times cannot be told")
         start = None if network.init_from is None else _load_start(network.init_from, time_scale)
         autoencoder, images = load_autoencoder(network.autoencoder), load_captioned(data)
         space, size = LatentSpace(autoencoder), (images.images.shape[-2], images.images.shape[-1])

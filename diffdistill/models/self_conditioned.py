@@ -13,6 +13,7 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
+from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # diffusers looks it up here, to load a pipeline
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn

@@ -74,7 +74,7 @@ def test_the_gap_is_zero_for_a_linear_map_and_one_for_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 6, generator=generator)
     linear, noise = x @ torch.randn(6, 9, generator=generator) + 2, torch.randn(4000, 9, generator=generator)
-    assert recoverability_gap(x[:3000], linear[:3000], x[3000:], linear[3000:]) < 1e-5
+    assert recoverability_gap(x[:3000], linear[:3000], x[3000:], linear[3000:]) < 1e-3
     assert recoverability_gap(x[:3000], noise[:3000], x[3000:], noise[3000:]) == pytest.approx(1.0, abs=0.02)
     half = linear + linear.std() * torch.randn(4000, 9, generator=generator)  # as much noise as signal, on the whole
     assert 0.35 < recoverability_gap(x[:3000], half[:3000], x[3000:], half[3000:]) < 0.65

@@ -61,8 +61,8 @@ def test_a_unet_equals_its_forward_pass_written_out(teachers: dict[str, Teacher]
     h = unet.conv_in(x)
     skips = [h]
     for block in unet.down_blocks:
-        more = {"encoder_hidden_states": text} if block.has_cross_attention else {}
-        h, passed = (block)(h, e, **more)
+        more = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+        h, passed = block(h, e, **more)
         skips += passed
     h = unet.mid_block(h, e, encoder_hidden_states=text)
     p = unet.self_conditioner
@@ -101,10 +101,10 @@ def test_a_saved_pipeline_is_read_as_it_was_and_by_diffusers(
     teacher.family.save(pipeline, tmp_path / "saved")
     again = load_teacher(tmp_path / "saved")
     assert is_self_conditioned(again.backbone.inner)
-    assert torch.equal(predict(again, again.backbone.inner), wanted)
+    assert torch.allclose(predict(again, again.backbone.inner), wanted, atol=1e-6)
     check_against_stock(again)
     stock = DiffusionPipeline.from_pretrained(tmp_path / "saved")
-    assert torch.equal(predict(teacher, getattr(stock, teacher.family.network)), wanted)
+    assert torch.allclose(predict(teacher, getattr(stock, teacher.family.network)), wanted, atol=1e-6)
 
 
 def test_copies_are_independent(teachers: dict[str, Teacher]) -> None:

@@ -163,8 +163,9 @@ def recoverability_gap(train: Tensor, train_targets: Tensor, test: Tensor, test_
     """1 - R^2 of ridge regression from features to another encoder's features of the same images.
 
     0: the other encoder's features are linear in these. 1: no better than their mean. R^2 is that of all targets
-    together, on test images. Both sides are standardised by the training images, and the penalty is N / 1000, a
-    thousandth of the weight of a standardised feature.
+    together, on test images. Both sides are standardised by the training images, and the penalty is N / 100, a
+    hundredth of the weight of a standardised feature. With few images, under about ten times D, it comes out too high,
+    and may be above 1.
 
     Args:
         train, test: features (N, D) and (M, D).
@@ -174,7 +175,7 @@ def recoverability_gap(train: Tensor, train_targets: Tensor, test: Tensor, test_
         ValueError: shapes do not fit.
     """
     of_x, of_y = Standardiser.of(train), Standardiser.of(train_targets)
-    weight, bias = ridge_regression(of_x(train), of_y(train_targets), len(train) / 1000)
+    weight, bias = ridge_regression(of_x(train), of_y(train_targets), len(train) / 100)
     wanted = of_y(test_targets)
     left = (of_x(test) @ weight + bias - wanted).square().sum()
     return (left / (wanted - wanted.mean(0)).square().sum()).item()

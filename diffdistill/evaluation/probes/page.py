@@ -25,7 +25,7 @@ MEASURES = (
     Measure("knn", "k-NN", True, "{:.1%}", "Accuracy of a vote of the nearest training features, by cosine."),
     Measure("gap", "Recoverability gap", False, "{:.3f}",
             "1 - R² of ridge regression from the features to those of another encoder. 0: that encoder’s features can "
-            "be read off linearly. 1: no better than their mean."),
+            "be read off linearly. 1: no better than their mean, and above 1 where images are too few to fit on."),
     Measure("alignment", "Alignment", False, "{:.3f}",
             "Mean squared distance between unit features of two noisy copies of an image. Near 0, noise hardly "
             "changes the features; but features that are all alike have 0 too, so read it beside uniformity."),
@@ -154,5 +154,5 @@ def _settings(about: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> 
         f"<code>{escape(about['data'])}</code></dd><dt>labels</dt><dd>{labels}</dd>"
         f"<dt>linear probe</dt><dd>logistic regression on standardised features, C = 1, at its minimum</dd>"
         f"<dt>k-NN</dt><dd>{about['neighbours']} neighbours by cosine, standardised features</dd>"
-        f"<dt>the other encoder</dt><dd>{target}; ridge penalty N / 1000</dd>{digests}</dl>"
+        f"<dt>the other encoder</dt><dd>{target}; ridge penalty N / 100</dd>{digests}</dl>"
     )
