@@ -3,6 +3,7 @@
     FOLDER/train.npz   60,000 images of 32 x 32 pixels, dark on white; the 28 x 28 original has a margin of 2 pixels
     FOLDER/train.csv   the name of what each image shows, one of ten, in the order of the images
     FOLDER/test.npz, FOLDER/test.csv   the same of the 10,000 test images
+    FOLDER/names.txt   the ten names, as prompts
 
 The original is that of the Debian package dataset-fashion-mnist (MIT licence). It is fetched by `apt-get download`, and
 nothing is installed. `--package FILE` takes a .deb file that is there already, and `--files FOLDER` the four .gz files;
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path, help="a folder with the four .gz files of the set")
     o = parser.parse_args()
     targets = [o.out / f"{part}.{ending}" for part in PARTS for ending in ("npz", "csv")]
+    targets.append(o.out / "names.txt")
     if there := [file for file in targets if file.exists()]:
         raise UserError(f"{there[0]} is there already; delete it, or name another folder")
     with tempfile.TemporaryDirectory() as work:
@@ -53,6 +55,7 @@ def main() -> None:
         write_atomic(o.out / f"{part}.npz", _as_npz(images))
         lines = "".join(f"{NAMES[label]}\n" for label in labels)
         write_atomic(o.out / f"{part}.csv", ("caption\n" + lines).encode())
+    write_atomic(o.out / "names.txt", "".join(f"{name}\n" for name in NAMES).encode())
     print(json.dumps({part: len(labels) for part, (_, labels) in made.items()}))
 
 
