@@ -4,7 +4,7 @@
     python bench/ddae.py table runs/ddae --arms plain self contrast both # means and deviations over seeds
     python bench/ddae.py cost                                            # step times of the arms, as ratios in one run
 
-A run ARM-SEED is of configs/fashion_teacher.yaml or of configs/fashion_swiftbrush.yaml. What is measured of its product:
+A run ARM-SEED is of configs/fashion_teacher.yaml or configs/fashion_swiftbrush.yaml. What is measured of its product:
 
     kd       kernel distance on MobileNetV2 of 1,000 images, 100 of each caption, to 2,000 test images
     variety  mean distance within a caption on the same features, over that of the test images
