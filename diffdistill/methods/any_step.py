@@ -45,7 +45,7 @@ from diffdistill.models.text import check_unmasked, report_cut
 from .base import Batch, Method, OptimizerSettings, Validation, unwrap
 from .captioned_latents import Augmentation, CaptionedLatents
 from .content import digest, of_data, of_network, of_text
-from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet
+from .new_network import NetworkSettings, new_text_encoder, new_tokenizer, new_unet, self_conditioned
 
 PREVIEW_STEPS = (1, 8)
 
@@ -157,6 +157,7 @@ class AnyStep(Method):
         else:
             start.check(space, size)
             unet, text_encoder, tokenizer, process = start.network, start.text_encoder, start.tokenizer, start.process
+            unet = self_conditioned(unet, network)
             self.content["network.init_from"] = start.digest()
             for part in (unet, text_encoder):
                 part.requires_grad_(True).train()

@@ -13,6 +13,7 @@ import inspect
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin as ModelMixin  # diffusers looks it up here, to load a pipeline
 from diffusers.models.transformers.sana_transformer import SanaTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -46,11 +47,8 @@ class SelfConditionedUNet(UNet2DConditionModel):
         super().__init__(**config)
         settings = _settings(self_conditioning)
         self.register_to_config(**{KEY: asdict(settings)})
-        blocks = self.blocks()
-        later_blocks(blocks, settings.tap)
-        embedding = self.time_embedding.linear_2.out_features
-        channels = unet_channels(self.config["block_out_channels"], str(settings.tap))
-        self.self_conditioner = Projection(channels, settings.width, embedding, embedding)
+        later_blocks(self.blocks(), settings.tap)
+        self.self_conditioner = self.new_projection()
 
     @staticmethod
     def _get_init_keys(input_class: Any) -> set[str]:
@@ -59,6 +57,12 @@ class SelfConditionedUNet(UNet2DConditionModel):
     def blocks(self) -> dict[str, nn.Module]:
         """Its blocks by name, in the order they run in."""
         return unet_blocks(self)
+
+    def new_projection(self) -> Projection:
+        """A projection of its settings, at its start."""
+        settings, embedding = _settings(self.config[KEY]), self.time_embedding.linear_2.out_features
+        channels = unet_channels(self.config["block_out_channels"], str(settings.tap))
+        return Projection(channels, settings.width, embedding, embedding)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As UNet2DConditionModel; the time embedding of the later blocks has the projection added."""
@@ -90,8 +94,7 @@ class SelfConditionedSana(SanaTransformer2DModel):
         settings = _settings(self_conditioning)
         self.register_to_config(**{KEY: asdict(settings)})
         later_blocks(self.blocks(), settings.tap)
-        width = self.config["num_attention_heads"] * self.config["attention_head_dim"]
-        self.self_conditioner = Projection(width, settings.width, 6 * width, 6 * width)
+        self.self_conditioner = self.new_projection()
 
     @staticmethod
     def _get_init_keys(input_class: Any) -> set[str]:
@@ -100,6 +103,11 @@ class SelfConditionedSana(SanaTransformer2DModel):
     def blocks(self) -> dict[str, nn.Module]:
         """Its blocks by name, in the order they run in."""
         return {f"block.{i}": block for i, block in enumerate(self.transformer_blocks)}
+
+    def new_projection(self) -> Projection:
+        """A projection of its settings, at its start."""
+        width = self.config["num_attention_heads"] * self.config["attention_head_dim"]
+        return Projection(width, _settings(self.config[KEY]).width, 6 * width, 6 * width)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As SanaTransformer2DModel; the modulations of the later blocks have the projection added."""
@@ -136,9 +144,13 @@ def add_self_conditioning(network: Any, settings: SelfConditioning) -> Any:
     if name not in CLASSES:
         raise UserError(f"self-conditioning is for {' and '.join(CLASSES)}; this network is a {name}")
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    made = CLASSES[name].from_config({**config, KEY: asdict(settings)})
-    made.load_state_dict({**made.state_dict(), **network.state_dict()})
-    return made.to(next(network.parameters())).train(network.training)
+    with torch.device("meta"):
+        made = CLASSES[name].from_config({**config, KEY: asdict(settings)})
+    for held in ("_modules", "_parameters", "_buffers"):
+        getattr(made, held).update(getattr(network, held))
+    with torch.random.fork_rng(devices=[]):  # so that what is built after it is as it is beside a plain network
+        made.self_conditioner = made.new_projection().to(next(network.parameters()))
+    return made.train(network.training)
 
 
 def is_self_conditioned(network: Any) -> bool:

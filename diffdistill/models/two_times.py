@@ -157,13 +157,16 @@ def load_two_time_unet(folder: Path) -> Any:
     """
     from diffusers import UNet2DConditionModel
 
+    from .self_conditioned import SelfConditionedUNet
+
     files, part = PipelineFolder(str(folder.parent), folder.parent, {}), folder.name
     config = files.read_json(f"{part}/config.json")
-    if config.get("_class_name") != "UNet2DConditionModel":
-        raise UserError(f"there is no UNet of two times at {folder}: it is a {config.get('_class_name')}")
+    classes: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "SelfConditionedUNet": SelfConditionedUNet}
+    if (name := config.get("_class_name")) not in classes:
+        raise UserError(f"there is no UNet of two times at {folder}: it is a {name}")
     weights = files.weights(part)
     with files.said_of(part), quiet():
-        unet: Any = add_second_time(UNet2DConditionModel.from_config(config))
+        unet: Any = add_second_time(classes[name].from_config(config))
     try:
         unet.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:

@@ -26,6 +26,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stand-ins")
     tiny.save_tiny_pipeline(folder / "sd", "epsilon")
     tiny.save_tiny_pipeline(folder / "mvdream", "epsilon", cameras=True)
+    tiny.save_tiny_pipeline(folder / "fashion")
+    np.savez(folder / "clothes.npz", np.zeros((4, 32, 32, 3), np.uint8))
+    (folder / "clothes.csv").write_text("caption\n" + "shirt\nbag\n" * 2)
     tiny_families.save_tiny_sdxl(folder / "sdxl")
     tiny_families.save_tiny_sana(folder / "sana")
     tiny_families.save_tiny_sana(folder / "sana32", stages=6)  # with a 32-fold autoencoder
@@ -60,6 +63,11 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
         overrides += [f"--method.{part}.source={stand_ins / 'sana32'}" for part in ("autoencoder", "transformer")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
         overrides += ["--method.network.autoencoder", "assets/teacher/vae"]
+    if config.stem in ("fashion_autoencoder", "fashion_teacher", "cifar_ddae"):  # images that are made or one's own
+        overrides += ["--method.data.source", str(stand_ins / "clothes.npz")]
+    if config.stem in ("fashion_teacher", "cifar_ddae"):
+        overrides += ["--method.data.captions", str(stand_ins / "clothes.csv")]
+        overrides += ["--method.network.autoencoder", str(stand_ins / "fashion" / "vae")]
     assert main(["train", str(config), "--dry_run", *overrides]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "M of them trained" in said and "steps of" in said and not (tmp_path / "run").exists()
@@ -86,3 +94,22 @@ def test_parameter_groups_in_a_file(stand_ins: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main([*run, "--overwrite", "true"]) == 2
     assert "takes no parameter of the network student" in capsys.readouterr().err
+
+
+def test_the_cifar_recipe_has_the_published_number_of_parameters() -> None:
+    from diffusers import AutoencoderKL
+
+    from diffdistill.methods.new_network import NetworkSettings, new_unet
+    from diffdistill.models.latents import LatentSpace
+    from diffdistill.models.self_conditioning import SelfConditioning
+
+    network = yaml.safe_load((ROOT / "configs" / "cifar_ddae.yaml").read_text())["method"]["init_args"]["network"]
+    own = SelfConditioning(**network.pop("self_conditioning"))
+    with torch.device("meta"):
+        space = LatentSpace(AutoencoderKL(latent_channels=3, block_out_channels=(64,)))
+        plain, made = (
+            sum(p.numel() for p in new_unet(NetworkSettings(**network, **more), space, (32, 32)).parameters())
+            for more in ({}, {"self_conditioning": own})
+        )
+    assert plain / 39.5e6 == pytest.approx(1, abs=2e-3)  # EDM2-C
+    assert 1 < made / plain < 1.02

@@ -15,6 +15,7 @@ from diffdistill.data.augment import changes, varied
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.methods import LatentDiffusion, SelfE
+from diffdistill.models.any_step_pipeline import load_any_step
 from diffdistill.models.generate import generate
 from diffdistill.models.self_conditioned import is_self_conditioned
 from diffdistill.models.teacher import load_teacher
@@ -133,6 +134,25 @@ def test_a_run_with_all_of_it_is_exported_and_samples(pictures: str, vae: str, t
     assert is_self_conditioned(again.networks["model"].inner)
     with pytest.raises(UserError, match="and not with"):
         method_of(pictures, vae, network__init_from=str(folder), network__self_conditioning__tap="down.0")
+
+
+@pytest.mark.parametrize("start", ["none", "plain", "self-conditioned"])
+def test_any_step_models_may_be_self_conditioned(pictures: str, vae: str, tmp_path: Path, start: str) -> None:
+    torch.manual_seed(0)
+    settings = {"data__source": pictures, "network__autoencoder": vae, "network__self_conditioning__tap": "mid"}
+    if start != "none":
+        of = {} if start == "plain" else {"network__self_conditioning__tap": "mid"}
+        method_of(pictures, vae, **of).export(tmp_path / "start")
+        settings["network__init_from"] = str(tmp_path / "start")
+    method = made(SelfE, **SMALL, **settings, export__stock_one_step=True)
+    network = method.networks["model"]
+    torch.nn.init.normal_(network.inner.self_conditioner.linear_2.weight)
+    method.export(tmp_path / "model")
+    again = load_any_step(tmp_path / "model").network
+    x, t = torch.randn(2, 4, 32, 32), torch.tensor([900.0, 500.0])
+    cond = network.encode(method.source.tokenize(["a", "b"]))
+    assert torch.allclose(network(x, t, t - 100, cond), again(x, t, t - 100, cond), atol=1e-3)
+    assert load_teacher(tmp_path / "model" / "one_step").backbone.inner.config.self_conditioning["tap"] == "mid"
 
 
 def test_two_processes_log_what_one_logs(pictures: str, vae: str, tmp_path: Path) -> None:
