@@ -24,7 +24,6 @@ from diffdistill.distill import SampleRandom, info_nce
 from diffdistill.errors import UserError
 from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.families.unet import UNetBackbone, View
-from diffdistill.models.self_conditioned import KEY, is_self_conditioned
 from diffdistill.models.taps import tap as module_of
 
 from .base import Batch, unwrap
@@ -103,8 +102,8 @@ class Contrast:
     def __init__(self, settings: SelfDistillation, model: Any, null: Tensor) -> None:
         self.settings, self.null = settings, null
         backbone = UNetBackbone(model.inner)
-        own = model.inner.config[KEY]["tap"] if is_self_conditioned(model.inner) else backbone.bottleneck
-        self.tap = settings.tap or own
+        own = model.inner.config.get("self_conditioning")  # of a self-conditioned network
+        self.tap = settings.tap or (own["tap"] if own else backbone.bottleneck)
         try:
             module_of(backbone, self.tap)
         except ValueError as error:

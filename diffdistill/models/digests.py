@@ -61,10 +61,12 @@ def encoder_settings(text_encoder: Any) -> dict[str, Any]:
     return found
 
 
-def _defaults(cls: type) -> dict[str, Any]:
-    """The default values of a class's arguments."""
-    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+def _defaults(cls: Any) -> dict[str, Any]:
+    """The default values of a class's arguments, and of those that it passes on to the class above it."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    own = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters) and cls.__base__ is not object
+    return {**_defaults(cls.__base__), **own} if passes_on else own
 
 
 def _plain(value: Any) -> Any:
