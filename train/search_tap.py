@@ -5,13 +5,15 @@
 
 Every tap is trained from the same start on the same images, noise and times, so differences of the loss are small but
 not noisy. What is printed is the mean loss of the last half of each run, without self-conditioning and at each tap.
-With several seeds, the differences to the run without it have a standard error. A run that is there is kept.
+With several seeds, the differences to the run without it have a standard error. A run of the same recipe that is there
+is kept. The contrastive term is left out.
 Other options are those of `diffdistill train`, such as --method.data.source.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import statistics
@@ -27,6 +29,7 @@ from diffdistill.files import write_json_atomic
 from diffdistill.methods import LatentDiffusion
 
 NONE = "none"
+LOSS = "loss.json"
 
 
 def main() -> None:
@@ -43,13 +46,18 @@ def main() -> None:
     for tap in [NONE, *(tap for tap in taps if tap != NONE)]:
         for seed in o.seeds:
             run = o.out / f"{tap}-{seed}"
-            if not (run / "loss.json").is_file():
-                chosen = [] if tap == NONE else ["--method.network.self_conditioning.tap", tap]
-                length = ["--training.samples", str(o.samples), "--training.seed", str(seed)]
-                cheap = ["--training.validate_every", "0", "--training.log_every", "1", "--overwrite", "true"]
-                train([o.config, *rest, *chosen, *length, *cheap, "--output_dir", str(run)])
-                write_json_atomic(run / "loss.json", _loss(run))
-            losses.setdefault(tap, []).append(json.loads((run / "loss.json").read_text()))
+            chosen = ["--method.network.self_conditioning.tap", "null" if tap == NONE else tap]
+            length = ["--training.samples", str(o.samples), "--training.seed", str(seed)]
+            cheap = ["--method.self_distillation.weight", "0", "--training.validate_every", "0"]
+            cheap += ["--training.log_every", "1"]
+            argv = [o.config, *rest, *chosen, *length, *cheap]
+            key = hashlib.sha256(json.dumps([argv, Path(o.config).read_text()]).encode()).hexdigest()
+            loss = _stored(run, key)
+            if loss is None:
+                train([*argv, "--overwrite", "true", "--output_dir", str(run)])
+                loss = _loss(run)
+                write_json_atomic(run / LOSS, {"key": key, "loss": loss})
+            losses.setdefault(tap, []).append(loss)
     print(json.dumps({tap: _said(values, losses[NONE]) for tap, values in losses.items()}, indent=1))
 
 
@@ -62,10 +70,19 @@ def _all_taps(argv: list[str]) -> list[str]:
     return list(unet_blocks(method.networks["model"].inner))[:-1]
 
 
+def _stored(run: Path, key: str) -> float | None:
+    """The loss of a run of the same recipe that is there already."""
+    try:
+        found = json.loads((run / LOSS).read_text())
+        return float(found["loss"]) if found["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _loss(run: Path) -> float:
-    """The mean diffusion loss of the last half of a run's steps."""
+    """The mean loss of the last half of a run's steps."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    values = [line.get("teacher/diffusion", line["teacher/loss"]) for line in lines if "teacher/loss" in line]
+    values = [line["teacher/loss"] for line in lines if "teacher/loss" in line]
     if not values:
         raise UserError(f"{run} logged no loss; --samples is too small")
     return statistics.fmean(values[len(values) // 2 :])

@@ -161,7 +161,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     recipe = {key: plain[key] for key in ("method", "training", "output_dir")}
     run = Path(namespace.output_dir)
     _check_run(namespace, run)
-    _look_elsewhere(namespace, run)
+    look_elsewhere(namespace, run)
     torch.manual_seed(namespace.training.seed)
     settings: TrainingSettings = built(TrainingSettings, namespace.training, "training")
     settings.check(rank_and_processes()[1])
@@ -302,7 +302,7 @@ def _holds_a_run(folder: Path) -> bool:
     return (folder / "config.yaml").exists() or any(folder.glob("checkpoint-*"))
 
 
-def _look_elsewhere(namespace: Namespace, run: Path) -> None:
+def look_elsewhere(namespace: Namespace, run: Path) -> None:
     """Find paths that do not exist from the current directory.
 
     Paths of a resumed run are looked for where the run read them, and others, such as assets/emoji, in the repository.
@@ -324,7 +324,7 @@ def _look_elsewhere(namespace: Namespace, run: Path) -> None:
 
 
 def _paths(namespace: Namespace) -> dict[str, str]:
-    """The method's arguments that are text, by dotted key, after `_look_elsewhere` has replaced paths."""
+    """The method's arguments that are text, by dotted key, after `look_elsewhere` has replaced paths."""
     return {k: v for k, v in flattened(_init_args(namespace)).items() if isinstance(v, str)}
 
 

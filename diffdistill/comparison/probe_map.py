@@ -32,7 +32,7 @@ from diffdistill.files import write_atomic, write_json_atomic
 from .probed import Probed, tap_features
 
 NEIGHBOURS = 20
-UNIFORM = 1000  # images of uniformity, which takes all pairs
+UNIFORM = 1000  # test images of uniformity, spread evenly, since it takes all pairs
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class ProbeSettings:
     def __post_init__(self) -> None:
         if not self.noise_ratios or not all(0 < ratio < math.inf for ratio in self.noise_ratios):
             raise UserError(f"the noise ratios are {list(self.noise_ratios)}; they must be numbers above 0")
+        if len({f"{ratio:g}" for ratio in self.noise_ratios}) < len(self.noise_ratios):
+            raise UserError(f"two of the noise ratios {list(self.noise_ratios)} are alike")
 
 
 class ProbeMap:
@@ -93,6 +95,7 @@ class ProbeMap:
             "taps": None if settings.taps is None else list(settings.taps),
             "noise_ratios": list(settings.noise_ratios),
             "neighbours": min(NEIGHBOURS, len(data.train)),
+            "uniformity_of": min(UNIFORM, len(data.test)),
             "target": None if target is None else target[1],
         }
         self._check_folder()
@@ -126,7 +129,7 @@ class ProbeMap:
             )
         found: list[dict[str, Any]] = []
         for ratio in self.settings.noise_ratios:
-            file, key = self.out / "cells" / f"{name}-{ratio:g}.json", [probed.digest, names]
+            file, key = self.out / "cells" / f"{name}-{ratio:g}.json", [probed.digest, names, ratio]
             cell = _stored(file, key)
             if cell is None:
                 write_json_atomic(self.out / "settings.json", self.about)
@@ -136,7 +139,7 @@ class ProbeMap:
         return found
 
     def _measure(self, name: str, probed: Probed, names: Sequence[str], ratio: float) -> list[dict[str, Any]]:
-        if probed.time(ratio) is None:
+        if (t := probed.time(ratio)) is None:
             return [{"tap": tap, "noise_ratio": ratio, "absent": "its schedule has no such noise"} for tap in names]
         data, b = self.data, self.settings.batch_size
         train, test = data.labels[data.train], data.labels[data.test]
@@ -147,6 +150,7 @@ class ProbeMap:
             first = tap_features(probed, x0, names, ratio, 0, b, bar.update)
             second = tap_features(probed, x0[n:], names, ratio, 1, b, bar.update)
         cells: list[dict[str, Any]] = []
+        some = torch.arange(min(UNIFORM, len(test))) * len(test) // min(UNIFORM, len(test))
         for tap in tqdm(names, desc="probes", unit="tap", leave=False):
             a, z = first[tap][:n], first[tap][n:]
             if not bool(first[tap].isfinite().all()):
@@ -155,11 +159,12 @@ class ProbeMap:
             cell: dict[str, Any] = {
                 "tap": tap,
                 "noise_ratio": ratio,
+                "noise_found": probed.noise(t),
                 "channels": a.shape[1],
                 "linear": linear_accuracy(a, train, z, test, classes),
                 "knn": knn_accuracy(a, train, z, test, classes, self.about["neighbours"]),
                 "alignment": alignment(z, second[tap]),
-                "uniformity": uniformity(z[:UNIFORM]),
+                "uniformity": uniformity(z[some]),
             }
             if self._encode is not None:
                 targets = self._targets(rows)

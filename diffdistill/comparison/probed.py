@@ -59,8 +59,11 @@ class Probed:
     def time(self, noise_ratio: float) -> Tensor | None:
         """The time at which sigma / alpha is the ratio, of shape (); None where its schedule has none near that."""
         t = self.schedule.time_at(noise_ratio)
-        found = float(self.schedule.sigma(t) / self.schedule.alpha(t).clamp_min(1e-30))
-        return t if noise_ratio / NEAR <= found <= noise_ratio * NEAR else None
+        return t if noise_ratio / NEAR <= self.noise(t) <= noise_ratio * NEAR else None
+
+    def noise(self, t: Tensor) -> float:
+        """sigma / alpha at a time."""
+        return float(self.schedule.sigma(t) / self.schedule.alpha(t).clamp_min(1e-30))
 
 
 def open_probed(source: str, device: str = "cpu") -> Probed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffdistill.errors import UserError
 
-from .captioned import CaptionedData, load_captioned
+from .captioned import CaptionedData, fitted, load_captioned
 
 FOLDS = 5
 FEWEST = 2  # images of a label in each part
@@ -47,16 +47,22 @@ class Labelled:
     split: str
 
     def some(self, train: int | None, test: int | None) -> Labelled:
-        """Parts of at most so many images, spread evenly over the rows; None for all."""
-        return Labelled(
-            self.images, self.labels, self.names, _spread(self.train, train), _spread(self.test, test),
-            self.left_out, self.split,
-        )  # fmt: skip
+        """Parts of at most so many images, drawn by chance, always the same ones; None for all.
+
+        Raises:
+            UserError: the part to fit on then lacks a label of the test part.
+        """
+        some = replace(self, train=_some(self.train, train), test=_some(self.test, test))
+        unknown = set(self.labels[some.test].tolist()) - set(self.labels[some.train].tolist())
+        if unknown:
+            name = self.names[min(unknown)]
+            raise UserError(f"none of the {len(some.train)} images to fit on is labelled {name!r}; take more images")
+        return some
 
 
 def load_labelled(
     source: str, labels: str | None = None, test: str | None = None, test_labels: str | None = None,
-    size: tuple[int, int] | None = None,
+    size: int | None = None,
 ) -> Labelled:  # fmt: skip
     """Read labelled images.
 
@@ -64,7 +70,7 @@ def load_labelled(
         source: as in `CaptionedData`; the emoji set has labels of its own.
         labels: a file of labels, "FILE.csv::COLUMN" to name the column; None for the captions beside the images.
         test, test_labels: the same of the test images; None for a fifth of `source`.
-        size: height and width of the images; None for their own.
+        size: side in pixels that images are cut and resized to; None for their own size.
 
     Raises:
         UserError: images or labels cannot be read; there are no two labels with two images in each part, or over a
@@ -73,8 +79,8 @@ def load_labelled(
     if (Path(source) / "concepts.tsv").is_file() and test is None:
         if labels is not None:
             raise UserError(f"--labels is {labels}; the emoji set {source} has labels of its own")
-        return _emoji(source)
-    first = load_captioned(CaptionedData(source, labels), size)
+        return _emoji(source, size)
+    first = load_captioned(CaptionedData(source, labels, size))
     if test is None:
         seen: Counter[str] = Counter()
         is_test = []
@@ -83,12 +89,12 @@ def load_labelled(
             seen[name] += 1
         split = "every fifth image of a label is for testing"
         return _made(first.images, first.names, torch.tensor(is_test), split)
-    second = load_captioned(CaptionedData(test, test_labels), size or _size(first.images))
+    second = load_captioned(CaptionedData(test, test_labels, size), None if size else _size(first.images))
     is_second = torch.arange(len(first) + len(second)) >= len(first)
     return _made(torch.cat([first.images, second.images]), first.names + second.names, is_second, f"tested on {test}")
 
 
-def _emoji(source: str) -> Labelled:
+def _emoji(source: str, size: int | None) -> Labelled:
     from .emoji import groups, load_emoji
 
     emoji, group = load_emoji(source, "all"), groups(source)
@@ -98,21 +104,24 @@ def _emoji(source: str) -> Labelled:
     keep = [i for i, name in enumerate(named) if name in large]
     is_test = torch.tensor([order[emoji.names[i]] % FOLDS == FOLDS - 1 for i in keep])
     split = f"every fifth concept is for testing; groups of {SMALLEST_GROUP} images or more"
-    return _made(emoji.images[keep], [named[i] for i in keep], is_test, split, len(named) - len(keep))
+    images = emoji.images if size is None else torch.stack([fitted(image, (size, size)) for image in emoji.images])
+    return _made(images[keep], [named[i] for i in keep], is_test, split, len(named) - len(keep))
 
 
 def _made(images: Tensor, names: list[str], is_test: Tensor, split: str, left_out: int = 0) -> Labelled:
-    parts = [Counter(name for name, there in zip(names, is_test.tolist(), strict=True) if there == k) for k in (0, 1)]
-    known = sorted(name for name in parts[0] if parts[0][name] >= FEWEST and parts[1][name] >= FEWEST)
-    if not 2 <= len(known) <= MOST_LABELS:
-        raise UserError(
-            f"{len(known)} labels have {FEWEST} images or more in both parts, of {len(parts[0] | parts[1])}; a probe "
-            f"needs 2 to {MOST_LABELS}, such as the names of classes"
-        )
-    number = {name: i for i, name in enumerate(known)}
     pixels = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
     fitted_on = {each for each, test in zip(pixels, is_test.tolist(), strict=True) if not test}
     again = torch.tensor([each in fitted_on for each in pixels]) & is_test
+    where = [2 if twice else int(test) for twice, test in zip(again.tolist(), is_test.tolist(), strict=True)]
+    parts = [Counter(name for name, part in zip(names, where, strict=True) if part == k) for k in (0, 1)]
+    known = sorted(name for name in parts[0] if parts[0][name] >= FEWEST and parts[1][name] >= FEWEST)
+    if not 2 <= len(known) <= MOST_LABELS:
+        raise UserError(
+            f"{len(known)} labels have {FEWEST} images or more in both parts, of {len(parts[0] | parts[1])}; "
+            f"a probe needs 2 to {MOST_LABELS}, such as the names of classes. A test image with the pixels of "
+            "another one does not count"
+        )
+    number = {name: i for i, name in enumerate(known)}
     keep = torch.tensor([name in number for name in names]) & ~again
     labels = torch.tensor([number.get(name, -1) for name in names])
     rows = torch.arange(len(names))
@@ -120,10 +129,11 @@ def _made(images: Tensor, names: list[str], is_test: Tensor, split: str, left_ou
     return Labelled(images, labels, known, rows[keep & ~is_test], rows[keep & is_test], left_out, split)
 
 
-def _spread(rows: Tensor, most: int | None) -> Tensor:
+def _some(rows: Tensor, most: int | None) -> Tensor:
+    """At most so many rows, drawn by chance from seed 0, in their order."""
     if most is None or most >= len(rows):
         return rows
-    return rows[torch.arange(most) * len(rows) // most]
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most].sort().values]
 
 
 def _size(images: Tensor) -> tuple[int, int]:

@@ -39,5 +39,6 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float = 0.2, positives:
     if not 0 < temperature < math.inf:
         raise ValueError(f"the temperature is {temperature}; it must be above 0")
     rows = torch.arange(len(queries), device=queries.device) if positives is None else positives
-    logits = normalize(queries.float(), dim=1) @ normalize(keys.detach().float(), dim=1).T / temperature
-    return 2 * temperature * cross_entropy(logits, rows)
+    with torch.autocast(queries.device.type, enabled=False):  # a product of unit vectors over tau needs all its digits
+        logits = normalize(queries.float(), dim=1) @ normalize(keys.detach().float(), dim=1).T / temperature
+        return 2 * temperature * cross_entropy(logits, rows)

@@ -49,7 +49,8 @@ class Augmentation:
         variants: number of shifted and mirrored variants of each image; recoloured images have a quarter as many. With
             `shift` 0 and `mirror` false there are no variants.
         conditioned: whether the network is told how an image was shifted and mirrored (EDM, arXiv 2206.00364, appendix
-            F). It then generates images as the data has them. Otherwise it generates shifted and mirrored ones too.
+            F). It then generates images as the data has them; such images are as rare in training as any other shift.
+            Otherwise it generates shifted and mirrored ones too.
 
     Raises:
         UserError: a number is out of its range.

@@ -15,6 +15,7 @@ Notable:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class LatentDiffusion(Method):
                 raise UserError("self_distillation needs two variants of an image; set augmentation.shift or mirror")
             self.contrast = Contrast(self_distillation, model, self.source.tokenize([""]))
             self.networks |= self.contrast.networks
-            self.optimizers["heads"] = optimizer
+            self.optimizers["heads"] = replace(optimizer, groups=())
         self.frozen = {"autoencoder": autoencoder}
 
     def __len__(self) -> int:

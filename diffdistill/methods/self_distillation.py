@@ -7,7 +7,8 @@ Both passes have the empty caption, so that features cannot be read off the text
 shifted and mirrored variant of the image, with noise and a time of its own. The keys of all processes are negatives.
 
 The paper follows MoCo v3 and EDM's augmentation, and its teacher is the average of the same network. Times, weight and
-heads are ours (docs/methods/ddae.md).
+heads are ours, and there is one direction alone: MoCo v3 also takes queries from view 2 and keys from view 1
+(docs/methods/ddae.md).
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class SelfConditionedSana(SanaTransformer2DModel):
         config: arguments of SanaTransformer2DModel.
     """
 
-    _supports_gradient_checkpointing = False  # blocks that are run again in the backward pass would lack the features
+    _supports_gradient_checkpointing = False
 
     def __init__(self, self_conditioning: dict[str, Any] | None = None, **config: Any) -> None:
         super().__init__(**config)
@@ -103,6 +103,10 @@ class SelfConditionedSana(SanaTransformer2DModel):
     def blocks(self) -> dict[str, nn.Module]:
         """Its blocks by name, in the order they run in."""
         return {f"block.{i}": block for i, block in enumerate(self.transformer_blocks)}
+
+    def enable_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """Raise UserError: blocks that are run again in the backward pass would lack the features."""
+        raise UserError("training.gradient_checkpointing: a self-conditioned SANA cannot do it; set it to false")
 
     def new_projection(self) -> Projection:
         """A projection of its settings, at its start."""

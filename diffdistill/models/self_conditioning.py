@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -103,7 +104,8 @@ def later_blocks(taps: Mapping[str, nn.Module], tap: str | None) -> list[nn.Modu
 def conditioned(tap: nn.Module, later: Sequence[nn.Module], added: Any, position: int, name: str) -> Iterator[None]:
     """Within the block, the later blocks get their time embedding plus `added(output of the tap, embedding)`.
 
-    The hooks are of one pass: nothing stays on the modules, so that copies of the network are independent.
+    The hooks are of one pass: nothing stays on the modules, so that copies of the network are independent. They act in
+    the thread of the pass alone, so that several threads may call one network.
 
     Args:
         tap: the block whose output is read.
@@ -112,11 +114,16 @@ def conditioned(tap: nn.Module, later: Sequence[nn.Module], added: Any, position
         position, name: where the blocks take the time embedding, by position and as a keyword.
     """
     seen: dict[str, Any] = {}
+    owner = get_ident()
 
     def keep(_: nn.Module, inputs: Any, output: Any) -> None:
-        seen["output"] = output
+        if get_ident() == owner:
+            seen["output"] = output
 
-    def shift(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # without kwargs where another thread has just removed the hook
+    def shift(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        if get_ident() != owner or kwargs is None:
+            return None
         embedding = kwargs[name] if name in kwargs else args[position]
         if "added" not in seen:
             seen["added"] = added(seen.pop("output"), embedding)

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from eval_calls import refused, said
+from made import made
+from safetensors.torch import load_file, save_file
+from tiny_pictures import save_tiny_pictures
 from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill.cli.main import main
 from diffdistill.comparison import probe_map
 from diffdistill.comparison.probed import open_probed, tap_features
 from diffdistill.data.labelled import load_labelled
+from diffdistill.methods import SelfE
 
 TAPS = ["down.0", "down.1", "mid", "up.0", "up.1"]
 PROBE = (
@@ -77,7 +81,9 @@ def test_features_are_means_of_what_the_blocks_give(folder: Path) -> None:
     assert found["mid"].shape == (5, 16)
 
 
-def test_a_fake_score_and_a_student_of_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fake_score_and_a_student_of_a_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("prompts.txt").write_text("red apple\nblue car\n")
     main(["train", "--method", "SwiftBrush", "--method.teacher.source", "model", "--method.prompts", "prompts.txt",
           "--method.fake.network", "full", "--method.fake.warmup", "0", "--method.noise_ratio", "2.5",
@@ -90,6 +96,17 @@ def test_a_fake_score_and_a_student_of_a_run(folder: Path, capsys: pytest.Captur
     cells = {model["name"]: model["cells"] for model in record["models"]}
     assert len({json.dumps(each) for each in cells.values()}) == 4  # four networks
     assert all("linear" in cell for name in ("fake", "student", "teacher") for cell in cells[name])
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")  # the run's own paths are found again
+    options = ["--images", "../pictures.npz", "--labels", "../labels.csv::label", "--target", "none", "--noise", "0.1"]
+    said(capsys, "probe", *options, "--models", "../run::fake", "--out", "out")
+    monkeypatch.chdir(folder)
+    weights = folder / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    kept = weights.read_bytes()
+    save_file({key: value + 1 for key, value in load_file(weights).items()}, weights)
+    line = refused(capsys, *PROBE, "--models", "x=run::fake", "--out", "out3")
+    assert "is another one now than when the run was trained" in line
+    weights.write_bytes(kept)
     assert "no network 'judge'; it has" in refused(capsys, *PROBE, "--models", "x=run::judge", "--out", "out2")
     assert "no run with a checkpoint" in refused(capsys, *PROBE, "--models", "x=model::fake", "--out", "out2")
 
@@ -120,3 +137,28 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((*PROBE, "--models", "model", "--test_labels", "one.csv", "--out", "out"), "--test_labels goes with --test"),
     ):  # fmt: skip
         assert says in refused(capsys, *argv), says
+
+
+def test_the_gap_is_of_the_same_images(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an encoder that gives an image's mean brightness: the features of blocks tell it, unless rows are mixed up
+    from diffdistill.cli.eval import probe
+
+    encoder = (lambda images: images.float().mean((1, 2, 3))[:, None], "brightness")
+    monkeypatch.setattr(probe, "_target", lambda o, device: encoder)
+    said(capsys, *PROBE, "--models", "model", "--out", "out")
+    (model,) = json.loads(Path("out/probe.json").read_text())["models"]
+    assert min(cell["gap"] for cell in model["cells"]) < 0.6  # 48 images to fit on
+    assert len(load_file("out/target.safetensors")["features"]) == 60
+
+
+def test_an_any_step_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = str(save_tiny_pictures(folder / "set"))
+    method = made(SelfE, data__source=pictures, network__autoencoder="model/vae", network__block_out_channels=(32, 32),
+                  network__text_width=32, network__text_layers=1)  # fmt: skip
+    method.export(folder / "any-step")
+    options = ("--images", "pictures.npz", "--labels", "labels.csv::label", "--target", "none", "--size", "64")
+    said(capsys, "probe", *options, "--models", "any-step", "--noise", "0.25", "--taps", "mid", "--out", "out")
+    (model,) = json.loads(Path("out/probe.json").read_text())["models"]
+    assert model["cells"][0]["noise_found"] == pytest.approx(0.25) and model["cells"][0]["linear"] > 0.8

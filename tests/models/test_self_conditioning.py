@@ -1,6 +1,7 @@
 """Self-conditioned networks: equal to the plain ones at first, and to a forward pass written out by hand after that."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,14 +79,41 @@ def test_a_unet_equals_its_forward_pass_written_out(teachers: dict[str, Teacher]
     assert torch.allclose(predict(teacher, unet), expected, atol=1e-6)
 
 
-def test_the_gradient_reaches_the_features(teachers: dict[str, Teacher]) -> None:
-    # only through the projection: what the later blocks make of the features themselves is cut
-    unet = conditioned(teachers["sd"], "mid", started=False).requires_grad_(True)
-    seen: list[Tensor] = []
-    unet.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output) or output)
-    predict(teachers["sd"], unet).sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in unet.self_conditioner.parameters())
-    assert unet.mid_block.resnets[0].conv1.weight.grad.abs().max() > 0
+def test_the_gradient_reaches_the_features_through_the_projection(teachers: dict[str, Teacher]) -> None:
+    # the same network with a stop at the projection's input has another gradient before the tap
+    gradients = []
+    for stopped in (False, True):
+        unet = conditioned(teachers["sd"], "mid", started=False).requires_grad_(True)
+        if stopped:
+            unet.self_conditioner.register_forward_pre_hook(lambda module, args: (args[0].detach(), args[1]))
+        predict(teachers["sd"], unet).square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in unet.self_conditioner.parameters())
+        gradients.append(unet.mid_block.resnets[0].conv1.weight.grad)
+    assert (gradients[0] - gradients[1]).norm() > 1e-3 * gradients[0].norm() > 0
+
+
+def test_threads_may_share_a_network(teachers: dict[str, Teacher]) -> None:
+    unet, text = conditioned(teachers["sd"], "mid", started=False).eval(), teachers["sd"].embed(["a car"])
+    inputs = [torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(12)]
+
+    @torch.no_grad()
+    def run(x: Tensor) -> Tensor:
+        return unet(x, torch.tensor([500.0]), encoder_hidden_states=text).sample
+
+    expected = [run(x) for x in inputs] * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(pool.map(run, inputs * 4), expected, strict=True))
+
+
+def test_recomputed_activations_change_nothing(teachers: dict[str, Teacher]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        unet = conditioned(teachers["sd"], "mid", started=False).requires_grad_(True).train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        predict(teachers["sd"], unet).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in unet.parameters()]))
+    assert torch.allclose(*gradients, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sana"])
@@ -142,5 +170,5 @@ def test_what_cannot_be_is_refused(teachers: dict[str, Teacher]) -> None:
         add_self_conditioning(nn.Linear(2, 2), SelfConditioning())
     with pytest.raises(UserError, match="width"):
         SelfConditioning(width=0)
-    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+    with pytest.raises(UserError, match="gradient_checkpointing"):
         conditioned(teachers["sana"], "block.0").enable_gradient_checkpointing()

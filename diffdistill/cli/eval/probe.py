@@ -30,9 +30,8 @@ def main(argv: Sequence[str]) -> None:
     device = device_of(o)
     if rank_and_processes()[1] > 1:
         raise UserError("eval probe runs in one process; start it without accelerate launch")
-    size = None if o.size is None else (o.size, o.size)
     labels, test, test_labels = (path and find(path) for path in (o.labels, o.test, o.test_labels))
-    data = load_labelled(find(o.images), labels, test, test_labels, size).some(o.train_images, o.test_images)
+    data = load_labelled(find(o.images), labels, test, test_labels, o.size).some(o.train_images, o.test_images)
     made_from = {"images": o.images, "labels_from": o.labels, "test_from": o.test}
     probes = ProbeMap(data, settings, o.out, made_from, _target(o, device))
     record = probes.run({name: partial(opened, device) for name, opened in networks.items()})
@@ -94,7 +93,7 @@ def _networks(values: Sequence[str]) -> dict[str, Callable[[str], Any]]:
 
 def _of_run(run: str, network: str, device: str) -> Any:
     """A network of a run's last checkpoint, which is built by the run's own settings."""
-    from diffdistill.cli.train import build_method, parse
+    from diffdistill.cli.train import build_method, look_elsewhere, parse
     from diffdistill.comparison.probed import of_run
     from diffdistill.training.checkpoint import latest_checkpoint, load_checkpoint
 
@@ -106,9 +105,13 @@ def _of_run(run: str, network: str, device: str) -> Any:
     if network not in groups:
         known = sorted(name for name in groups if "." not in name and not name.startswith(("rng-", "ema")))
         raise UserError(f"{checkpoint} has no network {network!r}; it has {', '.join(known)}")
-    _, namespace = parse([str(config)])
-    digest = hashlib.sha256(json.dumps([state["files"], network], sort_keys=True).encode()).hexdigest()[:16]
-    return of_run(build_method(namespace), network, groups[network], digest, device)
+    _, namespace = parse([str(config), "--resume", str(checkpoint)])
+    look_elsewhere(namespace, folder)
+    method, then = build_method(namespace), state["identity"]["content"]
+    if changed := [key for key in then if method.content.get(key.removeprefix("method.")) != then[key]]:
+        raise UserError(f"{run}: {changed[0]} is another one now than when the run was trained")
+    found = json.dumps([state["files"], network, dict(method.content)], sort_keys=True)
+    return of_run(method, network, groups[network], hashlib.sha256(found.encode()).hexdigest()[:16], device)
 
 
 def _target(o: argparse.Namespace, device: str) -> tuple[Any, str] | None:

@@ -65,7 +65,7 @@ def html_page(record: Mapping[str, Any]) -> str:
 <header><h1>{escape(title)}</h1>
 <p>Each network gets noisy latents and the empty prompt. The output of each of its blocks is averaged over positions,
 and probes are fitted to these features. Noise is sigma / alpha: at 1, noise and image have equal weight. The best cell
-of a map has a frame.</p>
+of a map has a frame. It is chosen on the test images themselves, so its number flatters a little.</p>
 {_best(measures, models)}
 <nav>{links}<a href="#settings">What was measured</a></nav></header>
 <main>
@@ -134,7 +134,8 @@ def _map(measure: Measure, model: Mapping[str, Any], low: float, high: float) ->
             share = (cell[measure.key] - low) / (high - low) if high > low else 0.5
             heat = share if measure.higher else 1 - share
             mark = ' class="best"' if cell is best else ""
-            row += f'<td{mark} style="--h:{heat:.3f}">{measure.form.format(cell[measure.key])}</td>'
+            hint = f' title="noise {cell["noise_found"]:.4g}"' if "noise_found" in cell else ""
+            row += f'<td{mark}{hint} style="--h:{heat:.3f}">{measure.form.format(cell[measure.key])}</td>'
         lines.append(f"<tr><th>{escape(tap)}</th>{row}</tr>")
     return (
         f'<figure><div class="scroll" tabindex="0"><table class="heat"><thead><tr><th>noise</th>{head}</tr></thead>'
@@ -154,5 +155,6 @@ def _settings(about: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> 
         f"<code>{escape(about['data'])}</code></dd><dt>labels</dt><dd>{labels}</dd>"
         f"<dt>linear probe</dt><dd>logistic regression on standardised features, C = 1, at its minimum</dd>"
         f"<dt>k-NN</dt><dd>{about['neighbours']} neighbours by cosine, standardised features</dd>"
+        f"<dt>uniformity</dt><dd>of {about['uniformity_of']} test images</dd>"
         f"<dt>the other encoder</dt><dd>{target}; ridge penalty N / 100</dd>{digests}</dl>"
     )
