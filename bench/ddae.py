@@ -37,7 +37,7 @@ from diffdistill.models.generate import generate, load_generator
 
 DATA = Path("runs/fashion_mnist")
 OF_CLASS, REFERENCE, STEPS = 100, 2000, 25
-NOISE = (0.05, 0.1, 0.2, 0.4, 0.8)
+NOISE = (0.05, 0.1, 0.4)
 MEASURED = "measured.json"
 
 
