@@ -6,7 +6,7 @@
 Every tap is trained from the same start on the same images, noise and times, so differences of the loss are small but
 not noisy. What is printed is the mean loss of the last half of each run, without self-conditioning and at each tap.
 With several seeds, the differences to the run without it have a standard error. A run of the same recipe that is there
-is kept. The contrastive term is left out.
+is kept. The contrastive term is left out. A search of a few steps tells nothing, because the projection starts at zero.
 Other options are those of `diffdistill train`, such as --method.data.source.
 """
 
@@ -18,6 +18,7 @@ import json
 import math
 import statistics
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from diffdistill.cli.arguments import OneLineParser
@@ -27,6 +28,7 @@ from diffdistill.cli.train import main as train
 from diffdistill.errors import UserError
 from diffdistill.files import write_json_atomic
 from diffdistill.methods import LatentDiffusion
+from diffdistill.models.families.unet import unet_blocks
 
 NONE = "none"
 LOSS = "loss.json"
@@ -41,42 +43,44 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12800, help="images of a run")
     parser.add_argument("--out", type=Path, required=True, help="a folder; each run has one in it")
     o, rest = parser.parse_known_args()
-    taps = o.taps or _all_taps([o.config, *rest])
-    losses: dict[str, list[float]] = {}
-    for tap in [NONE, *(tap for tap in taps if tap != NONE)]:
-        for seed in o.seeds:
-            run = o.out / f"{tap}-{seed}"
-            chosen = ["--method.network.self_conditioning.tap", "null" if tap == NONE else tap]
-            length = ["--training.samples", str(o.samples), "--training.seed", str(seed)]
-            cheap = ["--method.self_distillation.weight", "0", "--training.validate_every", "0"]
-            cheap += ["--training.log_every", "1"]
-            argv = [o.config, *rest, *chosen, *length, *cheap]
-            key = hashlib.sha256(json.dumps([argv, Path(o.config).read_text()]).encode()).hexdigest()
-            loss = _stored(run, key)
-            if loss is None:
-                train([*argv, "--overwrite", "true", "--output_dir", str(run)])
-                loss = _loss(run)
-                write_json_atomic(run / LOSS, {"key": key, "loss": loss})
-            losses.setdefault(tap, []).append(loss)
+    method = build_method(parse([o.config, *rest])[1])
+    if not isinstance(method, LatentDiffusion):
+        raise UserError(f"{o.config} is a recipe of {type(method).__name__}; the search is for LatentDiffusion")
+    blocks = list(unet_blocks(method.networks["model"].inner))
+    taps = list(dict.fromkeys(o.taps or blocks[:-1]))
+    if unknown := [tap for tap in taps if tap not in blocks[:-1]]:
+        raise UserError(f"--taps has {unknown[0]!r}; blocks that others run after are {', '.join(blocks[:-1])}")
+    if o.samples < 1 or not o.seeds:
+        raise UserError(f"--samples is {o.samples} and --seeds {o.seeds}; there must be one or more of each")
+    content, seeds = dict(method.content), list(dict.fromkeys(o.seeds))
+    losses = {tap: [_trained(o, rest, content, tap, seed) for seed in seeds] for tap in [NONE, *taps]}
     print(json.dumps({tap: _said(values, losses[NONE]) for tap, values in losses.items()}, indent=1))
 
 
-def _all_taps(argv: list[str]) -> list[str]:
-    method = build_method(parse(argv)[1])
-    if not isinstance(method, LatentDiffusion):
-        raise UserError(f"{argv[0]} is a recipe of {type(method).__name__}; the search is for LatentDiffusion")
-    from diffdistill.models.families.unet import unet_blocks
-
-    return list(unet_blocks(method.networks["model"].inner))[:-1]
-
-
-def _stored(run: Path, key: str) -> float | None:
-    """The loss of a run of the same recipe that is there already."""
+def _trained(o: argparse.Namespace, rest: list[str], content: dict[str, str], tap: str, seed: int) -> float:
+    """The loss of a run, which is trained unless the same one is there."""
+    run = o.out / f"{tap}-{seed}"
+    chosen = ["--method.network.self_conditioning.tap", "null" if tap == NONE else tap]
+    length = ["--training.samples", str(o.samples), "--training.seed", str(seed)]
+    cheap = ["--method.self_distillation.weight", "0", "--training.validate_every", "0", "--training.log_every", "1"]
+    argv = [o.config, *rest, *chosen, *length, *cheap]
+    made_from = json.dumps([argv, Path(o.config).read_text(encoding="utf-8"), content], sort_keys=True)
+    key = hashlib.sha256(made_from.encode()).hexdigest()
     try:
-        found = json.loads((run / LOSS).read_text())
-        return float(found["loss"]) if found["key"] == key else None
+        found = json.loads((run / LOSS).read_text(encoding="utf-8"))
+        there, loss = found["key"], found["loss"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        there, loss = None, None
+    if there == key and isinstance(loss, float):
+        return loss
+    if there != key and run.is_dir() and any(run.iterdir()):
+        raise UserError(f"{run} holds a run of another recipe, length or data; take another --out")
+    write_json_atomic(run / LOSS, {"key": key, "loss": None})  # a run that is interrupted is begun anew
+    with redirect_stdout(sys.stderr):
+        train([*argv, "--overwrite", "true", "--output_dir", str(run)])
+    loss = _loss(run)
+    write_json_atomic(run / LOSS, {"key": key, "loss": loss})
+    return loss
 
 
 def _loss(run: Path) -> float:

@@ -82,6 +82,11 @@ class ProbeMap:
         target: tuple[Any, str] | None = None,
     ) -> None:
         self.data, self.settings, self.out = data, settings, out
+        if min(len(data.train), len(data.test)) < max(2, len(data.names)):
+            raise UserError(
+                f"there are {len(data.train)} images to fit on and {len(data.test)} to test, with {len(data.names)} "
+                "labels; each part needs as many images as there are labels"
+            )
         pixels = hashlib.sha256(data.images[torch.cat([data.train, data.test])].numpy().tobytes())
         pixels.update(data.labels[torch.cat([data.train, data.test])].numpy().tobytes())
         self.about: dict[str, Any] = {
@@ -108,35 +113,65 @@ class ProbeMap:
         Raises:
             UserError: a network cannot be opened, does not fit the images, or lacks a tap.
         """
-        models = []
+        models = self._earlier()
         for name, opened in networks.items():
             probed = opened()
-            models.append({"name": name, "digest": probed.digest, "cells": self._cells(name, probed)})
-        record = {"settings": self.about, "models": models}
-        write_json_atomic(self.out / "probe.json", record)
-        write_atomic(self.out / "index.html", html_page(record).encode())
+            if name in models and models[name]["digest"] != probed.digest:
+                raise UserError(
+                    f"{self.out} has another network called {name!r}; give this one another name, as in x=PATH"
+                )
+            cells = self._cells(name, probed)
+            models[name] = {"name": name, "digest": probed.digest, "made_from": probed.made_from, "cells": cells}
+            record = {"settings": self.about, "models": list(models.values())}
+            write_json_atomic(self.out / "probe.json", record)  # after each network: what is measured is not lost
+            write_atomic(self.out / "index.html", html_page(record).encode())
+        if not any("linear" in cell for name in networks for cell in models[name]["cells"]):
+            raise UserError("no network has any of these noise levels in its schedule; take others")
         return record
 
+    def _earlier(self) -> dict[str, dict[str, Any]]:
+        """Networks that are in the map already, by name, whose cells can still be read."""
+        try:
+            found = json.loads((self.out / "probe.json").read_text(encoding="utf-8"))["models"]
+            return {
+                each["name"]: each
+                for each in found
+                if all(self._stored(each["name"], each["digest"], ratio) for ratio in self.settings.noise_ratios)
+            }
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}
+
     def _cells(self, name: str, probed: Probed) -> list[dict[str, Any]]:
-        names = list(probed.taps) if self.settings.taps is None else list(self.settings.taps)
+        names = list(probed.taps) if self.settings.taps is None else list(dict.fromkeys(self.settings.taps))
         if unknown := [tap for tap in names if tap not in probed.taps]:
             raise UserError(f"{name} has no tap {unknown[0]!r}; its taps are {', '.join(probed.taps)}")
         size = (self.data.images.shape[-2], self.data.images.shape[-1])
         if probed.size != size:
             raise UserError(
                 f"{name} draws images of {probed.size[1]} x {probed.size[0]} pixels, and these have {size[1]} x "
-                f"{size[0]}; set --size"
+                f"{size[0]}; --size cuts and resizes images to a square"
             )
         found: list[dict[str, Any]] = []
         for ratio in self.settings.noise_ratios:
-            file, key = self.out / "cells" / f"{name}-{ratio:g}.json", [probed.digest, names, ratio]
-            cell = _stored(file, key)
-            if cell is None:
+            cells = self._stored(name, probed.digest, ratio)
+            if cells is None or [cell["tap"] for cell in cells] != names:
                 write_json_atomic(self.out / "settings.json", self.about)
-                cell = self._measure(name, probed, names, ratio)
-                write_json_atomic(file, {"key": key, "cells": cell})
-            found += cell
+                cells = self._measure(name, probed, names, ratio)
+                write_json_atomic(self._file(name, ratio), {"key": _key(probed.digest, ratio, cells), "cells": cells})
+            found += cells
         return found
+
+    def _file(self, name: str, ratio: float) -> Path:
+        return self.out / "cells" / f"{name}-{ratio:g}.json"
+
+    def _stored(self, name: str, digest: str, ratio: float) -> list[dict[str, Any]] | None:
+        """The cells of a network at a noise level, if they are there and as they were written."""
+        try:
+            found = json.loads(self._file(name, ratio).read_text(encoding="utf-8"))
+            cells: list[dict[str, Any]] = found["cells"]
+            return cells if found["key"] == _key(digest, ratio, cells) else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
 
     def _measure(self, name: str, probed: Probed, names: Sequence[str], ratio: float) -> list[dict[str, Any]]:
         if (t := probed.time(ratio)) is None:
@@ -186,19 +221,29 @@ class ProbeMap:
         """The other encoder's features of the rows, which are stored beside the cells."""
         if len(self._found_targets):
             return self._found_targets
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file, save
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import save
 
         file = self.out / "target.safetensors"
         try:
-            self._found_targets = load_file(file)["features"]
-        except (OSError, KeyError, SafetensorError):
-            self._found_targets = torch.empty(0)
-        if len(self._found_targets) != len(rows):
-            assert self._encode is not None
-            self._found_targets = self._encode(self.data.images[rows]).contiguous()
-            write_atomic(file, save({"features": self._found_targets}))
+            with safe_open(file, "pt") as opened:
+                found, said = opened.get_tensor("features"), opened.metadata() or {}
+            if said.get("sha256") == self._targets_key(found):
+                self._found_targets = found
+                return found
+        except (OSError, SafetensorError):
+            pass
+        assert self._encode is not None
+        self._found_targets = self._encode(self.data.images[rows]).contiguous()
+        made = save({"features": self._found_targets}, {"sha256": self._targets_key(self._found_targets)})
+        write_atomic(file, made)
         return self._found_targets
+
+    def _targets_key(self, features: Tensor) -> str:
+        """Changes with the images, the encoder and any of its features."""
+        found = hashlib.sha256(f"{self.about['data']} {self.about['target']} {tuple(features.shape)}".encode())
+        found.update(features.contiguous().numpy().tobytes())
+        return found.hexdigest()
 
     def _check_folder(self) -> None:
         """Raise UserError where the folder holds something else."""
@@ -215,10 +260,6 @@ class ProbeMap:
             raise UserError(f"{self.out} holds something that is no map of probes; name a new folder")
 
 
-def _stored(file: Path, key: list[Any]) -> list[dict[str, Any]] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        cells: list[dict[str, Any]] = found["cells"]
-        return cells if found["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _key(digest: str, ratio: float, cells: Any) -> str:
+    """Changes with the network, the noise level and any number of the cells."""
+    return hashlib.sha256(json.dumps([digest, ratio, cells], sort_keys=True).encode()).hexdigest()

@@ -41,6 +41,7 @@ class Probed:
         null: the condition of the empty prompt, one row.
         size: height and width of its images.
         digest: tells one network from another.
+        made_from: where it is from, for the page.
     """
 
     backbone: Backbone
@@ -50,6 +51,7 @@ class Probed:
     null: Any
     size: tuple[int, int]
     digest: str
+    made_from: str
 
     @property
     def taps(self) -> Mapping[str, nn.Module]:
@@ -84,11 +86,14 @@ def open_probed(source: str, device: str = "cpu") -> Probed:
             FAMILY.null(model.pipeline),
             (h * model.latents.factor, w * model.latents.factor),
             model.digest(),
+            source,
         )
-    return _of_teacher(model, model.backbone, model.digest())
+    return _of_teacher(model, model.backbone, model.digest(), source)
 
 
-def of_run(method: Method, name: str, weights: Mapping[str, Tensor], digest: str, device: str = "cpu") -> Probed:
+def of_run(
+    method: Method, name: str, weights: Mapping[str, Tensor], digest: str, made_from: str, device: str = "cpu"
+) -> Probed:
     """A network of a method that distils a teacher, such as its fake score or its student, as a checkpoint holds it.
 
     Args:
@@ -96,17 +101,18 @@ def of_run(method: Method, name: str, weights: Mapping[str, Tensor], digest: str
         name: key of the network, such as "fake".
         weights: the network's trained weights.
         digest: tells one checkpoint from another.
+        made_from: where the weights are from, for the page.
         device: where it runs.
 
     Raises:
         UserError: the method has no such network, or no teacher; or the weights do not fit.
     """
     teacher = getattr(method, "teacher", None)
-    if name not in method.networks or not isinstance(teacher, Teacher):
-        raise UserError(
-            f"a run of {type(method).__name__} has no network {name!r} on a teacher; it has "
-            f"{', '.join(method.networks)}"
-        )
+    if not isinstance(teacher, Teacher):
+        raise UserError(f"{type(method).__name__} distils no teacher; probe what the run exported, RUN/export")
+    if name not in method.networks:
+        known = ", ".join(method.networks)
+        raise UserError(f"a run of {type(method).__name__} has no network {name!r}; it has {known}")
     network = unwrap(method.networks[name])
     own = {key: p for key, p in network.named_parameters() if p.requires_grad}
     if own.keys() != weights.keys() or any(own[key].shape != value.shape for key, value in weights.items()):
@@ -117,13 +123,17 @@ def of_run(method: Method, name: str, weights: Mapping[str, Tensor], digest: str
     network.requires_grad_(False).eval()
     backbone = getattr(network, "network", network)  # of a fake score with a critic
     if not isinstance(backbone, Backbone):
-        raise UserError(f"the network {name!r} of {type(method).__name__} is a {type(backbone).__name__}, without taps")
+        raise UserError(
+            f"the network {name!r} of {type(method).__name__} has no taps; probe what it exported, RUN/export"
+        )
     teacher.to(device)
-    return _of_teacher(teacher, backbone.to(device), digest)
+    return _of_teacher(teacher, backbone.to(device), digest, made_from)
 
 
-def _of_teacher(teacher: Teacher, backbone: Backbone, digest: str) -> Probed:
-    return Probed(backbone, backbone, teacher.schedule, teacher.latents, teacher.null(), teacher.image_size, digest)
+def _of_teacher(teacher: Teacher, backbone: Backbone, digest: str, made_from: str) -> Probed:
+    return Probed(
+        backbone, backbone, teacher.schedule, teacher.latents, teacher.null(), teacher.image_size, digest, made_from
+    )
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class Labelled:
         train, test: rows, int64.
         left_out: images of labels that one of the parts lacks, and test images that are also among the others.
         split: how the parts were made, in words.
+        why_left_out: in words.
     """
 
     images: Tensor
@@ -45,14 +46,16 @@ class Labelled:
     test: Tensor
     left_out: int
     split: str
+    why_left_out: str = ""
 
     def some(self, train: int | None, test: int | None) -> Labelled:
-        """Parts of at most so many images, drawn by chance, always the same ones; None for all.
+        """Parts of at most so many images, the same share of each label, drawn by chance, always the same ones.
 
         Raises:
             UserError: the part to fit on then lacks a label of the test part.
         """
-        some = replace(self, train=_some(self.train, train), test=_some(self.test, test))
+        fit, rest = _some(self.train, self.labels, train), _some(self.test, self.labels, test)
+        some = replace(self, train=fit, test=rest)
         unknown = set(self.labels[some.test].tolist()) - set(self.labels[some.train].tolist())
         if unknown:
             name = self.names[min(unknown)]
@@ -76,7 +79,11 @@ def load_labelled(
         UserError: images or labels cannot be read; there are no two labels with two images in each part, or over a
             thousand.
     """
-    if (Path(source) / "concepts.tsv").is_file() and test is None:
+    if (Path(source) / "concepts.tsv").is_file():
+        if test is not None:
+            raise UserError(
+                f"the emoji set {source} is split by concepts, so it takes no other test images; name --images"
+            )
         if labels is not None:
             raise UserError(f"--labels is {labels}; the emoji set {source} has labels of its own")
         return _emoji(source, size)
@@ -89,7 +96,9 @@ def load_labelled(
             seen[name] += 1
         split = "every fifth image of a label is for testing"
         return _made(first.images, first.names, torch.tensor(is_test), split)
-    second = load_captioned(CaptionedData(test, test_labels, size), None if size else _size(first.images))
+    second = load_captioned(CaptionedData(test, test_labels, size))
+    if second.images.shape[1:] != first.images.shape[1:]:
+        raise UserError(f"images have {_size(first.images)} pixels and test images {_size(second.images)}; set --size")
     is_second = torch.arange(len(first) + len(second)) >= len(first)
     return _made(torch.cat([first.images, second.images]), first.names + second.names, is_second, f"tested on {test}")
 
@@ -126,16 +135,23 @@ def _made(images: Tensor, names: list[str], is_test: Tensor, split: str, left_ou
     labels = torch.tensor([number.get(name, -1) for name in names])
     rows = torch.arange(len(names))
     left_out += int((~keep).sum())
-    return Labelled(images, labels, known, rows[keep & ~is_test], rows[keep & is_test], left_out, split)
+    few = sorted({name for name in names if name not in number})
+    shown = ", ".join(map(repr, few[:5])) + (" and others" if len(few) > 5 else "")
+    why = f"{int(again.sum())} test images have the pixels of another one"
+    why += f"; not in both parts: {shown}" if few else ""
+    return Labelled(images, labels, known, rows[keep & ~is_test], rows[keep & is_test], left_out, split, why)
 
 
-def _some(rows: Tensor, most: int | None) -> Tensor:
-    """At most so many rows, drawn by chance from seed 0, in their order."""
+def _some(rows: Tensor, labels: Tensor, most: int | None) -> Tensor:
+    """At most so many rows, in their order: the same share of each label, drawn by chance from seed 0."""
     if most is None or most >= len(rows):
         return rows
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:most].sort().values]
+    place, drawn = torch.empty(len(rows), dtype=torch.float64), torch.Generator().manual_seed(0)
+    for label in labels[rows].unique():
+        where = (labels[rows] == label).nonzero()[:, 0]
+        place[where] = (torch.randperm(len(where), generator=drawn) + 0.5).double() / len(where)
+    return rows[place.argsort(stable=True)[:most].sort().values]
 
 
-def _size(images: Tensor) -> tuple[int, int]:
-    height, width = images.shape[-2:]
-    return height, width
+def _size(images: Tensor) -> str:
+    return f"{images.shape[-1]} x {images.shape[-2]}"

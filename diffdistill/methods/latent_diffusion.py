@@ -98,7 +98,14 @@ class LatentDiffusion(Method):
         self.contrast: Contrast | None = None
         if self_distillation.weight > 0:
             if self.source.variants < 2:
-                raise UserError("self_distillation needs two variants of an image; set augmentation.shift or mirror")
+                raise UserError(
+                    "self_distillation needs two variants of an image; set augmentation.shift or mirror, and variants "
+                    "to 2 or more"
+                )
+            try:
+                self.schedule.timestep(torch.zeros(1), 0.0, self_distillation.t_max)
+            except ValueError as error:
+                raise UserError(f"self_distillation.t_max is {self_distillation.t_max}: {error}") from error
             self.contrast = Contrast(self_distillation, model, self.source.tokenize([""]))
             self.networks |= self.contrast.networks
             self.optimizers["heads"] = replace(optimizer, groups=())

@@ -25,6 +25,7 @@ from diffdistill.distill import SampleRandom, info_nce
 from diffdistill.errors import UserError
 from diffdistill.models.ema import averaged_copy, follow
 from diffdistill.models.families.unet import UNetBackbone, View
+from diffdistill.models.self_conditioning import own_tap
 from diffdistill.models.taps import tap as module_of
 
 from .base import Batch, unwrap
@@ -103,8 +104,7 @@ class Contrast:
     def __init__(self, settings: SelfDistillation, model: Any, null: Tensor) -> None:
         self.settings, self.null = settings, null
         backbone = UNetBackbone(model.inner)
-        own = model.inner.config.get("self_conditioning")  # of a self-conditioned network
-        self.tap = settings.tap or (own["tap"] if own else backbone.bottleneck)
+        self.tap = settings.tap or own_tap(model.inner) or backbone.bottleneck
         try:
             module_of(backbone, self.tap)
         except ValueError as error:
@@ -144,8 +144,15 @@ class Contrast:
             keys: (B, width), of the second one.
             random: the batch's; its indices say which samples these are.
             networks: the method's networks.
+
+        Raises:
+            UserError: there is one image.
         """
         every = random.gather(keys)
+        if len(every) < 2:
+            raise UserError(
+                "self_distillation: a batch of one image has no negatives; set training.batch_size to 2 or more"
+            )
         indices = torch.tensor(random.indices, device=keys.device)
         # `gather` sorts by index; a batch is in that order on one process too
         own = torch.searchsorted(random.gather(indices), indices)

@@ -158,15 +158,17 @@ class PipelineFolder:
         """
         if part in self.index and self.lacks(part):
             raise UserError(f"{self.noun} {self.source}: its model_index.json names no {part}")
-        name = self.index[part][1] if part in self.index else wanted.classes[0]
         diffusers_network = wanted.library == "diffusers" and not wanted.tokenizer
         own = self.read_json(f"{part}/config.json").get("_class_name") if diffusers_network else None
+        name = self.index[part][1] if part in self.index else own or wanted.classes[0]
         for found, file in ((name, "model_index.json"), (own or name, f"{part}/config.json")):
             if found not in wanted.classes:
                 raise UserError(
                     f"{self._named(part)} is a {found}, as its {PurePosixPath(file)} says; "
                     f"expected {' or '.join(wanted.classes)}"
                 )
+        if own is not None and own != name:
+            raise UserError(f"{self._named(part)} is a {name} in model_index.json and a {own} in its config.json")
         return str(name)
 
     def load(self, part: str, wanted: Part, dtype: torch.dtype = torch.float32) -> Any:

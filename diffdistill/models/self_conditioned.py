@@ -3,8 +3,8 @@
     SelfConditionedUNet    a UNet2DConditionModel, for Stable Diffusion and SDXL
     SelfConditionedSana    a SanaTransformer2DModel
 
-A pipeline of such a network needs this package installed: its model_index.json names `diffdistill.models.
-self_conditioned`, which diffusers imports. All other weights have the names of the plain class.
+A pipeline of such a network needs this package: its model_index.json names `diffdistill.models.self_conditioned`, which
+has to be imported before diffusers loads it. All other weights have the names of the plain class.
 """
 
 from __future__ import annotations

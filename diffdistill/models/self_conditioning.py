@@ -34,15 +34,20 @@ class SelfConditioning:
         width: width of the projection's hidden layer.
 
     Raises:
-        UserError: the width is no positive whole number.
+        UserError: the width is no whole number from 1 to 65,536.
     """
 
     tap: str | None = None
     width: int = 64
 
     def __post_init__(self) -> None:
-        if type(self.width) is not int or self.width < 1:
-            raise UserError(f"self_conditioning.width is {self.width!r}; it must be a whole number from 1")
+        if type(self.width) is not int or not 1 <= self.width <= 65536:
+            raise UserError(f"self_conditioning.width is {self.width!r}; it must be a whole number from 1 to 65,536")
+
+
+def own_tap(network: Any) -> str | None:
+    """The tap of a self-conditioned network; None for a plain one."""
+    return str(network.config["self_conditioning"]["tap"]) if hasattr(network, "self_conditioner") else None
 
 
 class Projection(nn.Module):

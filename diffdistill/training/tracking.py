@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Tracker:
     def say(self, text: str) -> None:
         """One line for the user, above the bar."""
         if self.main:
-            tqdm.write(text, file=self._bar.fp)
+            tqdm.write(text, file=getattr(self._bar, "fp", sys.stderr))
 
     def close(self) -> None:
         """End the bar, the file and the trackers."""

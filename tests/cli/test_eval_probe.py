@@ -108,7 +108,7 @@ def test_a_fake_score_and_a_student_of_a_run(
     assert "is another one now than when the run was trained" in line
     weights.write_bytes(kept)
     assert "no network 'judge'; it has" in refused(capsys, *PROBE, "--models", "x=run::judge", "--out", "out2")
-    assert "no run with a checkpoint" in refused(capsys, *PROBE, "--models", "x=model::fake", "--out", "out2")
+    assert "no run with a whole checkpoint" in refused(capsys, *PROBE, "--models", "x=model::fake", "--out", "out2")
 
 
 def test_the_emoji_set_is_split_by_concepts() -> None:
@@ -135,6 +135,8 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((*PROBE, "--models", "model", "--labels", "one.csv::label", "--out", "out"), "1 labels have 2 images or more"),
         ((*PROBE, "--models", "model", "--size", "4", "--out", "out"), "draws images of 8 x 8 pixels"),
         ((*PROBE, "--models", "model", "--test_labels", "one.csv", "--out", "out"), "--test_labels goes with --test"),
+        ((*PROBE, "--models", "model", "--test_images", "1", "--out", "out"), "as many images as there are labels"),
+        ((*PROBE[:-2], "1e9", "--models", "model", "--out", "out"), "no network has any of these noise levels"),
     ):  # fmt: skip
         assert says in refused(capsys, *argv), says
 
@@ -162,3 +164,41 @@ def test_an_any_step_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     said(capsys, "probe", *options, "--models", "any-step", "--noise", "0.25", "--taps", "mid", "--out", "out")
     (model,) = json.loads(Path("out/probe.json").read_text())["models"]
     assert model["cells"][0]["noise_found"] == pytest.approx(0.25) and model["cells"][0]["linear"] > 0.8
+
+
+def test_what_was_damaged_is_measured_again_and_other_networks_stay(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said(capsys, *PROBE, "--models", "a=model", "--out", "out")
+    record = json.loads(Path("out/probe.json").read_text())
+    cell = Path("out/cells/a-0.1.json")
+    whole = json.loads(cell.read_text())
+    damages = (
+        {"cells": []},
+        {"cells": "abc"},
+        {"cells": whole["cells"][:1]},
+        {"cells": [{**whole["cells"][0], "linear": 5e300}]},
+    )
+    for damage in damages:
+        cell.write_text(json.dumps({**whole, **damage}))
+        said(capsys, *PROBE, "--models", "a=model", "--out", "out")
+        assert json.loads(Path("out/probe.json").read_text()) == record
+    said(capsys, *PROBE, "--models", "b=model", "--taps", "mid", "mid", "--out", "out2")
+    said(capsys, *PROBE, "--models", "b=model", "--out", "out")
+    names = [model["name"] for model in json.loads(Path("out/probe.json").read_text())["models"]]
+    assert names == ["a", "b"] and "<b>a</b>" in Path("out/index.html").read_text()
+    save_tiny_pipeline(folder / "other", "epsilon")
+    assert "another network called 'a'" in refused(capsys, *PROBE, "--models", "a=other", "--out", "out")
+
+
+def test_parts_have_the_same_share_of_each_label(folder: Path) -> None:
+    data = load_labelled("pictures.npz", "labels.csv::label")
+    for train, test in ((24, 6), (10, 2)):
+        some = data.some(train, test)
+        assert some.labels[some.train].bincount().tolist() == [train // 2] * 2
+        assert some.labels[some.test].bincount().tolist() == [test // 2] * 2
+    pixels = np.load("pictures.npz")["arr_0"]
+    np.savez("again.npz", np.concatenate([pixels[:10], 255 - pixels[:10]]))
+    Path("again.csv").write_text("label\n" + "dark\nlight\n" * 10)
+    twice = load_labelled("pictures.npz", "labels.csv::label", "again.npz", "again.csv::label")
+    assert len(twice.test) == 10 == twice.left_out and "10 test images have the pixels of another" in twice.why_left_out

@@ -74,14 +74,14 @@ def test_the_search_compares_taps_from_one_start(
     config.write_text(json.dumps(recipe))
     argv = [str(config), "--taps", "mid", "--samples", "8", "--out", str(tmp_path / "taps")]
     call(search, monkeypatch, *argv)
-    first = capsys.readouterr().out
-    found = json.loads(first[first.index("{") :])
+    found = json.loads(capsys.readouterr().out)
     # nothing is learnt at this rate, so with one start, and the same images, noise and times, losses are equal
     assert found.keys() == {"none", "mid"} and found["mid"]["difference"] == pytest.approx(0, abs=1e-6)
     assert "tap: null" in (tmp_path / "taps" / "none-0" / "config.yaml").read_text()
     monkeypatch.setattr(search, "train", None)  # a search that is there is not made again
     call(search, monkeypatch, *argv)
-    again = capsys.readouterr().out
-    assert json.loads(again[again.index("{") :]) == found
-    with pytest.raises(TypeError):  # another length is another search
+    assert json.loads(capsys.readouterr().out) == found
+    with pytest.raises(UserError, match="another recipe, length or data"):
         call(search, monkeypatch, *argv[:-4], "--samples", "4", *argv[-2:])
+    with pytest.raises(UserError, match="blocks that others run after are down.0, down.1, mid, up.0"):
+        call(search, monkeypatch, str(config), "--taps", "up.1", "--out", str(tmp_path / "other"))

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("eval probe runs in one process; start it without accelerate launch")
     labels, test, test_labels = (path and find(path) for path in (o.labels, o.test, o.test_labels))
     data = load_labelled(find(o.images), labels, test, test_labels, o.size).some(o.train_images, o.test_images)
+    if data.left_out:
+        print(f"note: {data.left_out} images are left out: {data.why_left_out}", file=sys.stderr, flush=True)
     made_from = {"images": o.images, "labels_from": o.labels, "test_from": o.test}
     probes = ProbeMap(data, settings, o.out, made_from, _target(o, device))
     record = probes.run({name: partial(opened, device) for name, opened in networks.items()})
@@ -95,12 +98,14 @@ def _of_run(run: str, network: str, device: str) -> Any:
     """A network of a run's last checkpoint, which is built by the run's own settings."""
     from diffdistill.cli.train import build_method, look_elsewhere, parse
     from diffdistill.comparison.probed import of_run
-    from diffdistill.training.checkpoint import latest_checkpoint, load_checkpoint
+    from diffdistill.training.checkpoint import later_checkpoints, latest_checkpoint, load_checkpoint
 
     folder, config = Path(run), Path(run) / "config.yaml"
     checkpoint = latest_checkpoint(folder)
     if not config.is_file() or checkpoint is None:
-        raise UserError(f"{run} is no run with a checkpoint; RUN::{network} reads the last one")
+        raise UserError(f"{run} is no run with a whole checkpoint; RUN::{network} reads the last one")
+    if torn := later_checkpoints(checkpoint):
+        print(f"note: {run}: {', '.join(torn)} is torn, so {checkpoint.name} is probed", file=sys.stderr, flush=True)
     groups, state = load_checkpoint(checkpoint)
     if network not in groups:
         known = sorted(name for name in groups if "." not in name and not name.startswith(("rng-", "ema")))
@@ -111,7 +116,8 @@ def _of_run(run: str, network: str, device: str) -> Any:
     if changed := [key for key in then if method.content.get(key.removeprefix("method.")) != then[key]]:
         raise UserError(f"{run}: {changed[0]} is another one now than when the run was trained")
     found = json.dumps([state["files"], network, dict(method.content)], sort_keys=True)
-    return of_run(method, network, groups[network], hashlib.sha256(found.encode()).hexdigest()[:16], device)
+    digest, made_from = hashlib.sha256(found.encode()).hexdigest()[:16], f"{network} of {checkpoint}"
+    return of_run(method, network, groups[network], digest, made_from, device)
 
 
 def _target(o: argparse.Namespace, device: str) -> tuple[Any, str] | None:

@@ -174,13 +174,15 @@ def recoverability_gap(train: Tensor, train_targets: Tensor, test: Tensor, test_
         train_targets, test_targets: (N, K) and (M, K).
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or the targets are all alike or not finite.
     """
     of_x, of_y = Standardiser.of(train), Standardiser.of(train_targets)
     weight, bias = ridge_regression(of_x(train), of_y(train_targets), len(train) / 100)
     wanted = of_y(test_targets)
-    left = (of_x(test) @ weight + bias - wanted).square().sum()
-    return (left / (wanted - wanted.mean(0)).square().sum()).item()
+    left, whole = (of_x(test) @ weight + bias - wanted).square().sum(), (wanted - wanted.mean(0)).square().sum()
+    if not bool(whole > 0) or not bool(left.isfinite()):
+        raise ValueError("the other encoder gives all test images the same features, or features that are not finite")
+    return (left / whole).item()
 
 
 def _checked(features: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -147,7 +147,8 @@ def _settings(about: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> 
     labels = ", ".join(escape(name) for name in about["labels"])
     target = "none" if about["target"] is None else escape(about["target"])
     digests = "".join(
-        f"<dt>{escape(model['name'])}</dt><dd><code>{escape(model['digest'])}</code></dd>" for model in models
+        f"<dt>{escape(model['name'])}</dt><dd>{escape(model['made_from'])}, <code>{escape(model['digest'])}</code></dd>"
+        for model in models
     )
     return (
         f"<dl><dt>images</dt><dd>{escape(str(about['images']))}: {about['train']} to fit, {about['test']} to test, "
