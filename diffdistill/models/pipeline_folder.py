@@ -161,7 +161,8 @@ class PipelineFolder:
         diffusers_network = wanted.library == "diffusers" and not wanted.tokenizer
         own = self.read_json(f"{part}/config.json").get("_class_name") if diffusers_network else None
         name = self.index[part][1] if part in self.index else own or wanted.classes[0]
-        for found, file in ((name, "model_index.json"), (own or name, f"{part}/config.json")):
+        indexed = name if part in self.index else wanted.classes[0]
+        for found, file in ((indexed, "model_index.json"), (own or name, f"{part}/config.json")):
             if found not in wanted.classes:
                 raise UserError(
                     f"{self._named(part)} is a {found}, as its {PurePosixPath(file)} says; "
