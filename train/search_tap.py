@@ -6,7 +6,8 @@
 Every tap is trained from the same start on the same images, noise and times, so differences of the loss are small but
 not noisy. What is printed is the mean loss of the last half of each run, without self-conditioning and at each tap.
 With several seeds, the differences to the run without it have a standard error. A run of the same recipe that is there
-is kept. The contrastive term is left out. A search of a few steps tells nothing, because the projection starts at zero.
+is kept. OUT/taps.json has what is printed. The contrastive term is left out. A search of a few steps tells nothing,
+because the projection starts at zero.
 Other options are those of `diffdistill train`, such as --method.data.source.
 """
 
@@ -20,6 +21,7 @@ import statistics
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.main import guard
@@ -38,9 +40,9 @@ def main() -> None:
     """Train each tap, and print the losses as JSON."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a recipe of LatentDiffusion")
-    parser.add_argument("--taps", nargs="+", help="blocks; by default all but the last one")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--samples", type=int, default=12800, help="images of a run")
+    parser.add_argument("--taps", nargs="+", help="blocks (default: all but the last one)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds (default: 0)")
+    parser.add_argument("--samples", type=int, default=12800, help="images of a run (default: 12800)")
     parser.add_argument("--out", type=Path, required=True, help="a folder; each run has one in it")
     o, rest = parser.parse_known_args()
     method = build_method(parse([o.config, *rest])[1])
@@ -54,7 +56,14 @@ def main() -> None:
         raise UserError(f"--samples is {o.samples} and --seeds {o.seeds}; there must be one or more of each")
     content, seeds = dict(method.content), list(dict.fromkeys(o.seeds))
     losses = {tap: [_trained(o, rest, content, tap, seed) for seed in seeds] for tap in [NONE, *taps]}
-    print(json.dumps({tap: _said(values, losses[NONE]) for tap, values in losses.items()}, indent=1))
+    found: dict[str, Any] = {tap: _said(values, losses[NONE]) for tap, values in losses.items()}
+    best = min(losses, key=lambda tap: statistics.fmean(losses[tap]))
+    report = {"lowest": best, "seeds": len(seeds), "taps": found}
+    write_json_atomic(o.out / "taps.json", report)
+    print(json.dumps(report, indent=1))
+    if best == NONE or "standard_error" not in found[best]:
+        why = "no tap has a lower loss than none" if best == NONE else "one seed gives no standard error; see --seeds"
+        print(f"note: {why}", file=sys.stderr)
 
 
 def _trained(o: argparse.Namespace, rest: list[str], content: dict[str, str], tap: str, seed: int) -> float:

@@ -32,6 +32,10 @@ from diffdistill.files import write_atomic, write_json_atomic
 from .probed import Probed, tap_features
 
 NEIGHBOURS = 20
+NAMED = {
+    "images": "--images", "labels_from": "--labels", "test_from": "--test", "train": "numbers of images to fit on",
+    "test": "numbers of test images", "taps": "--taps", "noise_ratios": "--noise", "target": "--target",
+}  # fmt: skip
 UNIFORM = 1000  # test images of uniformity, spread evenly, since it takes all pairs
 
 
@@ -95,6 +99,8 @@ class ProbeMap:
             "train": len(data.train),
             "test": len(data.test),
             "left_out": data.left_out,
+            "why_left_out": data.why_left_out,
+            "most_frequent": data.labels[data.test].bincount().max().item() / len(data.test),
             "split": data.split,
             "data": pixels.hexdigest()[:16],
             "taps": None if settings.taps is None else list(settings.taps),
@@ -255,7 +261,11 @@ class ProbeMap:
             except (ValueError, AttributeError):
                 other = ["settings that cannot be read"]
             if other:
-                raise UserError(f"{self.out} holds a map with other {other[0]}; name another folder")
+                key = other[0]
+                now, then = wanted.get(key), there.get(key) if isinstance(there, dict) else None
+                raise UserError(
+                    f"{self.out} holds a map with other {NAMED.get(key, key)} ({then}, now {now}); name another folder"
+                )
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise UserError(f"{self.out} holds something that is no map of probes; name a new folder")
 

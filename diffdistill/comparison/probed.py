@@ -185,6 +185,10 @@ def tap_features(
 
 
 def named_path(value: str) -> tuple[str, str]:
-    """NAME and PATH of "NAME=PATH", or the path's last part and the path."""
+    """NAME and PATH of "NAME=PATH"; without a name, it is the path's last part, and the run's for RUN/export."""
     name, equals, path = value.partition("=")
-    return (name, path) if equals and not Path(value).exists() else (Path(value.partition("::")[0]).name, value)
+    if equals and not Path(value).exists():
+        return name, path
+    run, _, network = value.partition("::")
+    found = Path(run).name if Path(run).name != "export" else Path(run).absolute().parent.name
+    return (f"{found} {network}" if network else found), value

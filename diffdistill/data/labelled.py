@@ -134,12 +134,13 @@ def _made(images: Tensor, names: list[str], is_test: Tensor, split: str, left_ou
     keep = torch.tensor([name in number for name in names]) & ~again
     labels = torch.tensor([number.get(name, -1) for name in names])
     rows = torch.arange(len(names))
-    left_out += int((~keep).sum())
     few = sorted({name for name in names if name not in number})
     shown = ", ".join(map(repr, few[:5])) + (" and others" if len(few) > 5 else "")
-    why = f"{int(again.sum())} test images have the pixels of another one"
-    why += f"; not in both parts: {shown}" if few else ""
-    return Labelled(images, labels, known, rows[keep & ~is_test], rows[keep & is_test], left_out, split, why)
+    why = [f"{left_out} are of small groups"] if left_out else []
+    left_out += int((~keep).sum())
+    why += [f"{int(again.sum())} test images have the pixels of one to fit on"] if bool(again.any()) else []
+    why += [f"labels that are not in both parts: {shown}"] if few else []
+    return Labelled(images, labels, known, rows[keep & ~is_test], rows[keep & is_test], left_out, split, "; ".join(why))
 
 
 def _some(rows: Tensor, labels: Tensor, most: int | None) -> Tensor:

@@ -60,7 +60,7 @@ def test_a_map_separates_dark_from_light_and_goes_on(
     monkeypatch.setattr(probe_map, "tap_features", None)  # all is stored
     said(capsys, *PROBE, "--models", "model", "--out", "out")
     assert json.loads(Path("out/probe.json").read_text()) == record
-    assert "other noise_ratios" in refused(capsys, *PROBE, "2", "--models", "model", "--out", "out")
+    assert "other --noise" in refused(capsys, *PROBE, "2", "--models", "model", "--out", "out")
 
 
 def test_features_are_means_of_what_the_blocks_give(folder: Path) -> None:
@@ -201,4 +201,7 @@ def test_parts_have_the_same_share_of_each_label(folder: Path) -> None:
     np.savez("again.npz", np.concatenate([pixels[:10], 255 - pixels[:10]]))
     Path("again.csv").write_text("label\n" + "dark\nlight\n" * 10)
     twice = load_labelled("pictures.npz", "labels.csv::label", "again.npz", "again.csv::label")
-    assert len(twice.test) == 10 == twice.left_out and "10 test images have the pixels of another" in twice.why_left_out
+    assert (
+        len(twice.test) == 10 == twice.left_out
+        and "10 test images have the pixels of one to fit on" in twice.why_left_out
+    )

@@ -76,7 +76,8 @@ def test_the_search_compares_taps_from_one_start(
     call(search, monkeypatch, *argv)
     found = json.loads(capsys.readouterr().out)
     # nothing is learnt at this rate, so with one start, and the same images, noise and times, losses are equal
-    assert found.keys() == {"none", "mid"} and found["mid"]["difference"] == pytest.approx(0, abs=1e-6)
+    assert found["taps"].keys() == {"none", "mid"} and found["seeds"] == 1
+    assert found["taps"]["mid"]["difference"] == pytest.approx(0, abs=1e-6)
     assert "tap: null" in (tmp_path / "taps" / "none-0" / "config.yaml").read_text()
     monkeypatch.setattr(search, "train", None)  # a search that is there is not made again
     call(search, monkeypatch, *argv)

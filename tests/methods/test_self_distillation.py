@@ -23,6 +23,7 @@ from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
 SMALL = {
+    "data__size": 16,
     "network__block_out_channels": (32, 32), "network__text_width": 32, "network__text_layers": 1,
     "augmentation__shift": 2, "augmentation__mirror": True, "augmentation__variants": 3,
     "augmentation__recolour": 0.0,
@@ -110,7 +111,7 @@ def test_a_network_that_is_told_changes_equals_one_that_is_not_at_first(pictures
     assert torch.equal(loss_of(plain)[0], loss_of(told)[0])
     torch.nn.init.normal_(told.networks["model"].change.linear_2.weight)
     model = told.networks["model"]
-    x, t, ids = torch.randn(2, 4, 32, 32), torch.tensor([5.0, 9.0]), told.source.tokenize(["a", "b"])
+    x, t, ids = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 9.0]), told.source.tokenize(["a", "b"])
     assert not torch.equal(model(x, t, ids), model(x, t, ids, torch.ones(2, 3)))
     assert torch.equal(model(x, t, ids), model(x, t, ids, torch.zeros(2, 3)))  # no bias: an unchanged image adds zero
 
@@ -128,7 +129,7 @@ def test_a_run_with_all_of_it_is_exported_and_samples(pictures: str, vae: str, t
     assert (
         is_self_conditioned(teacher.backbone.inner) and teacher.backbone.inner.config.self_conditioning["tap"] == "mid"
     )
-    assert next(generate(teacher, ["red apple"], steps=2, guidance=2.0)).shape == (1, 3, 64, 64)
+    assert next(generate(teacher, ["red apple"], steps=2, guidance=2.0)).shape == (1, 3, 16, 16)
     # the product is a start for further training, which may be self-conditioned in the same way alone
     again = method_of(pictures, vae, network__init_from=str(folder), network__self_conditioning__tap="mid")
     assert is_self_conditioned(again.networks["model"].inner)
@@ -149,7 +150,7 @@ def test_any_step_models_may_be_self_conditioned(pictures: str, vae: str, tmp_pa
     torch.nn.init.normal_(network.inner.self_conditioner.linear_2.weight)
     method.export(tmp_path / "model")
     again = load_any_step(tmp_path / "model").network
-    x, t = torch.randn(2, 4, 32, 32), torch.tensor([900.0, 500.0])
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([900.0, 500.0])
     cond = network.encode(method.source.tokenize(["a", "b"]))
     assert torch.allclose(network(x, t, t - 100, cond), again(x, t, t - 100, cond), atol=1e-3)
     assert load_teacher(tmp_path / "model" / "one_step").backbone.inner.config.self_conditioning["tap"] == "mid"

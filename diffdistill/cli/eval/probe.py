@@ -50,22 +50,41 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         help="pipeline folders, any-step models or hub ids, or NAME=PATH; RUN::fake for the fake score of a run's last "
         "checkpoint, RUN::student for its student",
     )  # fmt: skip
-    parser.add_argument("--images", default="assets/emoji", help="labelled images: a folder, .zip, .npz, .tar or emoji")
+    parser.add_argument(
+        "--images",
+        default="assets/emoji",
+        help="labelled images: a folder, .zip, .npz, .tar or emoji set (default: assets/emoji)",
+    )
     parser.add_argument("--labels", help="a file of labels, FILE.csv::COLUMN to name the column; else the captions")
     parser.add_argument("--test", help="images to test on; by default a fifth of --images")
     parser.add_argument("--test_labels", help="the labels of --test")
-    parser.add_argument("--train_images", type=int, default=5000, help="most images that probes are fitted on")
-    parser.add_argument("--test_images", type=int, default=5000, help="most images that probes are tested on")
-    parser.add_argument("--size", type=int, help="side in pixels that images are cut and resized to")
+    parser.add_argument(
+        "--train_images", type=int, default=5000, help="most images that probes are fitted on (default: 5000)"
+    )
+    parser.add_argument(
+        "--test_images", type=int, default=5000, help="most images that probes are tested on (default: 5000)"
+    )
+    parser.add_argument(
+        "--size", type=int, help="side in pixels that images are cut and resized to (default: their own size)"
+    )
     parser.add_argument("--taps", nargs="+", help="blocks, such as mid up.0; by default all")
     parser.add_argument(
-        "--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4, 0.8, 1.6], help="noise levels, sigma / alpha"
+        "--noise",
+        type=float,
+        nargs="+",
+        default=[0.05, 0.1, 0.2, 0.4, 0.8, 1.6],
+        help="noise levels, sigma / alpha (default: 0.05 0.1 0.2 0.4 0.8 1.6)",
     )
     parser.add_argument(
         "--target", choices=("mobilenet", "none"), default="mobilenet",
-        help="the encoder whose features are recovered by ridge regression",
+        help="the other encoder, of the recoverability gap (default: mobilenet)",
     )  # fmt: skip
-    parser.add_argument("--batch_size", type=int, default=64, help="images in a pass")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        help="images in a pass; it changes no number beyond rounding (default: 64)",
+    )
     parser.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is a GPU")
     parser.add_argument("--out", type=Path, required=True, help="a new folder, or that of a map to go on with")
     o = parser.parse_args(list(argv))
