@@ -2,6 +2,7 @@
 
     python bench/ddae.py measure runs/ddae/plain-0 runs/ddae/self-0      # each run's measured.json
     python bench/ddae.py table runs/ddae --arms plain self contrast both # means and deviations over seeds
+    python bench/ddae.py losses runs/ddae/plain-0 runs/ddae/self-0       # differences of training losses, by quarters
     python bench/ddae.py cost                                            # step times of the arms, as ratios in one run
 
 A run ARM-SEED is of configs/fashion_teacher.yaml or configs/fashion_swiftbrush.yaml. What is measured of its product:
@@ -38,6 +39,7 @@ from diffdistill.models.generate import generate, load_generator
 DATA = Path("runs/fashion_mnist")
 OF_CLASS, REFERENCE, STEPS = 100, 2000, 25
 NOISE = (0.05, 0.1, 0.4)
+AT = ("mid", 0.1)
 MEASURED = "measured.json"
 
 
@@ -77,11 +79,13 @@ def table(folder: Path, arms: list[str]) -> None:
             continue
         columns = {key: [run[key] for run in runs] for key in ("kd", "fd", "variety", "cpu_seconds")}
         cells = [(cell["tap"], cell["noise_ratio"]) for cell in runs[0]["cells"] if "linear" in cell]
+        for key in ("linear", "knn", "gap", "uniformity"):
+            columns[f"{key} at {AT[0]}, {AT[1]:g}"] = [_cell(run, AT)[key] for run in runs]
         for key in ("linear", "knn", "gap"):
             by_cell = {cell: [_cell(run, cell)[key] for run in runs] for cell in cells}
             choose = min if key == "gap" else max
             best = choose(by_cell, key=lambda cell: statistics.fmean(by_cell[cell]))
-            columns[f"{key} at {best[0]}, {best[1]:g}"] = by_cell[best]
+            columns[f"best {key}, {best[0]}, {best[1]:g}"] = by_cell[best]
         print(arm, len(runs), "runs:", "; ".join(f"{key} {_spread(values)}" for key, values in columns.items()))
         for tap in dict.fromkeys(cell[0] for cell in cells):
             values = [statistics.fmean(_cell(run, cell)["linear"] for run in runs) for cell in cells if cell[0] == tap]
@@ -95,6 +99,20 @@ def _cell(run: dict[str, Any], cell: tuple[str, float]) -> dict[str, Any]:
 def _spread(values: list[float]) -> str:
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{deviation}"
+
+
+def losses(first: Path, second: Path) -> None:
+    """Print the mean difference of two runs' diffusion losses in each quarter, and its standard error over steps."""
+    kept = []
+    for run in (first, second):
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        steps = [line for line in log if "teacher/loss" in line]
+        kept.append({line["samples"]: line.get("teacher/diffusion", line["teacher/loss"]) for line in steps})
+    both = sorted(kept[0].keys() & kept[1].keys())
+    differences = [kept[1][samples] - kept[0][samples] for samples in both]
+    for i in range(4):
+        part = differences[i * len(both) // 4 : (i + 1) * len(both) // 4]
+        print(f"quarter {i + 1}: {statistics.fmean(part):+.4f} ± {statistics.stdev(part) / len(part) ** 0.5:.4f}")
 
 
 def cost(rounds: int) -> None:
@@ -137,7 +155,7 @@ def cost(rounds: int) -> None:
 def main() -> None:
     """Measure, print or time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "table", "cost"))
+    parser.add_argument("what", choices=("measure", "table", "losses", "cost"))
     parser.add_argument("folders", nargs="*", type=Path, help="runs, or the folder that holds them")
     parser.add_argument("--arms", nargs="+", default=["plain", "self", "contrast", "both"])
     parser.add_argument("--rounds", type=int, default=61)
@@ -145,6 +163,8 @@ def main() -> None:
     if o.what == "measure":
         for run in o.folders:
             measure(run)
+    elif o.what == "losses":
+        losses(*o.folders)
     elif o.what == "table":
         table(o.folders[0], o.arms)
     else:

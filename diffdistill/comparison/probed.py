@@ -25,6 +25,7 @@ from diffdistill.models.generate import load_generator
 from diffdistill.models.latents import LatentSpace
 from diffdistill.models.taps import hooked
 from diffdistill.models.teacher import Teacher
+from diffdistill.training.state import load_trainable
 
 NEAR = 1.2  # a schedule of discrete times may miss a noise ratio by this factor
 
@@ -114,12 +115,7 @@ def of_run(
         known = ", ".join(method.networks)
         raise UserError(f"a run of {type(method).__name__} has no network {name!r}; it has {known}")
     network = unwrap(method.networks[name])
-    own = {key: p for key, p in network.named_parameters() if p.requires_grad}
-    if own.keys() != weights.keys() or any(own[key].shape != value.shape for key, value in weights.items()):
-        raise UserError(f"the checkpoint's weights do not fit the network {name!r}")
-    with torch.no_grad():
-        for key, value in weights.items():
-            own[key].copy_(value)
+    load_trainable(name, network, weights)
     network.requires_grad_(False).eval()
     backbone = getattr(network, "network", network)  # of a fake score with a critic
     if not isinstance(backbone, Backbone):

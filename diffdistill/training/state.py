@@ -90,7 +90,7 @@ class TrainingState:
             UserError: a network has other parameters than the captured one.
         """
         for name, network in self.networks.items():
-            _load_trainable(name, network, tensors[name])
+            load_trainable(name, network, tensors[name])
         for name, optimizer in self.optimizers.items():
             _load_optimizer(self.networks[name], optimizer, tensors[f"{name}.optimizer"])
         self.ema.load(tensors["ema"], values["ema_updates"])
@@ -105,7 +105,8 @@ def _trainable(network: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _load_trainable(name: str, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_trainable(name: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put a checkpoint's weights into a network; UserError where their names differ."""
     own = _trainable(network)
     if own.keys() != tensors.keys():
         odd = sorted(own.keys() ^ tensors.keys())
