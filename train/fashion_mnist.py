@@ -16,8 +16,6 @@ import argparse
 import gzip
 import io
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy as np
 
 from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.main import guard
+from diffdistill.data.debian import unpacked
 from diffdistill.errors import UserError
 from diffdistill.files import write_atomic
 
@@ -48,7 +47,7 @@ def main() -> None:
     if there := [file for file in targets if file.exists()]:
         raise UserError(f"{there[0]} is there already; delete it, or name another folder")
     with tempfile.TemporaryDirectory() as work:
-        folder = o.files or _unpacked(o.package, Path(work))
+        folder = o.files or unpacked(PACKAGE, o.package, Path(work), "--package", "--files") / INSIDE
         made = {part: _read(folder, stem, n) for part, (stem, n) in PARTS.items()}
     o.out.mkdir(parents=True, exist_ok=True)
     for part, (images, labels) in made.items():
@@ -84,22 +83,6 @@ def _as_npz(images: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images)
     return buffer.getvalue()
-
-
-def _unpacked(package: Path | None, work: Path) -> Path:
-    if missing := [name for name in ("apt-get", "dpkg-deb") if shutil.which(name) is None]:
-        raise UserError(f"{' and '.join(missing)} is not there; this needs Debian or Ubuntu, or else --files")
-    if package is None:
-        done = subprocess.run(["apt-get", "download", PACKAGE], cwd=work, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(
-                f"apt-get download failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}; see --package"
-            )
-        package = next(iter(work.glob("*.deb")))
-    done = subprocess.run(["dpkg-deb", "-x", str(package), str(work / "x")], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{package} cannot be unpacked: {done.stderr.strip()}")
-    return work / "x" / INSIDE
 
 
 if __name__ == "__main__":

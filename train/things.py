@@ -18,8 +18,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -31,6 +29,7 @@ from tqdm import tqdm
 
 from diffdistill.cli.arguments import OneLineParser
 from diffdistill.cli.main import guard
+from diffdistill.data.debian import unpacked
 from diffdistill.errors import UserError
 from diffdistill.files import write_atomic, write_json_atomic
 from diffdistill.text3d.things.archive import FurnitureArchive
@@ -61,7 +60,7 @@ def main() -> None:
         report = _render(o.out, settings, "procedural", list(THINGS), lambda name: procedural_views(name, settings))
     else:
         with tempfile.TemporaryDirectory() as work:
-            file = o.archive or _unpacked(o.packages, Path(work))
+            file = o.archive or unpacked(PACKAGE, o.packages, Path(work), "--packages", "--archive") / LIBRARY
             if not file.is_file():
                 raise UserError(f"{file} is not there")
             origin = {"library": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "licence": "CC0"}
@@ -120,25 +119,6 @@ def _begin(out: Path, wanted: dict[str, Any]) -> None:
         raise UserError(f"{out} is not empty, and was not made by this script; take another folder")
     else:
         write_json_atomic(file, wanted)
-
-
-def _unpacked(packages: Path | None, work: Path) -> Path:
-    if missing := [name for name in ("apt-get", "dpkg-deb") if shutil.which(name) is None]:
-        raise UserError(f"{' and '.join(missing)} is not there; this needs Debian or Ubuntu, or else --archive")
-    if packages is None:
-        done = subprocess.run(["apt-get", "download", PACKAGE], cwd=work, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(
-                f"apt-get download failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}; see --packages"
-            )
-        packages = work
-    file = next(iter(sorted(packages.glob(f"{PACKAGE}_*.deb"))), None)
-    if file is None:
-        raise UserError(f"{packages} holds no .deb file of {PACKAGE}")
-    done = subprocess.run(["dpkg-deb", "-x", str(file), str(work / "x")], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{file} cannot be unpacked: {done.stderr.strip()}")
-    return work / "x" / LIBRARY
 
 
 if __name__ == "__main__":
