@@ -43,12 +43,25 @@ AT = ("mid", 0.1)
 MEASURED = "measured.json"
 
 
-def measure(run: Path) -> None:
-    """Write the run's measured.json, with a map beside it."""
-    if (run / MEASURED).is_file():
-        return
+def measure(run: Path, features: bool = True) -> None:
+    """Write what the run's measured.json lacks, with a map beside it unless `features` is false."""
+    file = run / MEASURED
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    extract = MobileNetFeatures()
+    if "kd" not in found:
+        found.update(_quality(run, extract))
+        write_json_atomic(file, found)
+    if features and "cells" not in found:
+        data = load_labelled(*(str(DATA / name) for name in ("train.npz", "train.csv", "test.npz", "test.csv")))
+        target = (extract, f"{extract.name}, {extract.weights_sha256[:16]}")
+        probes = ProbeMap(data.some(4000, 2000), ProbeSettings(NOISE), run / "probe", {"images": str(DATA)}, target)
+        (model,) = probes.run({run.name: partial(open_probed, str(run / "export"))})["models"]
+        write_json_atomic(file, {**found, "cells": model["cells"]})
+
+
+def _quality(run: Path, extract: MobileNetFeatures) -> dict[str, Any]:
     torch.manual_seed(0)
-    extract, real = MobileNetFeatures(), load_captioned(CaptionedData(str(DATA / "test.npz"), str(DATA / "test.csv")))
+    real = load_captioned(CaptionedData(str(DATA / "test.npz"), str(DATA / "test.csv")))
     rows = [i * len(real) // REFERENCE for i in range(REFERENCE)]
     reference = extract(real.images[rows])
     names = (DATA / "names.txt").read_text().split("\n")[:-1]
@@ -58,17 +71,12 @@ def measure(run: Path) -> None:
     features = extract(images)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     last = next(line for line in reversed(log) if "cpu_seconds" in line)
-    found: dict[str, Any] = {
+    return {
         **quick_numbers(features, reference),
         "steps": steps,
         "variety": diversity(features, prompts) / diversity(reference, [real.names[i] for i in rows]),
         "cpu_seconds": last["cpu_seconds"],
     }
-    data = load_labelled(*(str(DATA / name) for name in ("train.npz", "train.csv", "test.npz", "test.csv")))
-    target = (extract, f"{extract.name}, {extract.weights_sha256[:16]}")
-    probes = ProbeMap(data.some(4000, 2000), ProbeSettings(NOISE), run / "probe", {"images": str(DATA)}, target)
-    (model,) = probes.run({run.name: partial(open_probed, str(run / "export"))})["models"]
-    write_json_atomic(run / MEASURED, {**found, "cells": model["cells"]})
 
 
 def table(folder: Path, arms: list[str]) -> None:
@@ -78,10 +86,10 @@ def table(folder: Path, arms: list[str]) -> None:
         if not runs:
             continue
         columns = {key: [run[key] for run in runs] for key in ("kd", "fd", "variety", "cpu_seconds")}
-        cells = [(cell["tap"], cell["noise_ratio"]) for cell in runs[0]["cells"] if "linear" in cell]
-        for key in ("linear", "knn", "gap", "uniformity"):
+        cells = [(cell["tap"], cell["noise_ratio"]) for cell in runs[0].get("cells", []) if "linear" in cell]
+        for key in ("linear", "knn", "gap", "uniformity") if cells else ():
             columns[f"{key} at {AT[0]}, {AT[1]:g}"] = [_cell(run, AT)[key] for run in runs]
-        for key in ("linear", "knn", "gap"):
+        for key in ("linear", "knn", "gap") if cells else ():
             by_cell = {cell: [_cell(run, cell)[key] for run in runs] for cell in cells}
             choose = min if key == "gap" else max
             best = choose(by_cell, key=lambda cell: statistics.fmean(by_cell[cell]))
@@ -158,11 +166,12 @@ def main() -> None:
     parser.add_argument("what", choices=("measure", "table", "losses", "cost"))
     parser.add_argument("folders", nargs="*", type=Path, help="runs, or the folder that holds them")
     parser.add_argument("--arms", nargs="+", default=["plain", "self", "contrast", "both"])
+    parser.add_argument("--no_features", action="store_true", help="measure: images alone, without the map")
     parser.add_argument("--rounds", type=int, default=61)
     o = parser.parse_args()
     if o.what == "measure":
         for run in o.folders:
-            measure(run)
+            measure(run, not o.no_features)
     elif o.what == "losses":
         losses(*o.folders)
     elif o.what == "table":

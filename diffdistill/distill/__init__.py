@@ -8,6 +8,7 @@ Losses here are functions of tensors and score models. They hold no networks and
 - `score_identity_loss`: SiD
 - `few_step_times`, `few_step_sample`, `backward_simulation`: generators of several steps (DMD2)
 - `generator_loss`, `discriminator_loss`, `DiscriminatorHead`: an adversarial term
+- `divergence_weights`: f-divergences by the discriminator's density ratio (f-distill)
 - `info_nce`: contrastive self-distillation (DDAE++)
 - `teacher_signal`, `bootstrap_loss`, `boundary_loss`: BOOT
 - `two_step_target`, `progressive_loss`, `ddim_path`: progressive distillation
@@ -38,6 +39,7 @@ from .consistency import (
 )
 from .contrast import info_nce
 from .denoising import DENOISING_WEIGHTS, DenoisingError, denoising_loss
+from .divergence import DIVERGENCES, divergence_weights
 from .flow_matching import check_two_times, flow_matching_loss, logit_normal_times
 from .inversion import Inversion, ddim_invert
 from .judging import JudgingOptions, judge
@@ -82,6 +84,7 @@ __all__ = [
     "BOOTSTRAP_SOLVERS",
     "BOOTSTRAP_WEIGHTS",
     "DENOISING_WEIGHTS",
+    "DIVERGENCES",
     "PROGRESSIVE_WEIGHTS",
     "RESIDUALS",
     "WEIGHTS",
@@ -108,6 +111,7 @@ __all__ = [
     "ddim_path",
     "denoising_loss",
     "discriminator_loss",
+    "divergence_weights",
     "earlier",
     "earlier_times",
     "fake_branch_loss",

@@ -8,7 +8,7 @@ x0 -- noise, or inversion --> x_t --> teacher, fake ----> Judgement ----> Residu
 
 from torch import Tensor
 
-from diffdistill.diffusion import Condition, ScoreModel
+from diffdistill.diffusion import Condition, ScoreModel, broadcast
 
 from .judging import JudgingOptions, judge
 from .residual import RESIDUALS, Residual, rms, surrogate_loss
@@ -31,6 +31,7 @@ def score_distillation_loss(
     fake_guidance_scale: float | Tensor = 1.0,
     options: JudgingOptions | None = None,
     reduction: str = "mean",
+    sample_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss on generated samples whose gradient at x0 is the weighted residual.
 
@@ -39,6 +40,7 @@ def score_distillation_loss(
         weight: a row of `WEIGHTS` or its name: "sigma2", "dmd", ...
         x0: generated samples of shape (B, ...): images, latents, renderings. The gradient goes here, nowhere else.
         reduction: "mean" or "batch", see `surrogate_loss`.
+        sample_weights: Tensor of shape (B,) that multiplies the gradient of each sample, such as `divergence_weights`.
         teacher, t, eps, cond, null, guidance_scale, fake, fake_guidance_scale, options: see `judge`.
 
     Returns:
@@ -65,6 +67,12 @@ def score_distillation_loss(
         options=options,
     )
     grad = weight.gradient(residual, judgement)
+    if sample_weights is not None:
+        if sample_weights.shape != t.shape:
+            raise ValueError(
+                f"sample_weights has shape {tuple(sample_weights.shape)}; one for each sample is {tuple(t.shape)}"
+            )
+        grad = grad * broadcast(sample_weights, grad)
     logs = {"grad_rms": rms(grad), "residual_rms": rms(residual.assemble(judgement))}
     if judgement.guided is not None:
         logs["teacher_error"] = (judgement.x0 - judgement.guided.x0).abs().float().mean()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diffdistill.data.captioned import load_captioned
 from diffdistill.diffusion import Condition, Schedule, concatenate
-from diffdistill.distill import SampleRandom, discriminator_loss, generator_loss, surrogate_loss
+from diffdistill.distill import SampleRandom, discriminator_loss, divergence_weights, generator_loss, surrogate_loss
 from diffdistill.distill.residual import rms
 from diffdistill.errors import UserError
 from diffdistill.models.cached_latents import encoded
@@ -29,6 +29,7 @@ from diffdistill.models.teacher import Teacher
 from .base import Batch, Loss, unwrap
 from .content import digest
 from .settings import AdversarySettings
+from .teacher_pairs import TeacherPairs
 
 
 class Adversary:
@@ -38,6 +39,7 @@ class Adversary:
         settings: data and weights.
         teacher: the teacher, for its latent space and its size of image.
         prompts: the run's prompts. With `settings.matched` each of them must be the caption of one or more images.
+        pairs: pairs of the teacher, whose samples are taken for real with `settings.of_teacher`.
 
     Attributes:
         latents: (N, C, h, w), after `prepare`. With `settings.matched`, these are the images of the prompts, in the
@@ -49,12 +51,28 @@ class Adversary:
         UserError: there are no images, or a prompt has no image.
     """
 
-    def __init__(self, settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str]) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: AdversarySettings,
+        teacher: Teacher,
+        prompts: Sequence[str],
+        pairs: TeacherPairs | None = None,
+    ) -> None:
+        self.settings, self.pairs = settings, pairs if settings.of_teacher else None
+        self.content: dict[str, str] = {}
+        self.rows: list[list[int]] | None = None
+        self.latents, self._images = torch.empty(0), None
+        self._device = torch.device("cpu")
+        self._table: PromptTable | None = None
+        if settings.of_teacher:
+            if self.pairs is None:
+                raise UserError(
+                    "adversary.of_teacher needs samples of the teacher; set pairs.count, for example to 10000"
+                )
+            return
         data = load_captioned(settings.data, teacher.image_size)
         images = data.images
         self._captions = data.captions
-        self.rows: list[list[int]] | None = None
         if settings.matched:
             of_caption: dict[str, list[int]] = defaultdict(list)
             for i, caption in enumerate(data.captions):
@@ -76,17 +94,14 @@ class Adversary:
         self.content = {"adversary.data.source": used}
         if settings.data.captions is not None:  # the digest already depends on which image has which caption
             self.content["adversary.data.captions"] = used
-        self._images: Tensor | None = images
-        self.latents = torch.empty(0)
-        self._device = torch.device("cpu")
-        self._table: PromptTable | None = None
+        self._images = images
 
     def prepare(self, teacher: Teacher, device: torch.device) -> None:
         """Encode the images and embed the captions that are needed, on the device."""
         self._device = device
         if self._images is not None:
             self.latents, self._images = encoded(teacher.latents, self._images), None
-        if not self.settings.matched:
+        if self.pairs is None and not self.settings.matched:
             self._table = embed_prompts(teacher, self._captions, device)
 
     def with_critic(self, network: Any) -> ScoreWithCritic:
@@ -98,6 +113,9 @@ class Adversary:
 
         With `settings.matched` they are the images of the prompts; of several images of a prompt, one is drawn.
         """
+        if self.pairs is not None:
+            _, real, cond = self.pairs.drawn(random, "real")
+            return {"real": real, "real_cond": cond}
         if self.rows is not None:
             choices = [self.rows[record] for record in records]
             several = max(len(choice) for choice in choices) > 1
@@ -137,6 +155,26 @@ class Adversary:
         (gradient,) = torch.autograd.grad(generator_loss(logits), made)  # at x0 alone; the fake score gets no gradient
         push = gradient * made.numel()
         return surrogate_loss(x0, self.settings.weight * push), {"adversarial_rms": rms(push)}
+
+    def weights(
+        self, x0: Tensor, t: Tensor, noise: Tensor, cond: Condition, schedule: Schedule, networks: dict[str, nn.Module]
+    ) -> Tensor | None:
+        """The weight of each sample in score distillation, of shape (B,); None where all are 1.
+
+        Args:
+            x0: samples (B, C, h, w); a graph on them is ignored.
+            t: times at which they are judged, (B,).
+            noise: their noise.
+            cond: their condition.
+            schedule: the teacher's schedule.
+            networks: the method's networks, with the fake score as "fake".
+        """
+        if self.settings.divergence == "reverse_kl":
+            return None
+        critic: Any = unwrap(networks["fake"])
+        with torch.no_grad():
+            x_t = schedule.add_noise(x0.detach(), noise, t)
+            return divergence_weights(critic.logits(x_t, schedule.network_time(t), cond), self.settings.divergence)
 
     def seen(
         self,

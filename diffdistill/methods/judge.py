@@ -55,6 +55,7 @@ class Judge:
         guidance_scale: the teacher's guidance; 1 is none.
         fake: settings of the fake score; None for a loss without one.
         adversary: the adversarial term; None for none.
+        guidance_interval: the times at which the teacher is guided, as fractions of the schedule.
 
     Attributes:
         networks: the method's own networks, after `add_networks`.
@@ -71,7 +72,11 @@ class Judge:
         guidance_scale: float,
         fake: FakeScore | None = None,
         adversary: Adversary | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
+        low, high = guidance_interval
+        if not 0 <= low < high <= 1:
+            raise UserError(f"guidance_interval is {low} to {high}; the ends must be in order and in [0, 1]")
         for low, high in (times.first, times.last):
             try:
                 teacher.schedule.timestep(torch.zeros(1), low, high)
@@ -80,7 +85,7 @@ class Judge:
         if adversary is not None and fake is None:
             raise UserError("adversary.data: the discriminator needs the features of a fake score; this loss has none")
         self.teacher, self.times, self.guidance_scale = teacher, times, guidance_scale
-        self.fake, self.adversary = fake, adversary
+        self.fake, self.adversary, self.guidance_interval = fake, adversary, guidance_interval
         self.shared = fake is not None and fake.network == "lora"
         self.null: Condition = None  # set by `prepare`
         self.progress = 0.0
@@ -179,21 +184,34 @@ class Judge:
         if "later" in RESIDUALS[residual].needs:
             later = self.teacher.schedule.later(t, random.uniform("later"), eta, low)
         fake = self.fake if "fake" in RESIDUALS[residual].needs else None
+        noise = random.normal("noise", x0.shape[1:])
+        weights = None
+        if self.adversary is not None:
+            weights = self.adversary.weights(x0, t, noise, cond, self.teacher.schedule, self.networks)
         return score_distillation_loss(
             residual,
             weight,
             self.teacher_score,
             x0,
             t,
-            random.normal("noise", x0.shape[1:]),
+            noise,
             cond,
             self.null if null is None else null,
-            self.guidance_scale,
+            self._guidance(t),
             fake=None if fake is None else self.fake_score,
             fake_guidance_scale=1.0 if fake is None else fake.judging_scale(self.guidance_scale),
             options=JudgingOptions(later_t=later, perp_neg=perp_neg),
             reduction=reduction,
+            sample_weights=weights,
         )
+
+    def _guidance(self, t: Tensor) -> float | Tensor:
+        """The teacher's guidance at times t of shape (B,): its scale within the interval, and 1 outside."""
+        if self.guidance_interval == (0.0, 1.0):
+            return self.guidance_scale
+        low, high = self.guidance_interval
+        share = t.double() / self.teacher.schedule.last
+        return torch.where((share >= low) & (share <= high), self.guidance_scale, 1.0)
 
     # ---- the phases of a step ---------------------------------------------------------------------------------
 

@@ -16,16 +16,18 @@ from torch import Tensor
 
 from diffdistill.diffusion import Condition
 from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
 from diffdistill.models.backbone import full_copy
 from diffdistill.models.export import export_student, halve
 from diffdistill.models.prompt_table import PromptTable, embed_prompts
-from diffdistill.models.teacher import Teacher
+from diffdistill.models.teacher import Teacher, load_teacher
 
 from .adversary import Adversary
 from .base import FREE_ARGUMENTS, Batch, Method, OptimizerSettings, Validation, unwrap
 from .content import digest, of_teacher
 from .judge import Judge
-from .settings import AdversarySettings, ExportSettings
+from .settings import AdversarySettings, ExportSettings, PairSettings
+from .teacher_pairs import TeacherPairs
 
 PREVIEWS = 32
 
@@ -56,6 +58,8 @@ class OneStep(Method):
         optimizer: the optimiser of the student's network.
         export: how the product is stored.
         judge: turns the samples into a gradient; None for a method without a judge.
+        pairs: pairs of the teacher, for terms that need them; None for none.
+        start: an exported student, from whose weights the student starts; None for those of the teacher.
 
     Attributes:
         null: the condition of the empty prompt, after `prepare`.
@@ -72,7 +76,10 @@ class OneStep(Method):
         optimizer: OptimizerSettings,
         export: ExportSettings,
         judge: Judge | None = None,
+        pairs: TeacherPairs | None = None,
+        start: str | None = None,
     ) -> None:
+        self.pairs = pairs
         self.teacher, self.prompts, self.student, self.judge = teacher, prompts, student, judge
         self.schedule, self.half = teacher.schedule, export.half
         teacher.report_cut(prompts)
@@ -83,6 +90,8 @@ class OneStep(Method):
             parts.pop(teacher.family.network)
         self.frozen = parts
         self.content = {"teacher.source": of_teacher(teacher), "prompts": digest(prompts)}
+        if start is not None:
+            self.content |= {"start": start_from(self.networks["student"], start, student, teacher)}
         if judge is not None:
             judge.add_networks(self.networks, self.optimizers)
             if judge.adversary is not None:
@@ -99,6 +108,8 @@ class OneStep(Method):
         self.teacher.to(self.device)
         self.null = self.teacher.null()
         self.table = embed_prompts(self.teacher, self.prompts, self.device)
+        if self.pairs is not None:
+            self.pairs.prepare(self.table, self.null, self.device)
         if self.judge is not None:
             self.judge.prepare(self.null, self.device)
         if not self.table.on_demand:  # all is embedded
@@ -142,6 +153,41 @@ class OneStep(Method):
             halve(folder)
 
 
-def adversary_of(settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str]) -> Adversary | None:
-    """The adversarial term, or None if the settings name no images."""
-    return None if settings.data.source is None else Adversary(settings, teacher, prompts)
+def adversary_of(
+    settings: AdversarySettings, teacher: Teacher, prompts: Sequence[str], pairs: TeacherPairs | None = None
+) -> Adversary | None:
+    """The adversarial term, or None if the settings name nothing that the discriminator takes for real."""
+    return Adversary(settings, teacher, prompts, pairs) if settings.used else None
+
+
+def pairs_of(settings: PairSettings, teacher: Teacher, prompts: Sequence[str]) -> TeacherPairs | None:
+    """The pairs of the teacher, or None if the settings ask for none."""
+    return TeacherPairs(settings, teacher, prompts) if settings.count else None
+
+
+def start_from(network: Any, source: str, student: Student, teacher: Teacher) -> str:
+    """Give the network the weights of an exported student, in place; returns their digest.
+
+    Args:
+        network: the student's network, a copy of the teacher's.
+        source: pipeline folder of the exported student.
+        student: how samples are made, with the time at which noise is fed.
+        teacher: the teacher.
+
+    Raises:
+        UserError: there is no pipeline, its network is another one, or it was trained to get noise at another time.
+    """
+    other = load_teacher(source)
+    try:
+        network.inner.load_state_dict(other.backbone.inner.state_dict())
+    except RuntimeError as error:
+        raise UserError(f"start {source} has another network than the teacher {teacher.source}") from error
+    if other.prediction_type != teacher.prediction_type:
+        raise UserError(f"start {source} predicts {other.prediction_type}, and the teacher {teacher.prediction_type}")
+    time = float(getattr(student, "time", other.schedule.last))
+    if float(other.schedule.last) != time:
+        raise UserError(
+            f"start {source} gets noise at time {other.schedule.last:g}, and this student at {time:g}; set noise_ratio "
+            "as it was when that one was trained"
+        )
+    return other.digest()

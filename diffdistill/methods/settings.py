@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from diffdistill.data.captioned import CaptionedData
-from diffdistill.distill import DENOISING_WEIGHTS, time_range
+from diffdistill.distill import DENOISING_WEIGHTS, DIVERGENCES, time_range
 from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 
@@ -197,32 +197,104 @@ class AdversarySettings:
     """The adversarial term of DMD2 (arXiv 2405.14867), which is used if images are named.
 
     Args:
-        data: captioned images. If its source is null there is no such term, and the data are prompts alone.
+        data: captioned images. If its source is null and `of_teacher` false there is no such term, and the data are
+            prompts alone.
+        of_teacher: whether the discriminator takes the teacher's samples for real, those of `pairs`. Then no images are
+            needed.
         matched: whether the image of each prompt is used, which must be in the data. Otherwise an image is drawn for
             each sample, and is judged with its own caption.
         weight: weight of the term in the student's loss.
         critic_weight: weight of the discriminator's loss in that of the fake score.
         tap: the inner feature of the fake score that the discriminator reads; null for its bottleneck.
+        divergence: the divergence that score distillation minimises, a name in `distill.DIVERGENCES`. Any but
+            reverse_kl weighs samples by the discriminator's density ratio (arXiv 2502.15681).
 
     Raises:
-        UserError: a weight is negative or not finite.
+        UserError: a weight is negative or not finite, or two settings do not fit each other.
     """
 
     data: CaptionedData = CaptionedData(None)
+    of_teacher: bool = False
     matched: bool = True
     weight: float = 3e-3
     critic_weight: float = 1e-2
     tap: str | None = None
+    divergence: str = "reverse_kl"
 
     def __post_init__(self) -> None:
+        look_up(DIVERGENCES, self.divergence, "divergence")
         for name, value in (("weight", self.weight), ("critic_weight", self.critic_weight)):
             if not 0 <= value < math.inf:
                 raise UserError(f"{name} is {value}; it must be a number from 0")
-        default = {"weight": 3e-3, "critic_weight": 1e-2, "tap": None}
+        if self.of_teacher and self.data.source is not None:
+            raise UserError(
+                "of_teacher is true and data.source names images; the discriminator takes one of them for real"
+            )
+        default = {"weight": 3e-3, "critic_weight": 1e-2, "tap": None, "divergence": "reverse_kl"}
         given = [name for name, value in default.items() if getattr(self, name) != value]
         given += [f"data.{name}" for name in ("captions", "size") if getattr(self.data, name) is not None]
-        if self.data.source is None and given:
-            raise UserError(f"{given[0]} is set, but without images in data.source there is no adversarial term")
+        if not self.used and given:
+            raise UserError(
+                f"{given[0]} is set, but there is no adversarial term; name images in data.source, or set of_teacher"
+            )
+
+    @property
+    def used(self) -> bool:
+        """Whether there is such a term."""
+        return self.of_teacher or self.data.source is not None
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """Pairs of the teacher: noise, and the sample that the teacher makes of it. They are made once and kept.
+
+    Args:
+        count: number of pairs; 0 for none.
+        steps: number of the teacher's deterministic steps.
+        guidance_scale: the teacher's guidance; 1 is none.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    count: int = 0
+    steps: int = 16
+    guidance_scale: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.count <= 10**7 or self.steps < 1:
+            raise UserError(f"count is {self.count} and steps {self.steps}; count is from 0 to 10^7, steps at least 1")
+        check_guidance(guidance_scale=self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class RegressionSettings:
+    """Regression on pairs of the teacher, as in DMD (arXiv 2311.18828). It needs `pairs.count`.
+
+    Args:
+        weight: weight of the term beside score distillation; 0 for none.
+        alone: number of steps at the start in which the student is trained by this term alone.
+        huber: c of the pseudo-Huber distance.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    weight: float = 0.0
+    alone: int = 0
+    huber: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.weight < math.inf and 0 < self.huber < math.inf and self.alone >= 0):
+            raise UserError(
+                f"weight is {self.weight}, alone {self.alone} and huber {self.huber}; weight and alone must be from 0, "
+                "and huber above 0"
+            )
+
+    @property
+    def used(self) -> bool:
+        """Whether there is such a term at any time of the run."""
+        return self.weight > 0 or self.alone > 0
 
 
 @dataclass(frozen=True)

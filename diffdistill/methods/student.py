@@ -83,13 +83,14 @@ class OneStepStudent:
 
     def train_sample(self, network: Any, random: SampleRandom, cond: Condition, draw: str = "") -> Tensor:
         """x0 as the student is trained to make it; another `draw` starts from another noise."""
-        return self._x0(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
+        return self.x0(network, random.normal(f"z{draw}", self.teacher.latent_shape), cond)
 
     def sample(self, network: Any, random: SampleRandom, cond: Condition) -> Tensor:
         """x0 as the exported pipeline samples it, from the noise of previews."""
-        return self._x0(network, random.normal("preview", self.teacher.latent_shape), cond)
+        return self.x0(network, random.normal("preview", self.teacher.latent_shape), cond)
 
-    def _x0(self, network: Any, z: Tensor, cond: Condition) -> Tensor:
+    def x0(self, network: Any, z: Tensor, cond: Condition) -> Tensor:
+        """The sample that the network makes of noise z, both of shape (B, C, h, w)."""
         return self.teacher.denoiser(network)(z, self.time.to(z.device).expand(len(z)), cond).x0
 
     def exported(self, network: Any) -> Any:

@@ -25,8 +25,17 @@ from diffdistill.errors import UserError
 
 from .base import Loss, OptimizerSettings, Phase, check_eta, check_guidance, open_teacher
 from .judge import Judge
-from .one_step import OneStep, adversary_of
-from .settings import AdversarySettings, ExportSettings, FakeScore, JudgedTimes, TeacherSettings
+from .one_step import OneStep, adversary_of, pairs_of
+from .regression import Regression
+from .settings import (
+    AdversarySettings,
+    ExportSettings,
+    FakeScore,
+    JudgedTimes,
+    PairSettings,
+    RegressionSettings,
+    TeacherSettings,
+)
 from .student import OneStepStudent
 
 AT_HAND = {"cond", "null", "guided", "fake", "later"}  # the inputs that this method can give a residual
@@ -49,6 +58,11 @@ class SwiftBrush(OneStep):
         optimizer: the student's optimiser.
         noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         adversary: the adversarial term.
+        pairs: pairs of the teacher, for `regression` and for `adversary.of_teacher`.
+        regression: regression on these pairs, alone at first or beside score distillation.
+        guidance_interval: the times at which the teacher is guided, as fractions of the schedule.
+        start: folder of an exported one-step student of the same teacher, from which the student starts; null for the
+            teacher's weights.
         export: how the product is stored.
 
     Raises:
@@ -71,6 +85,10 @@ class SwiftBrush(OneStep):
         optimizer: OptimizerSettings = OptimizerSettings(1e-6),
         noise_ratio: float | None = None,
         adversary: AdversarySettings = AdversarySettings(),
+        pairs: PairSettings = PairSettings(),
+        regression: RegressionSettings = RegressionSettings(),
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        start: str | None = None,
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
@@ -80,18 +98,30 @@ class SwiftBrush(OneStep):
         if not row.needs <= AT_HAND:
             raise UserError(f"residual {residual}: SwiftBrush has no {', '.join(sorted(row.needs - AT_HAND))}")
         needs_fake = "fake" in row.needs
-        if adversary.data.source is not None and not needs_fake:
+        if adversary.used and not needs_fake:
             raise UserError(
-                f"adversary.data: the discriminator needs the features of a fake score, and {residual} has none; "
+                f"adversary: the discriminator needs the features of a fake score, and {residual} has none; "
                 "set residual to vsd"
             )
         self.residual, self.weight, self.eta = residual, weight, eta
         texts, loaded = read_prompts(prompts), open_teacher(teacher)
-        real = adversary_of(adversary, loaded, texts)
-        judge = Judge(loaded, times, guidance_scale, fake if needs_fake else None, real)
-        super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)
+        made = pairs_of(pairs, loaded, texts)
+        real = adversary_of(adversary, loaded, texts, made)
+        judge = Judge(loaded, times, guidance_scale, fake if needs_fake else None, real, guidance_interval)
+        student = OneStepStudent(loaded, noise_ratio)
+        self.regression: Regression | None = None
+        if regression.used:
+            if made is None:
+                raise UserError("regression needs pairs of the teacher; set pairs.count, for example to 10000")
+            self.regression = Regression(regression, made, student)
+        super().__init__(loaded, texts, student, optimizer, export, judge, made, start)
 
     def phases(self, step: int) -> list[Phase]:
+        if self.regression is None:
+            return self._judged(step)
+        return self.regression.phases(step, self.networks, self._judged)
+
+    def _judged(self, step: int) -> list[Phase]:
         return self.judge.phases(step, self.student.train_sample, self.networks, self.loss)
 
     def loss(self, x0: Tensor, cond: Condition, random: SampleRandom) -> Loss:
