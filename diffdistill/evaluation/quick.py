@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.evaluation.distances.frechet import frechet_distance
+from diffdistill.evaluation.distances.groups import rows_of_groups
 from diffdistill.evaluation.distances.kernel import kernel_distance
 
 
@@ -50,18 +51,5 @@ def diversity(features: Tensor, groups: Iterable[Hashable] | Tensor) -> float:
     >>> diversity(torch.tensor([[0.0], [3.0], [5.0], [5.0]]), ["cat", "cat", "dog", "dog"])
     1.5
     """
-    labels = groups.tolist() if isinstance(groups, Tensor) else list(groups)
-    if features.ndim != 2 or len(labels) != len(features):
-        raise ValueError(
-            f"features should have shape (n, d) and one label a row, got {tuple(features.shape)} "
-            f"and {len(labels)} labels"
-        )
-    if not bool(features.isfinite().all()):
-        raise ValueError("features hold values that are not finite")
-    members: dict[Hashable, list[int]] = {}
-    for row, label in enumerate(labels):
-        members.setdefault(label, []).append(row)
-    means = [torch.pdist(features[rows].double()).mean() for rows in members.values() if len(rows) > 1]
-    if not means:
-        raise ValueError("no group has two images, so there is no distance within one")
+    means = [torch.pdist(features[rows].double()).mean() for rows in rows_of_groups(features, groups)]
     return float(torch.stack(means).mean())

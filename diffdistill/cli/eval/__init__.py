@@ -14,6 +14,7 @@ from diffdistill.cli.eval.options import processes
 
 COMMANDS = {
     "ref": "measure the features of real images, and keep them in one file",
+    "compare": "compare students with their teacher on several encoders: distances and variety",
     "calc": "measure the distance of images, or of a generator, to a reference",
     "pairs": "measure how far each image is from its original",
     "gen": "write a generator's images to a folder, also in the layout of other tools",

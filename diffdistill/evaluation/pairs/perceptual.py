@@ -16,7 +16,7 @@ import importlib.util
 import pickle
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class PerceptualDistance(ABC):
         name: the name of the number; a published name only with published weights.
         protocol: what a number has to carry: the name and the hashes of all files.
         least_side: the smallest side of an image, in pixels.
+        trunk: the network, as a table of its convolutions.
         device: where the network runs.
     """
 
@@ -58,7 +59,7 @@ class PerceptualDistance(ABC):
     ) -> None:
         self.name, self.least_side, self.device = name, trunk.least_side, device
         self.protocol: dict[str, Any] = {"metric": name, "mean": "over-images", **hashes}
-        self._trunk = trunk
+        self.trunk = trunk
         self._tensors = {key: value.to(device, torch.float32) for key, value in tensors.items()}
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -105,10 +106,17 @@ class HeadDistance(PerceptualDistance):
     (x - shift) / scale.
     """
 
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], of shape (N, 3, H, W), as the trunk takes them."""
+        return (2 * images - 1 - self._tensors["scaling_layer.shift"]) / self._tensors["scaling_layer.scale"]
+
+    def maps(self, x: Tensor) -> Iterator[Tensor]:
+        """The trunk's five feature maps of scaled images (N, 3, H, W)."""
+        return self.trunk.maps(self._tensors, x)
+
     def distance(self, pair: Tensor) -> Tensor:
-        x = (2 * pair - 1 - self._tensors["scaling_layer.shift"]) / self._tensors["scaling_layer.scale"]
         total = torch.zeros((), device=self.device)
-        for number, maps in enumerate(self._trunk.maps(self._tensors, x)):
+        for number, maps in enumerate(self.maps(self.scaled(pair))):
             u, v = maps / (maps.norm(dim=1, keepdim=True) + 1e-10)
             head = self._tensors[f"lin{number}.model.1.weight"]
             total = total + F.conv2d((u - v).square()[None], head).mean()
@@ -126,7 +134,7 @@ class TextureDistance(PerceptualDistance):
         alpha, beta = self._tensors["alpha"].flatten(), self._tensors["beta"].flatten()
         mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         lost = []  # 1 - l and 1 - s, for every channel of every map
-        for maps in (pair, *self._trunk.maps(self._tensors, (pair - mean) / std)):
+        for maps in (pair, *self.trunk.maps(self._tensors, (pair - mean) / std)):
             means = maps.mean((2, 3))
             centred = maps - means[..., None, None]
             luminance = (2 * means.prod(0) + 1e-6) / (means.square().sum(0) + 1e-6)
@@ -175,7 +183,7 @@ def st_lpips(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     allow_other_weights: bool | str = False,
-) -> PerceptualDistance:
+) -> HeadDistance:
     """Build shift-tolerant LPIPS (Ghildyal and Liu 2022, arXiv 2207.13686), whose trunk blurs before it halves.
 
     Args:
