@@ -137,10 +137,14 @@ class Validation:
     Args:
         images: (N, 3, H, W) in [0, 1], which are saved as a grid; None for none.
         numbers: numbers for the log, where they are called "validation/NAME".
+        score: how bad the weights are, by which `training.export_best` chooses; None where the method has no opinion.
+        remarks: lines for the user.
     """
 
     images: Tensor | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    score: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Method(ABC):

@@ -8,6 +8,7 @@ Such a method is a `OneStep` with a student (`methods.student`), usually a judge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +26,9 @@ from diffdistill.models.teacher import Teacher, load_teacher
 from .adversary import Adversary
 from .base import FREE_ARGUMENTS, Batch, Method, OptimizerSettings, Validation, unwrap
 from .content import digest, of_teacher
+from .health import Health
 from .judge import Judge
-from .settings import AdversarySettings, ExportSettings, PairSettings
+from .settings import AdversarySettings, ExportSettings, HealthSettings, PairSettings
 from .teacher_pairs import TeacherPairs
 
 PREVIEWS = 32
@@ -60,6 +62,7 @@ class OneStep(Method):
         judge: turns the samples into a gradient; None for a method without a judge.
         pairs: pairs of the teacher, for terms that need them; None for none.
         start: an exported student, from whose weights the student starts; None for those of the teacher.
+        health: numbers of the student against the teacher's; None for none.
 
     Attributes:
         null: the condition of the empty prompt, after `prepare`.
@@ -78,8 +81,10 @@ class OneStep(Method):
         judge: Judge | None = None,
         pairs: TeacherPairs | None = None,
         start: str | None = None,
+        health: HealthSettings | None = None,
     ) -> None:
         self.pairs = pairs
+        self.health = Health(health, teacher, prompts) if health is not None and health.captions else None
         self.teacher, self.prompts, self.student, self.judge = teacher, prompts, student, judge
         self.schedule, self.half = teacher.schedule, export.half
         teacher.report_cut(prompts)
@@ -110,6 +115,8 @@ class OneStep(Method):
         self.table = embed_prompts(self.teacher, self.prompts, self.device)
         if self.pairs is not None:
             self.pairs.prepare(self.table, self.null, self.device)
+        if self.health is not None:
+            self.health.prepare(self.table, self.null, self.device)
         if self.judge is not None:
             self.judge.prepare(self.null, self.device)
         if not self.table.on_demand:  # all is embedded
@@ -140,11 +147,16 @@ class OneStep(Method):
         return self.table.rows(list(records))
 
     def validate(self) -> Validation:
-        """Images of 32 prompts spread over the list, always from the same noise."""
+        """Images of 32 prompts spread over the list, always from the same noise, and the numbers of `health`."""
         rows = [i * len(self.prompts) // PREVIEWS for i in range(PREVIEWS)]
         random = SampleRandom(0, range(PREVIEWS), self.device)
         x0 = self.student.sample(unwrap(self.networks["student"]), random, self.embedded(rows))
-        return Validation(self.teacher.latents.images(x0))
+        images = self.teacher.latents.images(x0)
+        if self.health is None:
+            return Validation(images)
+        network = unwrap(self.networks["student"])
+        found = self.health.measure(lambda random, cond: self.student.sample(network, random, cond))
+        return replace(found, images=images)
 
     def export(self, folder: Path) -> None:
         network = self.student.exported(self.networks["student"])

@@ -298,6 +298,38 @@ class RegressionSettings:
 
 
 @dataclass(frozen=True)
+class HealthSettings:
+    """Numbers of the student on a fixed small set, at each validation, against those of the teacher.
+
+    They are in the log as "validation/variety", "contrast", "saturation" (ratios to the teacher's) and "distance" (the
+    kernel distance to the teacher's images of the same caption, a geometric mean over the tuning encoders). The weights
+    of the least distance are exported with `training.export_best`.
+
+    Args:
+        captions: number of captions, spread over the prompts; 0 for no such numbers.
+        per_caption: number of images of each.
+        steps: number of the teacher's steps.
+        guidance_scale: the teacher's guidance, which should be that of its best images.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    captions: int = 0
+    per_caption: int = 4
+    steps: int = 16
+    guidance_scale: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.captions < 0 or self.per_caption < 2 or self.steps < 1:
+            raise UserError(
+                f"captions is {self.captions}, per_caption {self.per_caption} and steps {self.steps}; they must be at "
+                "least 0, 2 and 1"
+            )
+        check_guidance(guidance_scale=self.guidance_scale)
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     """How the product is stored.
 

@@ -31,6 +31,7 @@ from .settings import (
     AdversarySettings,
     ExportSettings,
     FakeScore,
+    HealthSettings,
     JudgedTimes,
     PairSettings,
     RegressionSettings,
@@ -63,6 +64,7 @@ class SwiftBrush(OneStep):
         guidance_interval: the times at which the teacher is guided, as fractions of the schedule.
         start: folder of an exported one-step student of the same teacher, from which the student starts; null for the
             teacher's weights.
+        health: numbers of the student against the teacher's, at each validation.
         export: how the product is stored.
 
     Raises:
@@ -89,6 +91,7 @@ class SwiftBrush(OneStep):
         regression: RegressionSettings = RegressionSettings(),
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         start: str | None = None,
+        health: HealthSettings = HealthSettings(),
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
@@ -114,7 +117,7 @@ class SwiftBrush(OneStep):
             if made is None:
                 raise UserError("regression needs pairs of the teacher; set pairs.count, for example to 10000")
             self.regression = Regression(regression, made, student)
-        super().__init__(loaded, texts, student, optimizer, export, judge, made, start)
+        super().__init__(loaded, texts, student, optimizer, export, judge, made, start, health)
 
     def phases(self, step: int) -> list[Phase]:
         if self.regression is None:

@@ -8,7 +8,7 @@ as trainable, so checkpoints hold them and a continuation is exact; but they nev
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -53,17 +53,22 @@ class Ema:
         self.updates = updates
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Within the block the network holds the averaged weights."""
+    def applied(self, values: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """Within the block the network holds the averaged weights, or `values` in their place.
+
+        Raises:
+            KeyError: one of the values is missing.
+            RuntimeError: one has another shape.
+        """
         saved = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._write(self.shadow)
+        self._write(self.shadow if values is None else {name: values[name] for name in self.shadow})
         try:
             yield
         finally:
             self._write(saved)
 
     @torch.no_grad()
-    def _write(self, values: dict[str, Tensor]) -> None:
+    def _write(self, values: Mapping[str, Tensor]) -> None:
         for name, p in self._parameters.items():
             p.copy_(values[name])
 

@@ -135,7 +135,7 @@ class Trainer:
                     folder.validate()
                 folder.save()
                 self._say_how_it_ended(interrupt.asked)
-                exported = folder.export()
+                exported = folder.export(best=s.export_best)
             self.method.networks.update(self.state.networks)  # the bare ones
             leave_processes(self.accelerator)
             return exported

@@ -1,6 +1,6 @@
 """What a run writes into its folder: the log, validation grids, checkpoints, products.
 
-    config.yaml, log.jsonl, grids/, tensorboard/, checkpoint-SAMPLES/, export-SAMPLES/, export/
+    config.yaml, log.jsonl, grids/, tensorboard/, best.safetensors, checkpoint-SAMPLES/, export-SAMPLES/, export/
 
 The main process writes; all processes have to call `log`, `save`, `validate` and `export`, and leave them together.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffdistill.methods.base import Method
 
+from .best import Best
 from .checkpoint import remove_old_checkpoints, save_checkpoint, write_folder_atomically
 from .settings import TrainingSettings
 from .state import TrainingState
@@ -56,6 +57,7 @@ class RunFolder:
         """Start the bar and the log, which keeps its lines up to the present sample."""
         s, main = self.settings, self.accelerator.is_main_process
         self.tracker = Tracker(self.path, s.samples, self.state.clock.samples, s.report_to, main)
+        self.best = Best(self.path, self.state.clock.samples)
 
     def say(self, text: str) -> None:
         """One line for the user, above the bar."""
@@ -80,6 +82,10 @@ class RunFolder:
             with self.state.ema.applied(), torch.no_grad(), self.accelerator.autocast():
                 found = self.method.validate()
                 images = None if found.images is None else found.images.detach().clone()  # no view of averaged weights
+            for remark in found.remarks:
+                self.say(f"{clock.samples} samples: {remark}")
+            if found.score is not None and self.settings.export_best:
+                self.best.offer(found.score, clock.samples, self.state.ema.shadow)
             if found.numbers:
                 numbers = {f"validation/{name}": float(value) for name, value in found.numbers.items()}
                 self.tracker.log(clock.samples, clock.step, numbers)
@@ -98,13 +104,21 @@ class RunFolder:
             remove_old_checkpoints(self.path, self.settings.checkpoints_limit)
         self.accelerator.wait_for_everyone()
 
-    def export(self, name: str = "export") -> Path:
-        """Write the product of the averaged weights; returns its folder."""
+    def export(self, name: str = "export", best: bool = False) -> Path:
+        """Write the product of the averaged weights; returns its folder.
+
+        Args:
+            name: of the folder.
+            best: take the weights of the best validation, if there was one.
+        """
         folder = self.path / name
         if self.accelerator.is_main_process:
+            values = self.best.weights() if best else None
+            if values is not None:
+                self.say(f"exported are the weights after {self.best.samples} samples, the best of all validations")
             new = self.path / ".export.new"
             shutil.rmtree(new, ignore_errors=True)
-            with self.state.ema.applied():
+            with self.state.ema.applied(values):
                 write_folder_atomically(new, self.method.export)
             shutil.rmtree(folder, ignore_errors=True)  # an earlier end of this same run
             new.rename(folder)

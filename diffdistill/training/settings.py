@@ -33,6 +33,8 @@ class TrainingSettings:
         validate_every: samples between validations, which show images and numbers; 0 for none.
         checkpoint_every: samples between checkpoints; 0 for one at the end.
         checkpoints_limit: checkpoints that are kept; older ones are removed.
+        export_best: export the averaged weights of the validation with the best score, where the method gives one (for
+            a one-step student `method.health`), in place of those of the end.
         export_every: samples between exports into `export-SAMPLES`, beside `export` at the end; 0 for none.
         report_to: trackers beside the JSONL file: "tensorboard", "wandb".
         max_minutes: stop, with a checkpoint, after this many minutes of training; 0 for no limit. What changes over a
@@ -60,6 +62,7 @@ class TrainingSettings:
     validate_every: int = 0
     checkpoint_every: int = 0
     checkpoints_limit: int = 2
+    export_best: bool = False
     export_every: int = 0
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     max_minutes: float = 0.0
@@ -93,6 +96,8 @@ class TrainingSettings:
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be a number from 0 up")
+        if self.export_best and not self.validate_every:
+            raise UserError("training.export_best chooses among validations; set training.validate_every above 0")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"training.seed is {self.seed}; it must be in [0, 2^63)")
         if not self.max_grad_norm > 0:
