@@ -1,0 +1,131 @@
+"""Health while training: ratios of a student that is the teacher, and of a collapsed one; what is exported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made import made
+
+from diffdistill.diffusion import Condition
+from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
+from diffdistill.methods import SwiftBrush
+from diffdistill.methods.health import Health, pixel_numbers
+from diffdistill.methods.settings import HealthSettings
+from diffdistill.models.prompt_table import embed_prompts
+from diffdistill.models.teacher import load_teacher
+from diffdistill.training.best import Best
+from diffdistill.training.loop import Trainer
+from diffdistill.training.settings import TrainingSettings
+
+PROMPTS = ["red apple, noto", "rocket, twemoji", "green apple, noto", "dog, twemoji"]
+
+
+@pytest.fixture(scope="module")
+def health() -> Health:
+    teacher = load_teacher("assets/teacher")
+    found = Health(HealthSettings(captions=4, per_caption=3, steps=3), teacher, PROMPTS)
+    found.prepare(embed_prompts(teacher, PROMPTS, torch.device("cpu")), teacher.null(), torch.device("cpu"))
+    return found
+
+
+def test_ratios_of_the_teachers_own_images_are_one(health: Health) -> None:
+    captured: list[torch.Tensor] = []
+    teacher = health.teacher
+    images = teacher.latents.images
+    teacher.latents.images = lambda latents: captured.append(images(latents)) or captured[-1]  # type: ignore[method-assign]
+    try:
+        health.prepare(health._table, teacher.null(), torch.device("cpu"))
+    finally:
+        del teacher.latents.images
+    theirs = torch.cat(captured)
+    position = iter(range(100))
+
+    def sample(random: SampleRandom, cond: Condition) -> torch.Tensor:
+        return torch.tensor(float(next(position)))
+
+    teacher.latents.images = lambda latents: theirs  # type: ignore[method-assign]
+    try:
+        found = health.measure(sample)
+    finally:
+        del teacher.latents.images
+    for name in ("variety", "contrast", "saturation"):
+        assert found.numbers[name] == pytest.approx(1)
+    assert found.score == pytest.approx(1e-6) and not found.remarks
+
+
+def test_a_collapsed_and_a_pale_student_are_seen(health: Health) -> None:
+    health._last = {}
+    start = health.measure(lambda random, cond: random.normal("z", health.teacher.latent_shape))
+    one = torch.randn(1, *health.teacher.latent_shape)
+    collapsed = health.measure(lambda random, cond: one.expand(len(random), -1, -1, -1))
+    assert collapsed.numbers["variety"] == pytest.approx(0, abs=1e-4)
+    assert any("variety drifts: 0.00 of the teacher's" in line for line in collapsed.remarks)
+    again = health.measure(lambda random, cond: one.expand(len(random), -1, -1, -1))
+    assert not again.remarks  # once, until it is worse
+    assert collapsed.score > 0 and start.score > 0
+
+
+def test_pixel_numbers_of_known_images() -> None:
+    grey = torch.full((1, 3, 4, 4), 0.5)
+    red = torch.zeros(1, 3, 4, 4)
+    red[:, 0] = 1
+    assert pixel_numbers(grey) == {"contrast": 0.0, "saturation": 0.0}
+    assert pixel_numbers(red)["saturation"] == 1
+    halves = torch.zeros(1, 3, 2, 2)
+    halves[..., 1] = 1
+    assert pixel_numbers(halves)["contrast"] == pytest.approx(torch.tensor([0.0, 1, 0, 1]).std().item(), rel=1e-5)
+
+
+def build(folder: Path, **more: Any) -> SwiftBrush:
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    method: SwiftBrush = made(
+        SwiftBrush, teacher__source="assets/teacher", prompts=str(folder / "prompts.txt"), fake__network="full",
+        noise_ratio=2.5, health__captions=2, health__per_caption=2, health__steps=2, **more,
+    )  # fmt: skip
+    return method
+
+
+def test_numbers_are_logged_and_the_best_weights_exported(tmp_path: Path) -> None:
+    method = build(tmp_path, optimizer__learning_rate=1e-3)
+    settings = TrainingSettings(
+        16, 4, cpu=True, validate_every=4, checkpoint_every=8, export_best=True, log_every=1, ema_decay=0.0
+    )
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(method, settings, tmp_path / "run")
+    exported = trainer.fit()
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    scores = {line["samples"]: line["validation/distance"] for line in log if "validation/distance" in line}
+    assert set(scores) == {0, 4, 8, 12, 16}
+    assert {"validation/variety", "validation/contrast", "validation/saturation"} <= set(log[0])
+    best = min((s for s in scores if s), key=lambda s: scores[s])
+    kept = Best(tmp_path / "run", 16)
+    assert (kept.samples, kept.score) == (best, scores[best])
+    weights = kept.weights()
+    assert weights is not None
+    stored = load_teacher(exported).backbone.state_dict()
+    name = next(iter(weights))
+    torch.testing.assert_close(stored[name], weights[name])
+
+
+def test_a_file_of_later_samples_or_damaged_is_left_out(tmp_path: Path) -> None:
+    best = Best(tmp_path, 0)
+    best.offer(0.5, 8, {"w": torch.ones(2)})
+    best.offer(0.7, 16, {"w": torch.zeros(2)})
+    best.offer(0.1, 0, {"w": torch.zeros(2)})  # the start is no product
+    assert best.samples == 8 and torch.equal(best.weights()["w"], torch.ones(2))
+    assert Best(tmp_path, 8).score == 0.5 and Best(tmp_path, 4).weights() is None
+    (tmp_path / "best.safetensors").write_bytes(b"{}")
+    assert Best(tmp_path, 8).weights() is None
+
+
+def test_too_few_prompts_and_no_validation_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"health.captions is 9; there are 4 different prompts"):
+        (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+        made(SwiftBrush, teacher__source="assets/teacher", prompts=str(tmp_path / "prompts.txt"), health__captions=9)
+    with pytest.raises(UserError, match="set training.validate_every"):
+        TrainingSettings(16, 4, export_best=True).check(1)
+    with pytest.raises(UserError, match="per_caption 1"):
+        HealthSettings(captions=1, per_caption=1)

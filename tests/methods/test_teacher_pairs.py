@@ -1,0 +1,186 @@
+"""Pairs of the teacher, regression on them, a start from a student, f-divergences and the guidance interval."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_pipeline as tiny
+import torch
+from diffusers import DDIMScheduler
+from made import made
+
+from diffdistill.distill import SampleRandom, divergence_weights, pseudo_huber
+from diffdistill.errors import UserError
+from diffdistill.methods import SwiftBrush, teacher_pairs
+from diffdistill.methods.settings import PairSettings
+from diffdistill.training.loop import Trainer
+from diffdistill.training.settings import TrainingSettings
+
+PAIRS = {"pairs__count": 6, "pairs__steps": 4, "pairs__guidance_scale": 2.0}
+FULL = {"fake__network": "full", "noise_ratio": 2.5}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(teacher_pairs, "user_cache", lambda: tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    tiny.save_tiny_pipeline(tmp_path / "teacher")
+    (tmp_path / "prompts.txt").write_text("red apple\nblue car\nred car\nblue apple\n")
+    return tmp_path
+
+
+def build(folder: Path, **more: Any) -> SwiftBrush:
+    named = {"teacher__source": str(folder / "teacher"), "prompts": str(folder / "prompts.txt")}
+    method: SwiftBrush = made(SwiftBrush, **named, **{**FULL, **more})
+    return method
+
+
+def test_a_pair_is_what_the_stock_pipeline_makes_of_the_noise(folder: Path) -> None:
+    method = build(folder, **PAIRS)
+    method.prepare("cpu")
+    pairs = method.pairs
+    assert pairs is not None and pairs.samples.shape == (6, 4, 4, 4)
+    pipeline = method.teacher.pipeline
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = [method.prompts[i % 4] for i in range(6)]
+    z = pairs.noise(range(6))
+    found = pipeline(
+        prompts, latents=z, num_inference_steps=4, guidance_scale=2.0, output_type="latent", height=8, width=8
+    ).images
+    torch.testing.assert_close(pairs.samples, found, rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_are_kept_and_a_damaged_file_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(folder, **PAIRS)
+    first.prepare("cpu")
+    (file,) = (folder / "cache").glob("pairs-*")
+    again = build(folder, **PAIRS)
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_pairs.TeacherPairs, "sampled", None)  # it is not called
+        again.prepare("cpu")
+    assert torch.equal(again.pairs.samples, first.pairs.samples)
+    damaged = file.read_bytes()[:40]
+    file.unlink()  # the file that `again` has mapped stays as it is
+    file.write_bytes(damaged)
+    again.prepare("cpu")
+    assert torch.equal(again.pairs.samples, first.pairs.samples) and file.stat().st_size > 40
+
+
+def test_fewer_pairs_than_prompts_are_spread_over_them(folder: Path) -> None:
+    method = build(folder, **{**PAIRS, "pairs__count": 2})
+    method.prepare("cpu")
+    torch.testing.assert_close(method.pairs.condition([0, 1]), method.embedded([0, 2]))
+
+
+def test_regression_is_alone_at_first_and_then_stands_beside(folder: Path) -> None:
+    method = build(folder, **PAIRS, regression__alone=2, regression__weight=0.5, fake__warmup=1)
+    method.prepare("cpu")
+    names = [[phase.name for phase in method.phases(step)] for step in range(5)]
+    assert names == [["student"], ["student"], ["fake"], ["student", "fake"], ["student", "fake"]]
+    random = SampleRandom(0, range(4))
+    batch = method.batch([0, 1, 2, 3], random)
+    (alone,) = method.phases(0)
+    value, logs = alone.loss(batch, random, {})
+    z, x0, cond = method.pairs.drawn(random, "pair")
+    expected = pseudo_huber(method.student.x0(method.networks["student"], z, cond), x0, 0.1)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(logs["regression"], expected.detach())
+    both, _ = method.phases(3)[0].loss(batch, random, {})
+    judged, _ = method._judged(1)[0].loss(batch, random, {})
+    torch.testing.assert_close(both, judged + 0.5 * expected)
+
+
+def test_a_student_of_regression_alone_learns_its_pairs(folder: Path) -> None:
+    method = build(folder, **PAIRS, regression__alone=150, optimizer__learning_rate=3e-3)
+    (folder / "run").mkdir()
+    Trainer(method, TrainingSettings(1200, 8, cpu=True, ema_decay=0.9), folder / "run").fit()
+    z, x0, cond = method.pairs.noise(range(6)), method.pairs.samples, method.pairs.condition(range(6))
+    left = (method.student.x0(method.networks["student"], z, cond) - x0).square().mean()
+    before = (method.student.x0(method.teacher.backbone, z, cond) - x0).square().mean()
+    assert left < 0.3 * before
+
+
+def test_a_run_with_pairs_continues_to_the_bit(folder: Path) -> None:
+    options = {**PAIRS, "regression__weight": 0.5, "regression__alone": 1, "adversary__of_teacher": True,
+               "adversary__divergence": "jensen_shannon", "guidance_interval": (0.1, 0.8)}  # fmt: skip
+    settings = TrainingSettings(32, 4, cpu=True, checkpoint_every=16, checkpoints_limit=9)
+    run, last = folder / "run", "checkpoint-0000000032/fake.safetensors"
+    run.mkdir()
+    Trainer(build(folder, **options), settings, run).fit()
+    (kept,) = run.glob(last)
+    whole = kept.read_bytes()
+    Trainer(build(folder, **options), settings, run, resume=str(run / "checkpoint-0000000016")).fit()
+    assert (run / last).read_bytes() == whole
+
+
+def test_a_student_starts_from_an_exported_one(folder: Path) -> None:
+    first = build(folder)
+    for parameter in first.networks["student"].parameters():
+        parameter.data += 0.01
+    first.prepare("cpu")
+    first.export(folder / "student")
+    second = build(folder, start=str(folder / "student"))
+    ours, theirs = (dict(m.networks["student"].named_parameters()) for m in (second, first))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert second.content["start"] != build(folder).content.get("start")
+    with pytest.raises(UserError, match=r"start .* gets noise at time .* set noise_ratio"):
+        build(folder, start=str(folder / "student"), noise_ratio=1.0)
+    with pytest.raises(UserError, match="nothing|no pipeline|there is no"):
+        build(folder, start=str(folder / "nothing"))
+
+
+def test_the_critic_takes_the_teachers_samples_for_real(folder: Path) -> None:
+    method = build(folder, **PAIRS, adversary__of_teacher=True)
+    method.prepare("cpu")
+    random = SampleRandom(0, range(3))
+    batch = method.batch([0, 1, 2], random)
+    rows = random.integers("real", 6).tolist()
+    torch.testing.assert_close(batch["real"], method.pairs.samples[rows])
+    torch.testing.assert_close(batch["real_cond"], method.pairs.condition(rows))
+    with pytest.raises(UserError, match=r"set pairs.count"):
+        build(folder, adversary__of_teacher=True)
+    with pytest.raises(UserError, match="one of them"):
+        build(folder, **PAIRS, adversary__of_teacher=True, adversary__data__source="assets/emoji")
+    with pytest.raises(UserError, match=r"set pairs.count"):
+        build(folder, regression__weight=1.0)
+
+
+def test_a_divergence_weighs_samples_by_the_critics_logits(folder: Path) -> None:
+    plain = build(folder, **PAIRS, adversary__of_teacher=True)
+    other = build(folder, **PAIRS, adversary__of_teacher=True, adversary__divergence="forward_kl")
+    random, x0 = SampleRandom(0, range(3)), torch.randn(3, 4, 4, 4)
+    gradients = []
+    for method in (plain, other):
+        method.prepare("cpu")
+        head = method.networks["fake"].head
+        torch.manual_seed(0)
+        for parameter in head.parameters():
+            parameter.data.normal_(std=0.5)
+        sample = x0.clone().requires_grad_()
+        loss, _ = method.loss(sample, method.embedded([0, 1, 2]), random)
+        gradients.append(torch.autograd.grad(loss, sample)[0])
+    t = other.schedule.timestep(random.uniform("time"), *other.judge.range)
+    x_t = other.schedule.add_noise(x0, random.normal("noise", x0.shape[1:]), t)
+    logits = other.networks["fake"].logits(x_t, other.schedule.network_time(t), other.embedded([0, 1, 2]))
+    weights = divergence_weights(logits, "forward_kl")
+    assert weights.max() > 1.01
+    torch.testing.assert_close(gradients[1], weights[:, None, None, None] * gradients[0])
+
+
+def test_guidance_is_within_its_interval_alone(folder: Path) -> None:
+    method = build(folder, guidance_interval=(0.2, 0.6), guidance_scale=3.0)
+    t = torch.tensor([100, 300, 599, 700])
+    assert method.judge._guidance(t).tolist() == [1.0, 3.0, 3.0, 1.0]
+    assert build(folder).judge._guidance(t) == 4.5
+    with pytest.raises(UserError, match="guidance_interval is 0.6 to 0.2"):
+        build(folder, guidance_interval=(0.6, 0.2))
+
+
+@pytest.mark.parametrize("wrong", [{"count": -1}, {"steps": 0}, {"guidance_scale": -1.0}])
+def test_settings_of_pairs_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        dataclasses.replace(PairSettings(), **wrong)
