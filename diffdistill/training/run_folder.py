@@ -1,6 +1,7 @@
 """What a run writes into its folder: the log, validation grids, checkpoints, products.
 
-    config.yaml, log.jsonl, grids/, tensorboard/, best.safetensors, checkpoint-SAMPLES/, export-SAMPLES/, export/
+    config.yaml, log.jsonl, grids/, tensorboard/, curves.html, best.safetensors, checkpoint-SAMPLES/,
+    export-SAMPLES/, export/
 
 The main process writes; all processes have to call `log`, `save`, `validate` and `export`, and leave them together.
 """
@@ -20,6 +21,7 @@ from diffdistill.methods.base import Method
 
 from .best import Best
 from .checkpoint import remove_old_checkpoints, save_checkpoint, write_folder_atomically
+from .curves import write_curves
 from .settings import TrainingSettings
 from .state import TrainingState
 from .tracking import Tracker
@@ -91,6 +93,7 @@ class RunFolder:
                 self.tracker.log(clock.samples, clock.step, numbers)
             if images is not None:
                 self.tracker.images(clock.samples, images)
+            write_curves(self.path)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
