@@ -20,7 +20,7 @@ needs_mobilenet = pytest.mark.skipif(
 )
 
 CONCEPTS, HELD_OUT, PICTURES = 14, 2, 8
-SWEEP = ("sweep", "--reference", "emoji", "--pictures", str(PICTURES), "--out", "out")
+SWEEP = ("sweep", "--reference", "emoji", "--pictures", str(PICTURES), "--variety_captions", "0", "--out", "out")
 SMALL = (*SWEEP, "--models", "model", "--students", "fast=model", "--steps", "1", "2", "--guidance", "3", "--seeds")
 
 

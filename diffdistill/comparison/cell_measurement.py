@@ -20,7 +20,9 @@ from torch import Tensor
 from diffdistill.comparison.generated import CHUNK, Generated
 from diffdistill.comparison.sweep_plan import NOISE, SweepPlan, SweepProtocol
 from diffdistill.data.in_memory import InMemory
+from diffdistill.evaluation import diversity
 from diffdistill.evaluation.agreement.towers import agreement_numbers, texts_of
+from diffdistill.evaluation.distances.vendi import vendi_within
 from diffdistill.evaluation.features.feature_rows import FeatureRows
 from diffdistill.evaluation.measure import Features, Pass, collect_several
 from diffdistill.evaluation.metrics import ROWS
@@ -85,12 +87,14 @@ class CellMeasurement:
         if self.how.towers is not None:
             passes.append(Pass(self.how.towers, first=self.with_towers))
         features, *embedded = collect_several(source, protocol, passes, plan.images, self.quiet)
+        variety = self._variety(model, row, seed)
         seconds, nfe, shown = source.seconds_per_image(), source.nfe(), source.kept(self._truncate)
         if not is_first():
             return Cell({})
         reference = self.ground.reference(seed)
         facts = {"n_reference": reference.n, "nfe": nfe, "timing": self.timing}
         cell = Cell(numbers_of(features, reference, plan.metrics, seconds), facts)
+        cell.numbers.update(variety)
         for rows in embedded:
             cell.numbers.update(self._agreement(rows, seed))
         if shown:
@@ -98,6 +102,22 @@ class CellMeasurement:
         if training is not None:
             cell.take_nearest(*nearest_training(_rows(features), training, dict(enumerate(shown))))
         return cell
+
+    def _variety(self, model: Generator, row: Row, seed: int) -> Numbers:
+        """Mean distance and Vendi score of images of one caption, on the protocol's features."""
+        plan = self.plan
+        captions = list(dict.fromkeys(self.ground.prompts(seed)))[: plan.variety_captions]
+        if not captions:
+            return {}
+        prompts = [caption for caption in captions for _ in range(plan.per_caption)]
+        first = seed * NOISE + plan.images  # noise that no other image of the seed has
+        made = Generated(model, prompts, len(prompts), row.steps, row.guidance, first, plan.eta)
+        passes = [Pass(self.how.extractor)]
+        (features,) = collect_several(made, self.how.protocol, passes, len(prompts), self.quiet)
+        if not is_first():
+            return {}
+        rows = _rows(features).features
+        return {"variety": diversity(rows, prompts), "vendi": vendi_within(rows, prompts)}
 
     def _floor(self, seed: int) -> Cell:
         """Real images in a generator's place. Nearest training images are sought for those outside the training set."""

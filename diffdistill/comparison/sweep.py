@@ -133,6 +133,7 @@ class Sweep:
             "reference": self.ground.identity,
             "protocol": how.protocol.record(how.extractor),
             "metrics": sorted(plan.metrics),
+            "variety": [plan.variety_captions, plan.per_caption],
             "agreement": towers,
             "agreement_pictures": self.measurement.with_towers,
             "made_on": self._made_on,
@@ -163,6 +164,7 @@ class Sweep:
             "agreement_pictures": self.measurement.with_towers,
             "seeds": plan.seeds,
             "metrics": plan.metrics,
+            "variety": {"captions": plan.variety_captions, "per_caption": plan.per_caption},
             **({} if plan.eta is None else {"eta": plan.eta}),
             "generators": self.generators,
         }

@@ -50,6 +50,9 @@ class SweepPlan:
         images: images of a cell, that is, for one generator at one number of steps, one scale and one seed.
         agreement_images: how many of a cell's images are compared with their captions, from the first on; at least 2.
         metrics: of `evaluation.metrics.METRICS`.
+        variety_captions: number of captions, from the first on, that are drawn several times for the variety within a
+            caption; all that there are where these are fewer, and 0 for no such number.
+        per_caption: number of images of each of these.
         eta: noise while sampling, from 0 to 1; None for each generator's own.
 
     Raises:
@@ -63,6 +66,8 @@ class SweepPlan:
     images: int = IMAGES
     agreement_images: int = 128
     metrics: Sequence[str] = ("fd", "kd", "prdc")
+    variety_captions: int = 16
+    per_caption: int = 4
     eta: float | None = None
 
     def __post_init__(self) -> None:
@@ -80,8 +85,14 @@ class SweepPlan:
             object.__setattr__(self, name, list(dict.fromkeys(getattr(self, name))))
         if self.agreement_images < 2:
             raise UserError(f"agreement_images is {self.agreement_images}; it must be at least 2")
-        if not 1 <= self.images <= NOISE:
-            raise UserError(f"images is {self.images}; it must be from 1 to {NOISE}, above which seeds share noise")
+        if self.variety_captions < 0 or self.per_caption < 2:
+            raise UserError(
+                f"variety_captions is {self.variety_captions} and per_caption {self.per_caption}; they must be at "
+                "least 0 and 2"
+            )
+        most = NOISE - self.variety_captions * self.per_caption
+        if not 1 <= self.images <= most:
+            raise UserError(f"images is {self.images}; it must be from 1 to {most}, above which seeds share noise")
         if not self.generators:
             raise UserError("there is nothing to measure; name a generator")
         for generator in self.generators:

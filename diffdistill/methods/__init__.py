@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from diffdistill.methods.codec_pretrained import PretrainedImageCodec
     from diffdistill.methods.consistency import Consistency
     from diffdistill.methods.dmd2 import DMD2
+    from diffdistill.methods.guided_samples import GuidedSamples
     from diffdistill.methods.latent_diffusion import LatentDiffusion
     from diffdistill.methods.mean_flow import MeanFlow
     from diffdistill.methods.multi_view import MultiViewDiffusion
@@ -44,6 +45,7 @@ __all__ = [
     "CodecFlow",
     "Consistency",
     "DMD2",
+    "GuidedSamples",
     "ImageCodec",
     "LatentDiffusion",
     "Loss",
@@ -74,6 +76,7 @@ _MODULES = {
     "codec_pretrained": ("PretrainedImageCodec",),
     "consistency": ("Consistency",),
     "dmd2": ("DMD2",),
+    "guided_samples": ("GuidedSamples",),
     "latent_diffusion": ("LatentDiffusion",),
     "mean_flow": ("MeanFlow",),
     "multi_view": ("MultiViewDiffusion",),

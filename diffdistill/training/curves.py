@@ -76,7 +76,8 @@ def _page(name: str, found: Mapping[str, list[tuple[float, float]]], grid: Path 
 </head>
 <body>
 <header><h1>{escape(name)}</h1>
-<p>Each number of the run's log against the samples seen. A line has at most {POINTS} points; closer ones are averaged.</p>
+<p>Each number of the run's log against the samples seen. Of a line with more than {POINTS} points, neighbours are
+averaged.</p>
 </header>
 <main><section><h2>Curves</h2><div class="plots">{"".join(plots)}</div></section>{image}</main>
 <script>{SCRIPT}</script>

@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     from diffdistill.evaluation.protocols import protocol_named
 
     names = {"steps": "--steps", "guidance": "--guidance", "seeds": "--seeds", "images": "--pictures", "real": "--real"}
+    names |= {"variety_captions": "--variety_captions", "per_caption": "--per_caption"}
     with as_options(**names, agreement_images="--agreement_pictures"):
         plan = SweepPlan(
             [SweptGenerator(name, find(path), kind, written=path) for name, (path, kind) in named.items()],
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> None:
             images=o.pictures or protocol_named(o.protocol).n_generated or IMAGES,
             agreement_images=o.agreement_pictures,
             metrics=o.metrics,
+            variety_captions=o.variety_captions,
+            per_caption=o.per_caption,
             eta=o.eta,
         )
         protocol, extractor = protocol_of(o)
@@ -106,6 +109,11 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--agreement_pictures", type=int, default=128, help="number of a cell's images on which agreement is measured"
     )
+    parser.add_argument(
+        "--variety_captions", type=int, default=16,
+        help="captions that are drawn several times, for the variety within a caption; 0 for none (default: 16)",
+    )  # fmt: skip
+    parser.add_argument("--per_caption", type=int, default=4, help="images of each of these (default: 4)")
     clip_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="a new folder, or that of a sweep to resume")
     return _checked(parse(parser, argv))

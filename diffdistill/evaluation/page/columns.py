@@ -19,14 +19,15 @@ NAMES = {
     "cmmd": "CMMD",
     "fd": "FD",
     "fid": "FID",
+    "vendi": "Vendi score",
     "seconds_per_image": "s per image",
     "nearest_median": "nearest, median",
 }
 FIRST = ("kd", "kid", "cmmd", "fd", "fid")  # then agreement, then everything that is not listed here
-THEN = ("recall", "precision", "coverage", "density")
+THEN = ("variety", "vendi", "recall", "precision", "coverage", "density")
 LAST = ("nearest_median", "seconds_per_image")
 LOWER = {"kd", "kid", "cmmd", "fd", "fid"}  # not seconds, which depend on the machine as much as on the generator
-HIGHER = {"recall", "precision", "coverage", "density"}
+HIGHER = {"variety", "vendi", "recall", "precision", "coverage", "density"}
 HELD_OUT = "held-out concepts"
 IN_WORDS = {
     "kd": "kernel distance",
@@ -34,6 +35,8 @@ IN_WORDS = {
     "cmmd": "kernel distance of CLIP embeddings",
     "fd": "Fréchet distance",
     "fid": "Fréchet distance",
+    "variety": "mean distance between two images of one caption",
+    "vendi": "how many different images a caption has in effect",
     "recall": "share of real images that lie near generated ones: variety",
     "precision": "share of images that lie near real ones: fidelity",
     "coverage": "share of real images with a generated one near",
@@ -98,7 +101,7 @@ def columns_of(sweep: Sweep) -> list[Column]:
 
 def plotted(sweep: Sweep, columns: Iterable[Column]) -> list[Column]:
     """The columns that are plotted: distances, agreement and shares."""
-    keys = {*FIRST, *THEN, sweep.agreement_metric} - {"density"}  # coverage shows the same, with a bound
+    keys = {*FIRST, *THEN, sweep.agreement_metric} - {"density", "vendi"}  # coverage and variety show the same
     return [column for column in columns if column.key in keys]
 
 
