@@ -24,7 +24,7 @@ from diffdistill.distill.tables import look_up
 from .base import Loss, OptimizerSettings, Phase, check_eta, check_guidance, open_teacher
 from .judge import Judge
 from .one_step import OneStep
-from .settings import ExportSettings, JudgedTimes, TeacherSettings
+from .settings import ExportSettings, HealthSettings, JudgedTimes, TeacherSettings
 from .student import OneStepStudent
 
 
@@ -40,6 +40,7 @@ class ASD(OneStep):
         times: times at which samples are judged.
         optimizer: the student's optimiser.
         noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
+        health: numbers of the student against the teacher's, at each validation.
         export: how the product is stored.
     """
 
@@ -55,6 +56,7 @@ class ASD(OneStep):
         times: JudgedTimes = JudgedTimes(0.5, 0.981, 0.02, 0.5),
         optimizer: OptimizerSettings = OptimizerSettings(1e-6),
         noise_ratio: float | None = None,
+        health: HealthSettings = HealthSettings(),
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
@@ -63,7 +65,8 @@ class ASD(OneStep):
         self.eta, self.weight = eta, weight
         texts, loaded = read_prompts(prompts), open_teacher(teacher)
         judge = Judge(loaded, times, guidance_scale)
-        super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)
+        student = OneStepStudent(loaded, noise_ratio)
+        super().__init__(loaded, texts, student, optimizer, export, judge, health=health)
 
     def phases(self, step: int) -> list[Phase]:
         return self.judge.phases(step, self.student.train_sample, self.networks, self.loss)

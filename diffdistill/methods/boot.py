@@ -40,7 +40,7 @@ from diffdistill.models.teacher import Teacher
 
 from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, open_teacher, unwrap
 from .one_step import OneStep
-from .settings import ExportSettings, TeacherSettings
+from .settings import ExportSettings, HealthSettings, TeacherSettings
 from .student import first_time, require_variance_preserving
 
 
@@ -104,6 +104,7 @@ class BOOT(OneStep):
         target_time: how the student is conditioned on its target time: added (a new embedding beside that of the time)
             or replaced.
         optimizer: the student's optimiser.
+        health: numbers of the student against the teacher's, at each validation.
         export: how the product is stored.
 
     Raises:
@@ -127,6 +128,7 @@ class BOOT(OneStep):
         boundary_share: float = 1.0,
         target_time: TargetTime = "added",
         optimizer: OptimizerSettings = OptimizerSettings(1e-5),
+        health: HealthSettings = HealthSettings(),
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
@@ -151,7 +153,7 @@ class BOOT(OneStep):
             raise UserError(f"t_min {t_min} is time {self.t_end}; it must be below the first time, {self.t_star}")
         self.times, self.weight, self.solver, self.guidance_scale = times, weight, solver, guidance_scale
         self.boundary_weight, self.boundary_share = boundary_weight, boundary_share
-        super().__init__(loaded, texts, TrajectoryStudent(loaded, time, self.t_end), optimizer, export)
+        super().__init__(loaded, texts, TrajectoryStudent(loaded, time, self.t_end), optimizer, export, health=health)
         copied: Any = self.networks["student"]
         self.networks["student"] = TargetTimeUNet(copied.inner, self.t_star, target_time)
 

@@ -28,8 +28,16 @@ from diffdistill.errors import UserError
 
 from .base import Loss, OptimizerSettings, Phase, check_guidance, open_teacher
 from .judge import Judge
-from .one_step import OneStep, adversary_of
-from .settings import AdversarySettings, ExportSettings, FakeScore, JudgedTimes, TeacherSettings
+from .one_step import OneStep, adversary_of, pairs_of
+from .settings import (
+    AdversarySettings,
+    ExportSettings,
+    FakeScore,
+    HealthSettings,
+    JudgedTimes,
+    PairSettings,
+    TeacherSettings,
+)
 from .student import FewStepStudent, OneStepStudent
 
 
@@ -50,6 +58,10 @@ class DMD2(OneStep):
         optimizer: the student's optimiser.
         noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         adversary: the adversarial term; its weight is 1e-3 for Stable Diffusion 1.5.
+        pairs: pairs of the teacher, for `adversary.of_teacher`.
+        start: folder of an exported student of the same teacher, from which the student starts; null for the teacher's
+            weights.
+        health: numbers of the student against the teacher's, at each validation.
         export: how the product is stored.
 
     Raises:
@@ -71,6 +83,9 @@ class DMD2(OneStep):
         optimizer: OptimizerSettings = OptimizerSettings(1e-5),
         noise_ratio: float | None = None,
         adversary: AdversarySettings = AdversarySettings(),
+        pairs: PairSettings = PairSettings(),
+        start: str | None = None,
+        health: HealthSettings = HealthSettings(),
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
@@ -79,10 +94,11 @@ class DMD2(OneStep):
             raise UserError(f"steps is {steps}; a student takes at least 1")
         self.weight = weight
         texts, loaded = read_prompts(prompts), open_teacher(teacher)
-        judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts))
+        made = pairs_of(pairs, loaded, texts)
+        judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts, made))
         one = steps == 1
         student = OneStepStudent(loaded, noise_ratio) if one else FewStepStudent(loaded, noise_ratio, steps)
-        super().__init__(loaded, texts, student, optimizer, export, judge)
+        super().__init__(loaded, texts, student, optimizer, export, judge, made, start, health)
 
     def phases(self, step: int) -> list[Phase]:
         return self.judge.phases(step, self.student.train_sample, self.networks, self.loss)

@@ -7,9 +7,10 @@ Such a method is a `OneStep` with a student (`methods.student`), usually a judge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -69,7 +70,9 @@ class OneStep(Method):
     """
 
     averaged = "student"
-    free = FREE_ARGUMENTS
+    free: Mapping[str, str] = MappingProxyType(
+        {**FREE_ARGUMENTS, **{f"health.{each.name}": "what is measured" for each in fields(HealthSettings)}}
+    )
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ from diffdistill.models.teacher import Teacher
 
 from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, open_teacher, unwrap
 from .one_step import OneStep
-from .settings import ExportSettings, TeacherSettings
+from .settings import ExportSettings, HealthSettings, TeacherSettings
 from .student import first_time, require_variance_preserving
 
 
@@ -122,6 +122,7 @@ class Progressive(OneStep):
         stage_lr_final: fraction of the learning rate at the end of a stage; it falls linearly. 1 keeps it constant, so
             that only `training` changes it.
         noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
+        health: numbers of the student against the teacher's, at each validation.
         export: how the product is stored.
 
     Raises:
@@ -142,6 +143,7 @@ class Progressive(OneStep):
         optimizer: OptimizerSettings = OptimizerSettings(1e-4),
         stage_lr_final: float = 0.0,
         noise_ratio: float | None = None,
+        health: HealthSettings = HealthSettings(),
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
@@ -164,7 +166,7 @@ class Progressive(OneStep):
         except ValueError as error:
             raise UserError(f"teacher_steps: {error}") from error
         student = HalvingStudent(loaded, time, times, lambda: self.steps[self.stage])
-        super().__init__(loaded, texts, student, optimizer, export)
+        super().__init__(loaded, texts, student, optimizer, export, health=health)
         self.frozen = {}  # the teacher's network is the first predecessor
         self.at_first = optimizer
         self.networks["predecessor"] = Predecessor(loaded.backbone.float())

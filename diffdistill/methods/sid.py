@@ -26,8 +26,16 @@ from diffdistill.errors import UserError
 
 from .base import Loss, OptimizerSettings, Phase, check_guidance, open_teacher
 from .judge import Judge
-from .one_step import OneStep, adversary_of
-from .settings import AdversarySettings, ExportSettings, FakeScore, JudgedTimes, TeacherSettings
+from .one_step import OneStep, adversary_of, pairs_of
+from .settings import (
+    AdversarySettings,
+    ExportSettings,
+    FakeScore,
+    HealthSettings,
+    JudgedTimes,
+    PairSettings,
+    TeacherSettings,
+)
 from .student import OneStepStudent
 
 _ADAM = OptimizerSettings(1e-6, (0.0, 0.999))
@@ -49,6 +57,10 @@ class SiD(OneStep):
         optimizer: the student's optimiser.
         noise_ratio: sigma/alpha at the time at which the student gets noise; null for the last time.
         adversary: the adversarial term.
+        pairs: pairs of the teacher, for `adversary.of_teacher`.
+        start: folder of an exported student of the same teacher, from which the student starts; null for the teacher's
+            weights.
+        health: numbers of the student against the teacher's, at each validation.
         export: how the product is stored.
     """
 
@@ -73,6 +85,9 @@ class SiD(OneStep):
         optimizer: OptimizerSettings = _ADAM,
         noise_ratio: float | None = 2.5,
         adversary: AdversarySettings = AdversarySettings(),
+        pairs: PairSettings = PairSettings(),
+        start: str | None = None,
+        health: HealthSettings = HealthSettings(),
         export: ExportSettings = ExportSettings(),
     ) -> None:
         check_guidance(guidance_scale=guidance_scale)
@@ -80,9 +95,16 @@ class SiD(OneStep):
             raise UserError("teacher.dtype is float16; SiD's gradient goes through the teacher, so set it to bfloat16")
         self.alpha = alpha
         texts, loaded = read_prompts(prompts), open_teacher(teacher)
-        judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts))
+        if adversary.divergence != "reverse_kl":
+            raise UserError(
+                f"adversary.divergence is {adversary.divergence}; SiD minimises a Fisher divergence, so leave it at "
+                "reverse_kl"
+            )
+        made = pairs_of(pairs, loaded, texts)
+        judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts, made))
         self.fake_guidance_scale = fake.judging_scale(guidance_scale)
-        super().__init__(loaded, texts, OneStepStudent(loaded, noise_ratio), optimizer, export, judge)
+        student = OneStepStudent(loaded, noise_ratio)
+        super().__init__(loaded, texts, student, optimizer, export, judge, made, start, health)
 
     def enable_gradient_checkpointing(self) -> None:
         if self.judge.shared:

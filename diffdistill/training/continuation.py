@@ -41,6 +41,7 @@ FREE: Mapping[str, str] = {
     "checkpoint_every": "what is written",
     "checkpoints_limit": "what is kept",
     "export_every": "what is written",
+    "export_best": "which weights are exported",
     "report_to": "what is written",
 }
 _RULED = ("samples", "max_minutes", "mixed_precision")  # compared by rules of their own
