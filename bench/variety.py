@@ -1,4 +1,4 @@
-"""Variety within a caption: the mean distance between features of two images of one, as `bench/compare.py` has it.
+"""Variety within a caption: the mean distance between features of two images of one on MobileNetV2.
 
     python bench/variety.py before=runs/a/export after=runs/b/export --steps 1 4 --seeds 0 1 2
 
@@ -19,7 +19,7 @@ from diffdistill.data.emoji import load_emoji
 from diffdistill.evaluation import MobileNetFeatures, diversity
 from diffdistill.models.generate import generate, load_generator
 
-CAPTIONS, PICTURES = 32, 8  # as of bench/compare.py
+CAPTIONS, PICTURES = 32, 8
 
 
 def main() -> None:

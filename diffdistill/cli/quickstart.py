@@ -79,7 +79,11 @@ def main(argv: Sequence[str]) -> None:
     report = compare(ruler, teacher, student, options.guidance, options.full)
     write_comparison(run, report, ruler, teacher, student)
     print(format_table(report))
-    print(f"features: {ruler.extract.protocol['extractor']}, reference: {len(ruler.real) - ruler.n} training images")
+    print(f"KD, FD: on {ruler.extract.name} features, against {ruler.n_reference} other training images")
+    print(
+        f"KD/T, variety/T: over those of teacher_50, geometric means over {', '.join(ruler.encoders)}; variety is the "
+        "mean distance between two images of one caption"
+    )
     print(f"images: {run / 'grid.png'}, numbers: {run / 'report.json'}")
     print(f"seconds in all: {time.perf_counter() - started:.0f}")
 

@@ -1,18 +1,21 @@
-"""One ruler for several generators: the prompts, the reference features and the extractor, made once."""
+"""One ruler for several generators: the prompts, the reference features and the encoders, made once."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffdistill.errors import UserError
 
 FEWEST = 3  # an unbiased kernel distance and its standard error need three images on each side
+ENCODERS = ("mobilenet_v2", "st-alexnet", "st-vgg16")  # of the battery, those that are fast
+CAPTIONS, PER_CAPTION = 24, 6  # for the variety within a caption
 
 
 class Ruler:
-    """Measures generators on the same prompts, against the same reference, by the same extractor.
+    """Measures generators on the same prompts, against the same reference, by the same encoders.
 
     Args:
         n: number of prompts, captions of the set's training split, each of which gives one image.
@@ -21,8 +24,9 @@ class Ruler:
 
     Attributes:
         prompts: n captions.
-        extract: MobileNetV2 features.
-        real: features of all training images, Tensor of shape (N, 1280): the prompts' own images first.
+        repeated: captions that are drawn several times, one after another.
+        extract: MobileNetV2 features, the first of the encoders.
+        real: for each encoder, features of all training images, Tensor of shape (N, d): the prompts' own images first.
         protocol: what a number has to carry.
 
     Raises:
@@ -33,7 +37,7 @@ class Ruler:
         import torch
 
         from diffdistill.data.captioned import load_split
-        from diffdistill.evaluation import MobileNetFeatures
+        from diffdistill.evaluation.battery.encoders import build_encoder
 
         emoji = load_split(data)
         order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -41,10 +45,25 @@ class Ruler:
         if n > len(order) - FEWEST:
             raise UserError(f"n is {n}; the set has {len(order)} images, and {FEWEST} must stay as the reference")
         self.prompts = [emoji.captions[i] for i in order[:n]]
-        self.extract = MobileNetFeatures()
-        self.real = self.extract(emoji.images[order], progress=True)
+        several = list(dict.fromkeys(emoji.captions[i] for i in order))[:CAPTIONS]
+        self.repeated = [caption for caption in several for _ in range(PER_CAPTION)]
+        self.encoders = {name: build_encoder(name) for name in ENCODERS}
+        self.extract = self.encoders[ENCODERS[0]]
+        self.real = {name: encoder(emoji.images[order], progress=True) for name, encoder in self.encoders.items()}
         images = hashlib.sha256(emoji.images[order].numpy().tobytes()).hexdigest()[:16]
-        self.protocol = {**self.extract.protocol, "n": n, "seed": seed, "pictures": images}
+        encoders = {name: encoder.protocol for name, encoder in self.encoders.items()}
+        self.protocol = {
+            "n": n,
+            "seed": seed,
+            "pictures": images,
+            "variety": f"{PER_CAPTION} images of each of {CAPTIONS} captions",
+            "encoders": encoders,
+        }
+
+    @property
+    def n_reference(self) -> int:
+        """Number of real images that generated ones are measured against."""
+        return len(self.real[ENCODERS[0]]) - self.n
 
     def seconds(self, model: Any, steps: int, guidance: float, n: int = 32) -> float:
         """Seconds an image, from one batch of n, after a batch of a single step to warm up."""
@@ -59,24 +78,54 @@ class Ruler:
         """The numbers of a generator, a pipeline folder or a loaded teacher, at one setting.
 
         Returns:
-            kd, kd_se, fd, n, n_reference, steps, nfe (network evaluations an image), guidance, seconds_per_image.
+            kd, kd_se, fd, variety, n, n_reference on MobileNetV2; steps, nfe (network evaluations an image), guidance,
+            seconds_per_image; and `encoders`, what `encoder_numbers` gives for each of them.
         """
         import torch
 
-        from diffdistill.evaluation import quick_numbers
+        from diffdistill.evaluation.battery.numbers import encoder_numbers
         from diffdistill.models.generate import generate
         from diffdistill.models.teacher import load_teacher
 
         loaded = load_teacher(model) if isinstance(model, str) else model
         images = torch.cat(list(generate(loaded, self.prompts, steps, guidance, self.seed, 64)))
+        first = self.seed + 10**9  # noise that no other image has
+        several = torch.cat(list(generate(loaded, self.repeated, steps, guidance, first, 64)))
         seconds = self.seconds(loaded, steps, guidance)
-        numbers = quick_numbers(self.extract(images), self.real[self.n :])
+        encoders = {
+            name: encoder_numbers(encoder(images), self.real[name][self.n :], encoder(several), self.repeated)
+            for name, encoder in self.encoders.items()
+        }
         nfe = steps * (2 if guidance > 1 else 1)
-        return {**numbers, "steps": steps, "nfe": nfe, "guidance": guidance, "seconds_per_image": seconds}
+        return {
+            **encoders[ENCODERS[0]],
+            "steps": steps,
+            "nfe": nfe,
+            "guidance": guidance,
+            "seconds_per_image": seconds,
+            "encoders": encoders,
+        }
 
     def floor(self) -> dict[str, Any]:
-        """The numbers of as many real images, the prompts' own, against the reference."""
+        """The distances of as many real images, the prompts' own, against the reference."""
         from diffdistill.evaluation import quick_numbers
 
-        numbers = quick_numbers(self.real[: self.n], self.real[self.n :])
+        real = self.real[ENCODERS[0]]
+        numbers = quick_numbers(real[: self.n], real[self.n :])
         return {**numbers, "steps": 0, "nfe": 0, "guidance": None, "seconds_per_image": None}
+
+
+def add_ratios(report: Mapping[str, dict[str, Any]], teacher: str) -> None:
+    """Add `kd_ratio` and `variety_ratio` to each generator: to the teacher's, geometric means over the encoders.
+
+    Args:
+        report: for each name, what `Ruler.measure` gives; rows without encoders stay as they are.
+        teacher: the name of the row that ratios are taken to.
+    """
+    from diffdistill.evaluation.battery.numbers import over_encoders, ratios
+
+    names: Sequence[str] = list(report[teacher]["encoders"])
+    for row in report.values():
+        if "encoders" in row:
+            found = over_encoders(ratios(row["encoders"], report[teacher]["encoders"]), names)
+            row["kd_ratio"], row["variety_ratio"] = found["kd"], found["variety"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from diffdistill.comparison.ruler import Ruler
+from diffdistill.comparison.ruler import Ruler, add_ratios
 from diffdistill.data.save import save_labelled_grids
 from diffdistill.files import write_json_atomic
 from diffdistill.models.export import export_one_step
@@ -95,6 +95,7 @@ def compare(
     _say("student, 1 step")
     report["student_1"] = ruler.measure(student, 1, 1.0)
     report["floor"] = ruler.floor()
+    add_ratios(report, "teacher_50")
     return report
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_HEADER = ("name", "steps (nfe)", "guidance", "KD ± se", "FD", "n", "s/image")
+_HEADER = ("name", "steps (nfe)", "guidance", "KD ± se", "FD", "KD/T", "variety/T", "n", "s/image")
 
 
 def format_table(report: Mapping[str, Mapping[str, Any]]) -> str:
@@ -11,15 +11,16 @@ def format_table(report: Mapping[str, Mapping[str, Any]]) -> str:
 
     Args:
         report: for each name, a mapping with any of `steps`, `nfe` (network evaluations), `guidance`, `kd`, `kd_se`,
-            `fd`, `n` and `seconds_per_image`. What is missing or None is shown as "-". Other keys are ignored.
+            `fd`, `kd_ratio` and `variety_ratio` (to the teacher's, see `comparison.ruler`), `n` and
+            `seconds_per_image`. What is missing or None is shown as "-". Other keys are ignored.
 
     Returns:
         Lines without a newline at the end.
 
     >>> print(format_table({"teacher": {"steps": 50, "nfe": 100, "guidance": 3, "kd": 0.01234, "fd": 98.7}}))
-    name     steps (nfe)  guidance  KD ± se    FD  n  s/image
-    -------  -----------  --------  -------  ----  -  -------
-    teacher     50 (100)         3   0.0123  98.7  -        -
+    name     steps (nfe)  guidance  KD ± se    FD  KD/T  variety/T  n  s/image
+    -------  -----------  --------  -------  ----  ----  ---------  -  -------
+    teacher     50 (100)         3   0.0123  98.7     -          -  -        -
     """
     rows = [_HEADER, *(_row(name, entry) for name, entry in report.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
@@ -43,6 +44,8 @@ def _row(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         cell("guidance", "g"),
         kd if kd_se == "-" else f"{kd} ± {kd_se}",
         cell("fd", ".1f"),
+        cell("kd_ratio", ".2f"),
+        cell("variety_ratio", ".2f"),
         cell("n", "d"),
         cell("seconds_per_image", ".3g"),
     )

@@ -41,7 +41,10 @@ def test_quickstart_distils_measures_and_draws(
     assert report["teacher_50_unguided"]["nfe"] == 50 and report["student_1"]["nfe"] == 1
     assert Image.open(run / "grid.png").width > 0
     stored = json.loads((teacher / "quick_numbers.json").read_text())
-    assert stored["n 8, seed 0"]["report"]["teacher_1"] == report["teacher_1"]
+    kept = stored["n 8, seed 0"]["report"]["teacher_1"]
+    assert kept == {key: report["teacher_1"][key] for key in kept}
+    assert report["teacher_50"]["kd_ratio"] == report["teacher_50"]["variety_ratio"] == 1
+    assert {"kd_ratio", "variety_ratio"} <= set(report["student_1"]) and "variety/T" in table
 
     assert main(["quickstart", *options]) == 2
     assert "already holds a run" in capsys.readouterr().err
