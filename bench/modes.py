@@ -1,6 +1,6 @@
 """Which modes a one-step student keeps: two bumps in the plane, an exact teacher, and students that learn from it.
 
-    python bench/modes.py                 # a minute a row and seed on one core
+    python bench/modes.py                 # half a minute a row and seed on one core
     python bench/modes.py --seeds 3 --rows guided "guided samples"
 
 The prompt wants two bumps with the shares .7 and .3. The empty prompt also has a broad part around them. The guided
@@ -10,7 +10,7 @@ and is trained by score distillation (weight dmd) with a fake score that is a ne
 
     guided           the guided teacher judges, as in SwiftBrush
     unguided         the teacher without guidance judges; its truth is the prompt itself
-    guided samples   the score of the guided sampler's samples judges, without guidance (methods/guided_samples.py)
+    guided samples   the score of the guided sampler's samples judges, without guidance
     regression       regression on pairs of noise and guided sample, alone (methods/regression.py)
     both             regression first, then guided samples with regression beside
 
@@ -75,16 +75,17 @@ def student_of(row: str, seed: int) -> Tensor:
     fakes = torch.optim.Adam(fake_network.parameters(), lr=2e-3, betas=(0.0, 0.99))
     generator = Denoiser(student, SCHEDULE, "v")
     last = torch.full((N,), SCHEDULE.last)
-    made = guided_sample(torch.randn(2048, 2, generator=r.generator))
-    judge = Points(made) if row in ("guided samples", "both") else teacher()
+    noise = torch.randn(4096, 2, generator=r.generator)
+    pairs = guided_sample(noise).float()
+    judge = Points(pairs[:N].double()) if row in ("guided samples", "both") else teacher()
     for step in range(STEPS):
         progress = step / STEPS
         optimiser.param_groups[0]["lr"], fakes.param_groups[0]["lr"] = 1e-3 * (1 - progress), 2e-3 * (1 - progress)
-        z = r.normal("z", (2,))
         loss = torch.zeros(())
         if row in ("regression", "both"):
             weight = 1.0 if row == "regression" or progress < 0.4 else 0.5
-            loss = weight * pseudo_huber(generator(z, last, None).x0, guided_sample(z), 0.1)
+            drawn = r.integers("pair", len(noise))
+            loss = weight * pseudo_huber(generator(noise[drawn], last, None).x0, pairs[drawn], 0.1)
         if row != "regression" and not (row == "both" and progress < 0.4):
             x0 = generator(r.normal("z", (2,)), last, None).x0
             t = SCHEDULE.timestep(r.uniform("t"), *time_range(progress, FIRST, LAST))

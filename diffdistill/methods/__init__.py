@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from diffdistill.methods.codec_pretrained import PretrainedImageCodec
     from diffdistill.methods.consistency import Consistency
     from diffdistill.methods.dmd2 import DMD2
-    from diffdistill.methods.guided_samples import GuidedSamples
     from diffdistill.methods.latent_diffusion import LatentDiffusion
     from diffdistill.methods.mean_flow import MeanFlow
     from diffdistill.methods.multi_view import MultiViewDiffusion
@@ -45,7 +44,6 @@ __all__ = [
     "CodecFlow",
     "Consistency",
     "DMD2",
-    "GuidedSamples",
     "ImageCodec",
     "LatentDiffusion",
     "Loss",
@@ -76,7 +74,6 @@ _MODULES = {
     "codec_pretrained": ("PretrainedImageCodec",),
     "consistency": ("Consistency",),
     "dmd2": ("DMD2",),
-    "guided_samples": ("GuidedSamples",),
     "latent_diffusion": ("LatentDiffusion",),
     "mean_flow": ("MeanFlow",),
     "multi_view": ("MultiViewDiffusion",),
