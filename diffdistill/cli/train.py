@@ -46,6 +46,8 @@ PRODUCTS = (
     ".checkpoint-*.part",
     "log.jsonl",
     "grids",
+    "curves.html",
+    "best.safetensors",
     "tensorboard",
     "wandb_id",
     "export*",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,10 +43,14 @@ from diffdistill.launched import is_first
 from diffdistill.models.generate import Generator, check_steps, load_generator, network_of, sampler_settings
 
 NOISE, REPEATED = 1_000_000, 500_000  # seeds of noise of one seed, and where those of repeated captions begin
-PROTOCOL = Protocol("battery", "several encoders", "each encoder's own", "given")
+PROTOCOL = Protocol(
+    "battery", "several encoders", "each encoder's own", "given", crop="centre-square", mixed_sizes=True
+)
 SHOWN, TIMES = 12, 8  # captions and images of each that are shown
 SIDE = 128  # largest side of a shown image, in pixels
 FORMAT = 1
+NUMBERS = {"kd", "kd_se", "fd", "n", "n_reference", "variety", "vendi"}
+MOST_SEEDS = 2**32 // NOISE  # of noise, of which torch's generator on a CPU takes 32 bits
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class ComparePlan:
             raise UserError(f"two generators are called {next(n for n in names if names.count(n) > 1)!r}")
         if self.per_caption < 2:
             raise UserError(f"per_caption is {self.per_caption}; a distance within a caption needs at least 2 images")
-        if not self.seeds or not all(0 <= seed < 2**40 for seed in self.seeds):
-            raise UserError(f"seeds are {list(self.seeds)}; there must be one, and each from 0")
+        if not self.seeds or not all(0 <= seed < MOST_SEEDS for seed in self.seeds):
+            raise UserError(f"seeds are {list(self.seeds)}; there must be one, and each from 0 to {MOST_SEEDS - 1}")
 
     @property
     def rows(self) -> list[Compared]:
@@ -129,12 +134,14 @@ class Comparison:
             )
         self.plan, self.ground, self.battery, self.encoders, self.out = plan, ground, battery, encoders, out
         self.reading = reading or Reading()
-        self.models: dict[str, Generator] = {}
+        sources = {source: load_generator(source) for source in dict.fromkeys(row.source for row in plan.rows)}
+        digests = {source: model.digest() for source, model in sources.items()}
+        self.models: dict[str, Generator] = {row.name: sources[row.source] for row in plan.rows}
+        self._digests = {row.name: digests[row.source] for row in plan.rows}
         for row in plan.rows:
-            self.models[row.name] = load_generator(row.source)
             check_steps(self.models[row.name], row.steps)
-        self._digests = {name: model.digest() for name, model in self.models.items()}
         self._reference: dict[str, Tensor] = {}
+        self._of_reference = ground.reference.digest()
 
     def run(self) -> dict[str, Any]:
         """Measure what is missing; returns the record, which is also OUT/compare.json."""
@@ -146,6 +153,8 @@ class Comparison:
             made_from = self._made_from(row, seed, drawn)
             stored = self._load(made_from, seed == self.plan.seeds[0])
             if not all(from_all_processes(stored is not None)):
+                for name in self.encoders:  # before any image is made
+                    self._real(name)
                 stored = self._measure(row, seed, drawn, made_from)
             if is_first():
                 assert stored is not None
@@ -173,11 +182,12 @@ class Comparison:
             "prompts": _digest("\n".join(drawn.prompts)),
             "captions": _digest("\n".join(drawn.captions)),
             "per_caption": self.plan.per_caption,
-            "reference": self.ground.reference.digest(),
+            "reference": self._of_reference,
             "reference_rows": None if drawn.rows is None else _digest(str(drawn.rows)),
             "encoders": {name: PROTOCOL.record(encoder) for name, encoder in self.encoders.items()},
             "torch": ".".join(torch.__version__.split(".")[:2]),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "encoders_on": sorted({encoder.device.type for encoder in self.encoders.values()}),
         }
 
     def _files(self, made_from: Mapping[str, Any]) -> tuple[Path, Path]:
@@ -189,12 +199,18 @@ class Comparison:
         file, image = self._files(made_from)
         try:
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            whole = found["made_from"] == json.loads(json.dumps(made_from)) and set(found["numbers"]) == set(
-                self.encoders
+            whole = (
+                found["made_from"] == json.loads(json.dumps(made_from))
+                and set(found["numbers"]) == set(self.encoders)
+                and all(set(each) == NUMBERS for each in found["numbers"].values())
+                and all(math.isfinite(value) for each in found["numbers"].values() for value in each.values())
+                and math.isfinite(found["seconds_per_image"])
+                and math.isfinite(found["nfe"])
+                and (not with_image or hashlib.sha256(image.read_bytes()).hexdigest() == found["image"])
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
-        return found if whole and (image.is_file() or not with_image) else None
+        return found if whole else None
 
     def _measure(self, row: Compared, seed: int, drawn: Drawn, made_from: dict[str, Any]) -> dict[str, Any] | None:
         model, plan = self.models[row.name], self.plan
@@ -220,7 +236,9 @@ class Comparison:
         file, image = self._files(made_from)
         file.parent.mkdir(parents=True, exist_ok=True)
         if pictures:
-            write_atomic(image, _sheet(pictures, plan.per_caption))
+            sheet = _sheet(pictures, plan.per_caption)
+            record["image"] = hashlib.sha256(sheet).hexdigest()
+            write_atomic(image, sheet)
         write_json_atomic(file, record)
         return record
 

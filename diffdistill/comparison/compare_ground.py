@@ -53,6 +53,8 @@ class CompareGround:
         distinct = len(set(texts))
         if captions > distinct:
             raise UserError(f"captions is {captions}; there are {distinct} different prompts")
+        if images < FEWEST:
+            raise UserError(f"images is {images}; a kernel distance and its error need at least {FEWEST}")
         left = len(reference) - images if own else len(reference)
         if left < FEWEST:
             raise UserError(

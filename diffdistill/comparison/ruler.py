@@ -10,7 +10,7 @@ from typing import Any
 from diffdistill.errors import UserError
 
 FEWEST = 3  # an unbiased kernel distance and its standard error need three images on each side
-ENCODERS = ("mobilenet_v2", "st-alexnet", "st-vgg16")  # of the battery, those that are fast
+ENCODERS = ("mobilenet_v2", "st-alexnet")  # the tuning encoders of the battery; the judging ones are for the last look
 CAPTIONS, PER_CAPTION = 24, 6  # for the variety within a caption
 
 
@@ -56,7 +56,7 @@ class Ruler:
             "n": n,
             "seed": seed,
             "pictures": images,
-            "variety": f"{PER_CAPTION} images of each of {CAPTIONS} captions",
+            "variety": f"{PER_CAPTION} images of each of {len(several)} captions",
             "encoders": encoders,
         }
 

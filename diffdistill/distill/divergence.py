@@ -25,7 +25,10 @@ DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {  # name: h(r)
 
 
 def divergence_weights(logits: Tensor, divergence: str, least: float = 0.1, most: float = 10.0) -> Tensor:
-    """h(r) of each sample, divided by its mean over the batch.
+    """h(r) / h(1) of each sample.
+
+    It is a function of the sample alone, so it depends neither on how a batch is cut nor on the number of processes.
+    f-distill divides by the mean over the batch, within ranges of t, in place of h(1).
 
     Args:
         logits: log r of B samples, of shape (B,) or (B, 1). A graph on them is ignored.
@@ -33,17 +36,16 @@ def divergence_weights(logits: Tensor, divergence: str, least: float = 0.1, most
         least, most: r is clamped to this range, because the logits of an imperfect discriminator are too sure.
 
     Returns:
-        Tensor of shape (B,), float32, with mean 1.
+        Tensor of shape (B,), float32; 1 where teacher and generator are equally likely.
 
     Raises:
         ValueError: an unknown divergence, or logits of another shape.
 
-    >>> divergence_weights(torch.tensor([0.0, 3.0]).log1p(), "forward_kl").tolist()
-    [0.4..., 1.6...]
+    >>> divergence_weights(torch.tensor([1.0, 4.0]).log(), "hellinger").tolist()
+    [1.0, 2.0]
     """
     h = look_up(DIVERGENCES, divergence, "divergence")
     if logits.ndim > 2 or logits.numel() != len(logits):
         raise ValueError(f"logits have shape {tuple(logits.shape)}; one for each sample is (B,) or (B, 1)")
     r = logits.detach().float().reshape(-1).clamp(-30, 30).exp().clamp(least, most)
-    weights = h(r)
-    return weights / weights.mean()
+    return h(r) / h(torch.ones_like(r))

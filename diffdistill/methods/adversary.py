@@ -114,7 +114,7 @@ class Adversary:
         With `settings.matched` they are the images of the prompts; of several images of a prompt, one is drawn.
         """
         if self.pairs is not None:
-            _, real, cond = self.pairs.drawn(random, "real")
+            real, cond = self.pairs.of_prompts(records, random, "real")
             return {"real": real, "real_cond": cond}
         if self.rows is not None:
             choices = [self.rows[record] for record in records]

@@ -139,12 +139,14 @@ class Validation:
         numbers: numbers for the log, where they are called "validation/NAME".
         score: how bad the weights are, by which `training.export_best` chooses; None where the method has no opinion.
         remarks: lines for the user.
+        protocol: what the score depends on beside the weights; scores of different protocols are not compared.
     """
 
     images: Tensor | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
     score: float | None = None
     remarks: tuple[str, ...] = ()
+    protocol: str = ""
 
 
 class Method(ABC):
@@ -168,6 +170,7 @@ class Method(ABC):
     content: Mapping[str, str] = MappingProxyType({})
     # settings that a continuation may change, because they change no number of training; each with the reason
     free: Mapping[str, str] = MappingProxyType({})
+    scores = False  # whether validations have a score
     _progress = 0.0
     progress_was_read = False  # whether it was read after it was last set
 

@@ -94,7 +94,7 @@ class DMD2(OneStep):
             raise UserError(f"steps is {steps}; a student takes at least 1")
         self.weight = weight
         texts, loaded = read_prompts(prompts), open_teacher(teacher)
-        made = pairs_of(pairs, loaded, texts)
+        made = pairs_of(pairs, loaded, texts, adversary.of_teacher)
         judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts, made))
         one = steps == 1
         student = OneStepStudent(loaded, noise_ratio) if one else FewStepStudent(loaded, noise_ratio, steps)

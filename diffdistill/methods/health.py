@@ -9,28 +9,35 @@ encoders (`evaluation.battery`) remain for the last look.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffdistill.diffusion import Condition, FlowSchedule, GuidedDenoiser, Prediction, ddim, euler
+from diffdistill.diffusion import Condition
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
 from diffdistill.evaluation.battery.encoders import TUNING, build_encoder
 from diffdistill.evaluation.battery.numbers import geometric_mean
-from diffdistill.evaluation.distances.within import distance_within
+from diffdistill.evaluation.distances.within import distance_within, spread_within
 from diffdistill.evaluation.quick import diversity
+from diffdistill.launched import is_first
 from diffdistill.models.prompt_table import PromptTable
 from diffdistill.models.teacher import Teacher
 
 from .base import Validation
 from .settings import HealthSettings
+from .teacher_sampler import check_sampler, sampled
 
 LIMITS = {"variety": (0.6, 1.4), "contrast": (0.8, 1.25), "saturation": (0.75, 1.33)}
-STEP = 0.03  # a change of a ratio that counts
+STEP = 0.05  # a change of a ratio that counts
 BATCH = 32
+ELEMENTS = 1 << 18  # of the latents that are sampled at a time
 
 Sampler = Callable[[SampleRandom, Condition], Tensor]
 
@@ -49,10 +56,12 @@ class Health:
 
     def __init__(self, settings: HealthSettings, teacher: Teacher, prompts: Sequence[str]) -> None:
         self.settings, self.teacher = settings, teacher
-        n = settings.captions
-        if n > len(set(prompts)):
-            raise UserError(f"health.captions is {n}; there are {len(set(prompts))} different prompts")
-        spread = [i * len(prompts) // n for i in range(n)]
+        n, different = settings.captions, list({text: row for row, text in reversed(list(enumerate(prompts)))}.values())
+        if n > len(different):
+            raise UserError(f"health.captions is {n}; there are {len(different)} different prompts")
+        check_sampler(teacher, settings.steps, "health.steps")
+        different.sort()
+        spread = [different[i * len(different) // n] for i in range(n)]
         self.rows = [row for row in spread for _ in range(settings.per_caption)]
         self.captions = [prompts[row] for row in self.rows]
         try:
@@ -60,64 +69,75 @@ class Health:
         except UserError as error:
             raise UserError(f"health: {error}; or set health.captions to 0") from error
         self.theirs: dict[str, Tensor] = {}
+        self.spread: dict[str, float] = {}
         self.pixels: dict[str, float] = {}
         self._table: PromptTable | None = None
         self._device = torch.device("cpu")
-        self._last: dict[str, float] = {}
+        self._reference: dict[str, float] = {}  # the ratio from which a drift is counted
 
     def prepare(self, table: PromptTable, null: Condition, device: torch.device) -> None:
-        """Make the teacher's images.
+        """Make the teacher's images, in the main process, which alone measures.
 
         Args:
             table: conditions of the prompts.
             null: that of the empty prompt, on the device.
             device: where the teacher is.
+
+        Raises:
+            UserError: the teacher's images are not finite.
         """
         self._table, self._device = table, device
-        s, schedule = self.settings, self.teacher.schedule
-        score = GuidedDenoiser(self.teacher.denoiser(), null, s.guidance_scale)
-        sampler = euler if isinstance(schedule, FlowSchedule) else ddim
+        if not is_first():
+            return
+        s = self.settings
 
         def sample(random: SampleRandom, cond: Condition) -> Tensor:
-            def predict(x: Tensor, t: Tensor) -> Prediction:
-                return score(x, t, cond)
-
-            return sampler(predict, random.normal("teacher", self.teacher.latent_shape), schedule, s.steps)
+            z = random.normal("teacher", self.teacher.latent_shape)
+            return sampled(self.teacher, z, cond, null, s.steps, s.guidance_scale)
 
         images = self._images(sample)
+        if not bool(images.isfinite().all()):
+            raise UserError("health: images of the teacher are not finite; set teacher.dtype to float32 or bfloat16")
         self.theirs = {name: encoder(images) for name, encoder in self.encoders.items()}
+        self.spread = {name: spread_within(found, self.captions) for name, found in self.theirs.items()}
         self.pixels = pixel_numbers(images)
 
     def measure(self, sample: Sampler) -> Validation:
-        """The numbers of a student, as ratios to the teacher's where they are not distances.
+        """The numbers of a student, as ratios to the teacher's.
 
         Args:
             sample: makes latents of noise, as the exported student does.
         """
         images = self._images(sample)
+        if not bool(images.isfinite().all()):
+            return Validation(remarks=("warning: the student's images are not finite",))
         features = {name: encoder(images) for name, encoder in self.encoders.items()}
-        distances = {name: distance_within(features[name], self.theirs[name], self.captions) for name in features}
-        varieties = [
-            diversity(features[name], self.captions) / max(diversity(self.theirs[name], self.captions), 1e-12)
-            for name in features
-        ]
+        distances, varieties = {}, []
+        for name, found in features.items():
+            theirs = self.theirs[name]
+            distances[name] = distance_within(found, theirs, self.captions) / max(self.spread[name], 1e-12)
+            varieties.append(diversity(found, self.captions) / max(diversity(theirs, self.captions), 1e-12))
         ratios = {"variety": geometric_mean(varieties) or 0.0}
         ratios |= {name: value / max(self.pixels[name], 1e-12) for name, value in pixel_numbers(images).items()}
-        score = geometric_mean([max(value, 1e-6) for value in distances.values()]) or 0.0
+        score = statistics.fmean(distances.values())
         numbers = {**ratios, "distance": score, **{f"distance_{name}": value for name, value in distances.items()}}
-        return Validation(numbers=numbers, score=score, remarks=self._drifting(ratios))
+        protocol = json.dumps([dataclasses.asdict(self.settings), [e.protocol for e in self.encoders.values()]])
+        return Validation(numbers=numbers, score=score, remarks=self._drifting(ratios), protocol=protocol)
 
     def _drifting(self, ratios: dict[str, float]) -> tuple[str, ...]:
-        """A line for each ratio that is outside its limits and went further away since it was last measured."""
+        """A line for each ratio outside its limits that is further away than the last time that a line said so.
+
+        A ratio that starts outside, as those of an untrained student do, is compared with its start.
+        """
         found = []
         for name, value in ratios.items():
             low, high = LIMITS[name]
-            before = self._last.get(name)
-            if before is not None and not low <= value <= high and abs(value - 1) > abs(before - 1) + STEP:
-                found.append(
-                    f"warning: the student's {name} drifts: {value:.2f} of the teacher's, and {before:.2f} before"
-                )
-        self._last = dict(ratios)
+            reference = self._reference.setdefault(name, value)
+            if low <= value <= high:
+                self._reference[name] = low if value < 1 else high
+            elif abs(value - 1) > abs(reference - 1) + STEP:
+                found.append(f"warning: the student's {name} drifts: it is {value:.2f} of the teacher's")
+                self._reference[name] = value
         return tuple(found)
 
     @torch.no_grad()
@@ -125,8 +145,9 @@ class Health:
         """Images (N, 3, H, W) in [0, 1], on the CPU."""
         assert self._table is not None, "`prepare` comes first"
         parts = []
-        for start in range(0, len(self.rows), BATCH):
-            rows = self.rows[start : start + BATCH]
+        batch = max(1, min(BATCH, ELEMENTS // math.prod(self.teacher.latent_shape)))
+        for start in range(0, len(self.rows), batch):
+            rows = self.rows[start : start + batch]
             random = SampleRandom(0, range(start, start + len(rows)), self._device)
             latents = sample(random, self._table.rows(rows))
             parts.append(self.teacher.latents.images(latents).float().clamp(0, 1).cpu())

@@ -88,6 +88,7 @@ class OneStep(Method):
     ) -> None:
         self.pairs = pairs
         self.health = Health(health, teacher, prompts) if health is not None and health.captions else None
+        self.scores = self.health is not None
         self.teacher, self.prompts, self.student, self.judge = teacher, prompts, student, judge
         self.schedule, self.half = teacher.schedule, export.half
         teacher.report_cut(prompts)
@@ -175,8 +176,14 @@ def adversary_of(
     return Adversary(settings, teacher, prompts, pairs) if settings.used else None
 
 
-def pairs_of(settings: PairSettings, teacher: Teacher, prompts: Sequence[str]) -> TeacherPairs | None:
-    """The pairs of the teacher, or None if the settings ask for none."""
+def pairs_of(settings: PairSettings, teacher: Teacher, prompts: Sequence[str], used: bool) -> TeacherPairs | None:
+    """The pairs of the teacher, or None if the settings ask for none.
+
+    Raises:
+        UserError: there are pairs, and no term uses them.
+    """
+    if settings.count and not used:
+        raise UserError("pairs.count is set, but nothing uses pairs; set regression.weight or adversary.of_teacher")
     return TeacherPairs(settings, teacher, prompts) if settings.count else None
 
 
@@ -202,7 +209,7 @@ def start_from(network: Any, source: str, student: Student, teacher: Teacher) ->
     time = float(getattr(student, "time", other.schedule.last))
     if float(other.schedule.last) != time:
         raise UserError(
-            f"start {source} gets noise at time {other.schedule.last:g}, and this student at {time:g}; set noise_ratio "
-            "as it was when that one was trained"
+            f"start {source} gets noise at time {other.schedule.last:g}, and this student at {time:g}; name a student "
+            "of one step, and set noise_ratio as it was when that one was trained"
         )
     return other.digest()

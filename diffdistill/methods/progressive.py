@@ -40,7 +40,7 @@ from diffdistill.distill.tables import look_up
 from diffdistill.errors import UserError
 from diffdistill.models.teacher import Teacher
 
-from .base import Batch, Loss, OptimizerSettings, Phase, check_guidance, check_shares, open_teacher, unwrap
+from .base import Batch, Loss, OptimizerSettings, Phase, Validation, check_guidance, check_shares, open_teacher, unwrap
 from .one_step import OneStep
 from .settings import ExportSettings, HealthSettings, TeacherSettings
 from .student import first_time, require_variance_preserving
@@ -196,6 +196,11 @@ class Progressive(OneStep):
         predecessor, student = (unwrap(self.networks[name]) for name in ("predecessor", "student"))
         predecessor.inner.load_state_dict(student.inner.state_dict())
         predecessor.stage.fill_(stage)
+
+    def validate(self) -> Validation:
+        """As for every one-step method; only the student of the last stage, which is exported, has a score."""
+        found = super().validate()
+        return found if self.stage == len(self.steps) - 1 else replace(found, score=None)
 
     # ---- the loss ---------------------------------------------------------------------------------------------
 

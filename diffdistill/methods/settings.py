@@ -231,6 +231,15 @@ class AdversarySettings:
                 "of_teacher is true and data.source names images; the discriminator takes one of them for real"
             )
         default = {"weight": 3e-3, "critic_weight": 1e-2, "tap": None, "divergence": "reverse_kl"}
+        captions = [name for name in ("captions", "size") if getattr(self.data, name) is not None]
+        if self.of_teacher and captions:
+            raise UserError(
+                f"data.{captions[0]} is of images, and of_teacher takes the teacher's samples in their place"
+            )
+        if self.divergence != "reverse_kl" and self.used and self.critic_weight == 0:
+            raise UserError(
+                f"divergence {self.divergence} needs a discriminator that learns; set critic_weight above 0"
+            )
         given = [name for name, value in default.items() if getattr(self, name) != value]
         given += [f"data.{name}" for name in ("captions", "size") if getattr(self.data, name) is not None]
         if not self.used and given:
@@ -301,9 +310,9 @@ class RegressionSettings:
 class HealthSettings:
     """Numbers of the student on a fixed small set, at each validation, against those of the teacher.
 
-    They are in the log as "validation/variety", "contrast", "saturation" (ratios to the teacher's) and "distance" (the
-    kernel distance to the teacher's images of the same caption, a geometric mean over the tuning encoders). The weights
-    of the least distance are exported with `training.export_best`.
+    They are in the log as "validation/variety", "contrast", "saturation" (ratios to the teacher's) and "distance": the
+    kernel distance to the teacher's images of the same caption, over the spread of these, as a mean over the tuning
+    encoders. The weights of the least distance are exported with `training.export_best`.
 
     Args:
         captions: number of captions, spread over the prompts; 0 for no such numbers.

@@ -100,7 +100,7 @@ class SiD(OneStep):
                 f"adversary.divergence is {adversary.divergence}; SiD minimises a Fisher divergence, so leave it at "
                 "reverse_kl"
             )
-        made = pairs_of(pairs, loaded, texts)
+        made = pairs_of(pairs, loaded, texts, adversary.of_teacher)
         judge = Judge(loaded, times, guidance_scale, fake, adversary_of(adversary, loaded, texts, made))
         self.fake_guidance_scale = fake.judging_scale(guidance_scale)
         student = OneStepStudent(loaded, noise_ratio)

@@ -101,6 +101,8 @@ class SwiftBrush(OneStep):
         if not row.needs <= AT_HAND:
             raise UserError(f"residual {residual}: SwiftBrush has no {', '.join(sorted(row.needs - AT_HAND))}")
         needs_fake = "fake" in row.needs
+        if guidance_interval != (0.0, 1.0) and "guided" not in row.needs:
+            raise UserError(f"guidance_interval is set, but the residual {residual} reads no guided prediction")
         if adversary.used and not needs_fake:
             raise UserError(
                 f"adversary: the discriminator needs the features of a fake score, and {residual} has none; "
@@ -108,7 +110,7 @@ class SwiftBrush(OneStep):
             )
         self.residual, self.weight, self.eta = residual, weight, eta
         texts, loaded = read_prompts(prompts), open_teacher(teacher)
-        made = pairs_of(pairs, loaded, texts)
+        made = pairs_of(pairs, loaded, texts, regression.used or adversary.of_teacher)
         real = adversary_of(adversary, loaded, texts, made)
         judge = Judge(loaded, times, guidance_scale, fake if needs_fake else None, real, guidance_interval)
         student = OneStepStudent(loaded, noise_ratio)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +20,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from diffdistill.diffusion import Condition, FlowSchedule, GuidedDenoiser, Prediction, ddim, euler
+from diffdistill.diffusion import Condition
 from diffdistill.distill import SampleRandom
+from diffdistill.errors import UserError
 from diffdistill.evaluation.measure import from_all_processes
 from diffdistill.files import user_cache, write_atomic
 from diffdistill.launched import rank_and_processes
@@ -28,8 +31,11 @@ from diffdistill.models.teacher import Teacher
 
 from .content import digest
 from .settings import PairSettings
+from .teacher_sampler import check_sampler, sampled
 
-BATCH = 64
+FORMAT = 1
+ELEMENTS = 1 << 18  # of the latents that are sampled at a time, of at most 64 images
+MOST_BYTES = 32 << 30
 
 
 class TeacherPairs:
@@ -47,6 +53,16 @@ class TeacherPairs:
 
     def __init__(self, settings: PairSettings, teacher: Teacher, prompts: Sequence[str]) -> None:
         self.settings, self.teacher, self.prompts = settings, teacher, prompts
+        size = settings.count * math.prod(teacher.latent_shape) * 4
+        if size > MOST_BYTES:
+            raise UserError(
+                f"pairs.count is {settings.count}; so many samples take {size / 2**30:.0f} GiB of memory, and at most "
+                f"{MOST_BYTES >> 30} are allowed"
+            )
+        check_sampler(teacher, settings.steps, "pairs.steps")
+        # before anything is added to the teacher's network, such as adapters
+        made_from = [FORMAT, teacher.digest(), digest(prompts), settings.count, settings.steps, settings.guidance_scale]
+        self._key = made_from
         self.samples = torch.empty(0)
         self._device = torch.device("cpu")
         self._table: PromptTable | None = None
@@ -61,35 +77,46 @@ class TeacherPairs:
             table: conditions of the prompts.
             null: that of the empty prompt, on the device.
             device: where the teacher is.
+
+        Raises:
+            UserError: the teacher's samples are not finite.
         """
         self._device, self._table = device, table
-        teacher, s = self.teacher, self.settings
-        made_from = [teacher.digest(), digest(self.prompts), s.count, s.steps, s.guidance_scale]
-        file = user_cache() / f"pairs-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:24]}.safetensors"
-        shape = (s.count, *teacher.latent_shape)
-        try:
-            found = load_file(file)["x0"] if file.is_file() else torch.empty(0)
-        except (OSError, SafetensorError, KeyError):
-            found = torch.empty(0)
-        if all(from_all_processes(tuple(found.shape) == shape)):
+        key = json.dumps([*self._key, device.type])
+        file = user_cache() / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+        found = self._kept(file)
+        if all(from_all_processes(found is not None)):
+            assert found is not None
             self.samples = found
             return
         rank, processes = rank_and_processes()
-        mine = range(rank, s.count, processes)
-        parts = []
+        shape, mine = self.teacher.latent_shape, range(rank, len(self), processes)
+        batch = max(1, min(64, ELEMENTS // math.prod(shape)))
+        parts = [torch.empty(0, *shape)]
         with tqdm(total=len(mine), desc="pairs of the teacher", unit="img", disable=rank > 0) as bar:
-            for start in range(0, len(mine), BATCH):
-                rows = list(mine[start : start + BATCH])
-                parts.append(self.sampled(rows, null).cpu())
+            for start in range(0, len(mine), batch):
+                rows = list(mine[start : start + batch])
+                parts.append(self.sampled(rows, null).float().cpu())
                 bar.update(len(rows))
-        self.samples = torch.empty(shape)
+        self.samples = torch.empty(len(self), *shape)
         for other, part in enumerate(from_all_processes(torch.cat(parts))):
             self.samples[other::processes] = part
+        if not bool(self.samples.isfinite().all()):
+            raise UserError("pairs: samples of the teacher are not finite; set teacher.dtype to float32 or bfloat16")
         try:
             if rank == 0:
                 write_atomic(file, save({"x0": self.samples}))
         except OSError as error:  # a full or read-only disk is no reason not to train
             tqdm.write(f"pairs are not kept: {error}")
+
+    def _kept(self, file: Path) -> Tensor | None:
+        """The samples in a file, or None where there are none, or others than these."""
+        try:
+            found = load_file(file)["x0"] if file.is_file() else torch.empty(0)
+        except (OSError, SafetensorError, KeyError):
+            return None
+        whole = tuple(found.shape) == (len(self), *self.teacher.latent_shape) and found.dtype == torch.float32
+        return found if whole and bool(found.isfinite().all()) else None
 
     def noise(self, rows: Sequence[int]) -> Tensor:
         """z of some pairs, of shape (B, C, h, w), on the device."""
@@ -106,14 +133,24 @@ class TeacherPairs:
         rows = random.integers(stream, len(self)).tolist()
         return self.noise(rows), self.samples[rows].to(self._device), self.condition(rows)
 
+    def of_prompts(self, records: Sequence[int], random: SampleRandom, stream: str) -> tuple[Tensor, Condition]:
+        """x0 and condition of a pair of each prompt, one that is drawn; of any prompt where there are fewer pairs.
+
+        Args:
+            records: numbers of the prompts.
+            random: random numbers of the batch.
+            stream: their stream.
+        """
+        n, count = len(self.prompts), len(self)
+        if count < n:
+            _, x0, cond = self.drawn(random, stream)
+            return x0, cond
+        uniform = random.uniform(stream).tolist()
+        rows = [r + n * int(u * ((count - r - 1) // n + 1)) for r, u in zip(records, uniform, strict=True)]
+        return self.samples[rows].to(self._device), self.condition(rows)
+
     @torch.no_grad()
     def sampled(self, rows: Sequence[int], null: Condition) -> Tensor:
         """x0 of some pairs, sampled anew, of shape (B, C, h, w), on the device."""
-        score = GuidedDenoiser(self.teacher.denoiser(), null, self.settings.guidance_scale)
-        cond, schedule = self.condition(rows), self.teacher.schedule
-        sampler = euler if isinstance(schedule, FlowSchedule) else ddim
-
-        def predict(x: Tensor, t: Tensor) -> Prediction:
-            return score(x, t, cond)
-
-        return sampler(predict, self.noise(rows), schedule, self.settings.steps)
+        s = self.settings
+        return sampled(self.teacher, self.noise(rows), self.condition(rows), null, s.steps, s.guidance_scale)

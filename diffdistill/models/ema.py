@@ -61,8 +61,8 @@ class Ema:
             RuntimeError: one has another shape.
         """
         saved = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._write(self.shadow if values is None else {name: values[name] for name in self.shadow})
         try:
+            self._write(self.shadow if values is None else {name: values[name] for name in self.shadow})
             yield
         finally:
             self._write(saved)

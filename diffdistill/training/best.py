@@ -25,30 +25,41 @@ class Best:
     Attributes:
         score: the least score; infinite where there is none.
         samples: samples that the run had seen at that validation.
+        protocol: how that score was measured.
     """
 
     def __init__(self, run: Path, samples: int) -> None:
-        self.file, self.score, self.samples = run / FILE, math.inf, -1
+        self.file, self.score, self.samples, self.protocol = run / FILE, math.inf, -1, ""
         try:
             with safe_open(self.file, framework="pt") as stored:
                 about = stored.metadata() or {}
-            score, at = float(about["score"]), int(about["samples"])
+            score, at, protocol = float(about["score"]), int(about["samples"]), about["protocol"]
         except (OSError, SafetensorError, KeyError, ValueError):
             return
         if 0 < at <= samples and math.isfinite(score):
-            self.score, self.samples = score, at
+            self.score, self.samples, self.protocol = score, at, protocol
 
-    def offer(self, score: float, samples: int, weights: Mapping[str, Tensor]) -> None:
-        """Keep these weights if their score is below the least so far."""
-        if samples == 0 or not score < self.score:  # the start is no product
+    def offer(self, score: float, samples: int, weights: Mapping[str, Tensor], protocol: str = "") -> None:
+        """Keep these weights if their score is below the least so far, or if that was measured in another way."""
+        better = score < self.score or protocol != self.protocol
+        if samples == 0 or not math.isfinite(score) or not better:  # the start is no product
             return
-        about = {"score": repr(score), "samples": str(samples)}
+        about = {"score": repr(score), "samples": str(samples), "protocol": protocol}
         write_atomic(self.file, save({name: value.contiguous().cpu() for name, value in weights.items()}, about))
-        self.score, self.samples = score, samples
+        self.score, self.samples, self.protocol = score, samples, protocol
 
-    def weights(self) -> dict[str, Tensor] | None:
-        """The weights, or None if there are none."""
+    def weights(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The weights, or None if there are none, or if the file does not hold what it should.
+
+        Args:
+            like: tensors of the names and shapes that are wanted.
+        """
         if self.samples < 0:
             return None
-        with safe_open(self.file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+        try:
+            with safe_open(self.file, framework="pt") as stored:
+                found = {name: stored.get_tensor(name) for name in sorted(stored.keys())}
+        except (OSError, SafetensorError):
+            return None
+        whole = {name: value.shape for name, value in found.items()} == {name: v.shape for name, v in like.items()}
+        return found if whole and all(bool(value.isfinite().all()) for value in found.values()) else None

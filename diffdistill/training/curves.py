@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -18,19 +19,22 @@ from diffdistill.files import write_atomic
 FILE = "curves.html"
 POINTS = 120  # of a line; more are averaged in groups
 RATIOS = ("variety", "contrast", "saturation")  # of a student's validation, to the teacher's
+MOST_BYTES = 16 << 20  # of an image on the page
 LEFT_OUT = ("seconds", "cpu_seconds", "samples", "step")
 
 
-def write_curves(run: Path) -> None:
+def write_curves(run: Path, samples: int) -> None:
     """Draw the run's log; does nothing where there is no number in it.
 
     Args:
         run: the run's folder, with log.jsonl and perhaps grids/.
+        samples: samples that the run has seen; later grids are of an end that was given up.
     """
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     found = series_of(lines)
     if found:
-        grids = sorted((run / "grids").glob("*.png"))
+        named = (path for path in (run / "grids").glob("*.png") if re.fullmatch(r"\d{10}", path.stem))
+        grids = sorted(path for path in named if int(path.stem) <= samples and path.stat().st_size <= MOST_BYTES)
         write_atomic(run / FILE, _page(run.resolve().name, found, grids[-1] if grids else None).encode())
 
 

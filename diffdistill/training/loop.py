@@ -80,6 +80,11 @@ class Trainer:
         self.remarks = (*launch.remarks, *auto, *start.remarks)
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
+        if settings.export_best and not method.scores:
+            raise UserError(
+                "training.export_best is set, but the validations of this method have no score; a one-step student has "
+                "one where method.health.captions is above 0"
+            )
         if settings.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         if settings.gradient_checkpointing:
@@ -135,7 +140,7 @@ class Trainer:
                     folder.validate()
                 folder.save()
                 self._say_how_it_ended(interrupt.asked)
-                exported = folder.export(best=s.export_best)
+                exported = folder.export(choose_best=s.export_best)
             self.method.networks.update(self.state.networks)  # the bare ones
             leave_processes(self.accelerator)
             return exported

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffdistill.methods.base import Method
 
-from .best import Best
+from . import best
 from .checkpoint import remove_old_checkpoints, save_checkpoint, write_folder_atomically
 from .curves import write_curves
 from .settings import TrainingSettings
@@ -59,7 +59,9 @@ class RunFolder:
         """Start the bar and the log, which keeps its lines up to the present sample."""
         s, main = self.settings, self.accelerator.is_main_process
         self.tracker = Tracker(self.path, s.samples, self.state.clock.samples, s.report_to, main)
-        self.best = Best(self.path, self.state.clock.samples)
+        if main and not self.state.clock.samples:  # of an earlier run in this folder
+            (self.path / best.FILE).unlink(missing_ok=True)
+        self.best = best.Best(self.path, self.state.clock.samples)
 
     def say(self, text: str) -> None:
         """One line for the user, above the bar."""
@@ -87,13 +89,13 @@ class RunFolder:
             for remark in found.remarks:
                 self.say(f"{clock.samples} samples: {remark}")
             if found.score is not None and self.settings.export_best:
-                self.best.offer(found.score, clock.samples, self.state.ema.shadow)
+                self.best.offer(found.score, clock.samples, self.state.ema.shadow, found.protocol)
             if found.numbers:
                 numbers = {f"validation/{name}": float(value) for name, value in found.numbers.items()}
                 self.tracker.log(clock.samples, clock.step, numbers)
             if images is not None:
                 self.tracker.images(clock.samples, images)
-            write_curves(self.path)
+            write_curves(self.path, clock.samples)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
@@ -107,18 +109,20 @@ class RunFolder:
             remove_old_checkpoints(self.path, self.settings.checkpoints_limit)
         self.accelerator.wait_for_everyone()
 
-    def export(self, name: str = "export", best: bool = False) -> Path:
+    def export(self, name: str = "export", choose_best: bool = False) -> Path:
         """Write the product of the averaged weights; returns its folder.
 
         Args:
             name: of the folder.
-            best: take the weights of the best validation, if there was one.
+            choose_best: take the weights of the best validation, if there was one.
         """
         folder = self.path / name
         if self.accelerator.is_main_process:
-            values = self.best.weights() if best else None
+            values = self.best.weights(self.state.ema.shadow) if choose_best else None
             if values is not None:
                 self.say(f"exported are the weights after {self.best.samples} samples, the best of all validations")
+            elif choose_best:
+                self.say("no validation has weights to choose from: exported are those of the end")
             new = self.path / ".export.new"
             shutil.rmtree(new, ignore_errors=True)
             with self.state.ema.applied(values):

@@ -4,9 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from eval_calls import refused, said
+from PIL import Image
 from sweep_calls import needs_mobilenet
 
 from diffdistill.cli.main import main
@@ -71,11 +73,14 @@ def test_a_comparison_goes_on_and_makes_a_damaged_cell_again(
     files[0].write_text("{")
     assert said(capsys, *COMPARE) == first and len(made) == 5
     Path("prompts.txt").write_text("a b c\nd e f\n")
+    Path("photos").mkdir()
+    for i in range(4):  # of several sizes
+        Image.fromarray(np.full((20 + i, 30, 3), 40 * i, np.uint8)).save(f"photos/{i}.png")
     shutil.rmtree("out")
     held = said(capsys, *COMPARE, "--split", "heldout")
     assert held["rows"] != first["rows"] and record()["prompts_of"] == "captions of held-out concepts of emoji"
     shutil.rmtree("out")
-    said(capsys, *COMPARE, "--prompts", "prompts.txt")
+    said(capsys, *COMPARE, "--prompts", "prompts.txt", "--reference", "photos")
     assert record()["prompts_of"] == "the prompts of prompts.txt"
 
 
@@ -85,6 +90,8 @@ def test_a_comparison_goes_on_and_makes_a_damaged_cell_again(
         (("--students", "model"), "two generators are called 'model'"),
         (("--steps", "0"), "--steps has 0"),
         (("--per_caption", "1"), "--per_caption is 1"),
+        (("--pictures", "2"), "--pictures is 2"),
+        (("--seeds", "5000"), "--seeds"),
         (("--captions", "99"), "--captions is 99"),
         (("--pictures", "24"), "--pictures is 24; the set has 24 images"),
         (("--judging", "mobilenet_v2"), "named twice"),

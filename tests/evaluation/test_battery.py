@@ -13,7 +13,7 @@ from diffdistill.evaluation.battery.encoders import Battery, build_encoder
 from diffdistill.evaluation.battery.numbers import encoder_numbers, geometric_mean, over_encoders, ratios
 from diffdistill.evaluation.battery.page import html_page
 from diffdistill.evaluation.distances.vendi import vendi_score, vendi_within
-from diffdistill.evaluation.distances.within import distance_within
+from diffdistill.evaluation.distances.within import distance_within, spread_within
 from diffdistill.evaluation.pairs.perceptual import st_lpips
 
 
@@ -40,6 +40,14 @@ def test_the_distance_within_captions_is_the_mean_of_kernel_distances() -> None:
     captions = ["a", "b", "c"] * 4
     each = [kernel_distance(x[k::3], y[k::3])[0] for k in range(3)]
     assert distance_within(x, y, captions) == pytest.approx(sum(each) / 3, rel=1e-9)
+
+
+def test_the_spread_is_the_distance_of_one_image_of_each_caption_drawn_always() -> None:
+    torch.manual_seed(0)
+    captions = [k // 40 for k in range(4000)]
+    x, others = torch.randn(4000, 4), torch.randn(4000, 4)
+    always = x[::40].repeat_interleave(40, 0)
+    assert distance_within(always, others, captions) == pytest.approx(spread_within(others, captions), rel=0.2)
 
 
 def test_it_sees_a_generator_that_always_draws_one_image() -> None:
@@ -82,9 +90,10 @@ def test_ratios_and_their_means() -> None:
     assert found["e"]["vendi"] == pytest.approx(1)  # cosines do not see a factor
     over = over_encoders(found, ["e", "f"])
     assert over["variety"] == pytest.approx(math.sqrt(0.5)) and over["worst_variety"] == pytest.approx(0.5)
-    exact = {"e": {**teacher["e"], "kd": -0.01}}
-    assert ratios(student, {**exact, "f": teacher["f"]})["e"]["kd"] is None
-    assert geometric_mean([1.0, None]) is None and geometric_mean([-0.1, 4.0]) == 0
+    for kd, se in ((-0.01, 0.0), (0.01, 0.02)):
+        by_chance = {"e": {**teacher["e"], "kd": kd, "kd_se": se}, "f": teacher["f"]}
+        assert ratios(student, by_chance)["e"]["kd"] is None
+    assert geometric_mean([1.0, None]) is None and geometric_mean([-0.1, 4.0]) is None
 
 
 def test_an_encoder_has_one_role() -> None:

@@ -53,19 +53,30 @@ def test_ratios_of_the_teachers_own_images_are_one(health: Health) -> None:
         del teacher.latents.images
     for name in ("variety", "contrast", "saturation"):
         assert found.numbers[name] == pytest.approx(1)
-    assert found.score == pytest.approx(1e-6) and not found.remarks
+    assert found.score < 0 and not found.remarks  # the unbiased distance of a set from itself
 
 
-def test_a_collapsed_and_a_pale_student_are_seen(health: Health) -> None:
-    health._last = {}
-    start = health.measure(lambda random, cond: random.normal("z", health.teacher.latent_shape))
+def test_a_collapsed_student_is_seen_and_said_once(health: Health) -> None:
+    health._reference = {}
+    health.measure(lambda random, cond: random.normal("z", health.teacher.latent_shape))
     one = torch.randn(1, *health.teacher.latent_shape)
     collapsed = health.measure(lambda random, cond: one.expand(len(random), -1, -1, -1))
-    assert collapsed.numbers["variety"] == pytest.approx(0, abs=1e-4)
-    assert any("variety drifts: 0.00 of the teacher's" in line for line in collapsed.remarks)
-    again = health.measure(lambda random, cond: one.expand(len(random), -1, -1, -1))
-    assert not again.remarks  # once, until it is worse
-    assert collapsed.score > 0 and start.score > 0
+    assert collapsed.numbers["variety"] == pytest.approx(0, abs=1e-4) and collapsed.score > 0
+    assert any("variety drifts: it is 0.00 of the teacher's" in line for line in collapsed.remarks)
+    assert not health.measure(lambda random, cond: one.expand(len(random), -1, -1, -1)).remarks
+    broken = health.measure(lambda random, cond: one.expand(len(random), -1, -1, -1) * torch.nan)
+    assert broken.score is None and broken.remarks == ("warning: the student's images are not finite",)
+
+
+def test_a_slow_drift_is_said_too(health: Health) -> None:
+    health._reference, said = {}, []
+    for value in (0.95, 0.8, 0.65, 0.58, 0.54, 0.5, 0.46):
+        said += health._drifting({"variety": value})
+    assert said == [f"warning: the student's variety drifts: it is {v} of the teacher's" for v in ("0.54", "0.46")]
+    health._reference, said = {}, []
+    for value in (0.5, 0.52, 0.47, 0.44):  # it starts outside, as contrast does before training
+        said += health._drifting({"contrast": value})
+    assert len(said) == 1 and "0.44" in said[0]
 
 
 def test_pixel_numbers_of_known_images() -> None:
@@ -83,7 +94,7 @@ def build(folder: Path, **more: Any) -> SwiftBrush:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     method: SwiftBrush = made(
         SwiftBrush, teacher__source="assets/teacher", prompts=str(folder / "prompts.txt"), fake__network="full",
-        noise_ratio=2.5, health__captions=2, health__per_caption=2, health__steps=2, **more,
+        noise_ratio=2.5, **{"health__captions": 2, "health__per_caption": 2, "health__steps": 2, **more},
     )  # fmt: skip
     return method
 
@@ -103,7 +114,7 @@ def test_numbers_are_logged_and_the_best_weights_exported(tmp_path: Path) -> Non
     best = min((s for s in scores if s), key=lambda s: scores[s])
     kept = Best(tmp_path / "run", 16)
     assert (kept.samples, kept.score) == (best, scores[best])
-    weights = kept.weights()
+    weights = kept.weights(trainer.state.ema.shadow)
     assert weights is not None
     stored = load_teacher(exported).backbone.state_dict()
     name = next(iter(weights))
@@ -115,10 +126,25 @@ def test_a_file_of_later_samples_or_damaged_is_left_out(tmp_path: Path) -> None:
     best.offer(0.5, 8, {"w": torch.ones(2)})
     best.offer(0.7, 16, {"w": torch.zeros(2)})
     best.offer(0.1, 0, {"w": torch.zeros(2)})  # the start is no product
-    assert best.samples == 8 and torch.equal(best.weights()["w"], torch.ones(2))
-    assert Best(tmp_path, 8).score == 0.5 and Best(tmp_path, 4).weights() is None
+    like = {"w": torch.zeros(2)}
+    assert best.samples == 8 and torch.equal(best.weights(like)["w"], torch.ones(2))
+    assert best.weights({"w": torch.zeros(3)}) is None and best.weights({"v": torch.zeros(2)}) is None
+    assert Best(tmp_path, 8).score == 0.5 and Best(tmp_path, 4).weights(like) is None
+    best.offer(0.9, 16, {"w": torch.zeros(2)}, "another protocol")  # is not compared with the score before
+    assert best.samples == 16
     (tmp_path / "best.safetensors").write_bytes(b"{}")
-    assert Best(tmp_path, 8).weights() is None
+    assert Best(tmp_path, 16).weights(like) is None and best.weights(like) is None
+
+
+def test_a_new_run_in_the_folder_forgets_the_best_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    Best(tmp_path / "run", 0).offer(-9.0, 4, {"w": torch.zeros(2)})
+    method = build(tmp_path)
+    settings = TrainingSettings(8, 4, cpu=True, validate_every=4, export_best=True)
+    Trainer(method, settings, tmp_path / "run").fit()
+    assert Best(tmp_path / "run", 8).score > -9
+    with pytest.raises(UserError, match=r"method.health.captions is above 0"):
+        Trainer(build(tmp_path, health__captions=0), settings, tmp_path / "other")
 
 
 def test_too_few_prompts_and_no_validation_are_refused(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError("--split is a part of an emoji set; leave it out with --prompts")
     if o.out.exists() and not o.out.is_dir():
         raise UserError(f"--out {o.out} is a file; name a folder")
-    if o.out.is_dir() and not (o.out / "cells").is_dir() and any(p.name[0] != "." for p in o.out.iterdir()):
+    if o.out.is_dir() and not (o.out / "compare.json").is_file() and any(p.name[0] != "." for p in o.out.iterdir()):
         raise UserError(f"--out {o.out} holds something that is no comparison; name a new folder")
     check_writable(o.out, "--out")
     return o

@@ -41,7 +41,8 @@ def encoder_numbers(features: Tensor, reference: Tensor, repeated: Tensor, capti
 def ratios(generator: Mapping[str, Numbers], teacher: Mapping[str, Numbers]) -> dict[str, dict[str, float | None]]:
     """A generator's numbers over its teacher's, by encoder: `kd`, `variety` and `vendi`.
 
-    The ratio of kernel distances is None where the teacher's is not above 0. The ratio of Vendi scores is that of the
+    The ratio of kernel distances is None where the teacher's is not above two of its standard errors, because the ratio
+    would be that of two chances. The ratio of Vendi scores is that of the
     numbers of images beyond the first, (v - 1) / (v_teacher - 1), so that it is 0 for a caption that always gives one
     image.
     """
@@ -50,7 +51,7 @@ def ratios(generator: Mapping[str, Numbers], teacher: Mapping[str, Numbers]) -> 
         other = teacher[name]
         beyond = other["vendi"] - 1
         found[name] = {
-            "kd": mine["kd"] / other["kd"] if other["kd"] > 0 else None,
+            "kd": mine["kd"] / other["kd"] if other["kd"] > 2 * other["kd_se"] else None,
             "variety": mine["variety"] / other["variety"] if other["variety"] > 0 else None,
             "vendi": (mine["vendi"] - 1) / beyond if beyond > 1e-12 else None,
         }
@@ -58,16 +59,14 @@ def ratios(generator: Mapping[str, Numbers], teacher: Mapping[str, Numbers]) -> 
 
 
 def geometric_mean(values: Sequence[float | None]) -> float | None:
-    """The geometric mean, or None where a value is missing. Values below 0 count as 0: such a distance is chance.
+    """The geometric mean, or None where a value is missing or not above 0, such as a distance below its chance.
 
     >>> geometric_mean([2.0, 8.0]), geometric_mean([1.0, None])
     (4.0, None)
     """
     known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
+    if not known or len(known) < len(values) or min(known) <= 0:
         return None
-    if min(known) <= 0:
-        return 0.0
     return math.exp(statistics.fmean(math.log(value) for value in known))
 
 

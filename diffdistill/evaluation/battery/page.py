@@ -93,7 +93,7 @@ def _summary(record: Mapping[str, Any]) -> str:
         lines.append(
             f"<tr><th>{escape(row['name'])}</th>{cells}"
             f'<td class="n">{written(both.get("worst_kd"))}</td><td class="n">{written(both.get("worst_variety"))}</td>'
-            f'<td class="n">{written(both.get("vendi"))}</td><td class="n">{row["nfe"] or "–"}</td>'
+            f'<td class="n">{written(both.get("vendi"))}</td><td class="n">{escape(str(row["nfe"] or "–"))}</td>'
             f'<td class="n">{"–" if seconds is None else f"{seconds:.3f}"}</td></tr>'
         )
     return (

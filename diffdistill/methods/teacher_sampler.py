@@ -1,0 +1,63 @@
+"""Samples of the teacher in several deterministic steps, with its own schedule: DDIM, or Euler's method for a flow."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffdistill.diffusion import (
+    Condition,
+    FlowSchedule,
+    GuidedDenoiser,
+    Prediction,
+    VPSchedule,
+    ddim,
+    euler,
+    timesteps,
+)
+from diffdistill.errors import UserError
+from diffdistill.models.teacher import Teacher
+
+
+def check_sampler(teacher: Teacher, steps: int, name: str) -> None:
+    """Refuse what `sampled` cannot do.
+
+    Args:
+        teacher: the teacher.
+        steps: number of steps.
+        name: of the setting, for errors.
+
+    Raises:
+        UserError: the schedule has not so many times, or noise is predicted where there is no signal.
+    """
+    schedule = teacher.schedule
+    try:
+        times = timesteps(schedule, steps)
+    except ValueError as error:
+        raise UserError(f"{name} is {steps}: {error}") from error
+    if isinstance(schedule, VPSchedule) and teacher.prediction_type == "eps" and not schedule.alpha(times[0]) > 0:
+        raise UserError(
+            f"{name}: the teacher predicts noise, and there is no signal at its last time, so it cannot be sampled "
+            "from there"
+        )
+
+
+@torch.no_grad()
+def sampled(teacher: Teacher, z: Tensor, cond: Condition, null: Condition, steps: int, guidance_scale: float) -> Tensor:
+    """x0 that the guided teacher makes of noise z of shape (B, C, h, w), of the same shape.
+
+    Args:
+        teacher: the teacher; if adapters are on its network, they should be off.
+        z: noise at the last time.
+        cond: the condition.
+        null: the condition of the empty prompt.
+        steps: number of steps.
+        guidance_scale: the guidance; 1 is none.
+    """
+    score, schedule = GuidedDenoiser(teacher.denoiser(), null, guidance_scale), teacher.schedule
+
+    def predict(x: Tensor, t: Tensor) -> Prediction:
+        return score(x, t, cond)
+
+    sampler = euler if isinstance(schedule, FlowSchedule) else ddim
+    return sampler(predict, z, schedule, steps)
