@@ -161,8 +161,8 @@ def test_each_path_that_is_given_has_content_and_nothing_else_has(things: Path, 
 def test_no_other_argument_of_a_method_is_a_path() -> None:
     """A new argument that holds a text is a name from a table, or belongs into PATHS and into the content."""
     names = {"residual", "weight", "fake.weight", "solver", "teacher.attention", "network.attention", "teacher.variant",
-             "adversary.tap", "judge.of_time", "autoencoder.variant", "transformer.variant", "generator",
-             "judging.weight", "judging.fake.weight", "network.self_conditioning.tap",
+             "adversary.tap", "adversary.divergence", "judge.of_time", "autoencoder.variant", "transformer.variant",
+             "generator", "judging.weight", "judging.fake.weight", "network.self_conditioning.tap",
              "self_distillation.tap"}  # fmt: skip
     captions = {"data.captions", "adversary.data.captions"}  # covered by the digest of the data they are of
     words = {"teacher.negative_prompt"}
@@ -170,7 +170,15 @@ def test_no_other_argument_of_a_method_is_a_path() -> None:
     for kind in (getattr(methods, name) for name in methods.__all__):
         if isinstance(kind, type) and issubclass(kind, methods.Method) and not inspect.isabstract(kind):
             texts |= set(text_settings(kind))
-    of_some = {"init_from", "codec", "autoencoder.source", "transformer.source", "prior", "teacher.adapter.weights"}
+    of_some = {
+        "start",
+        "init_from",
+        "codec",
+        "autoencoder.source",
+        "transformer.source",
+        "prior",
+        "teacher.adapter.weights",
+    }
     assert texts - names - captions - words == PATHS | of_some
 
 
