@@ -12,12 +12,13 @@ from diffdistill.evaluation.table import format_table
 from diffdistill.files import write_json_atomic
 
 GOLDEN = """\
-name                   steps (nfe)  guidance           KD ± se     FD     n  s/image
----------------------  -----------  --------  ----------------  -----  ----  -------
-real against real                -         -  -0.0008 ± 0.0021   87.1   900        -
-teacher                   50 (100)         3   0.0123 ± 0.0030  104.2   900     1.23
-student (one step)               1         1   0.0456 ± 0.0041  131.0  1000   0.0123
-no standard error yet            4       7.5            0.2000      -     -        -"""
+name                   steps (nfe)  guidance           KD ± se     FD  KD/T  variety/T     n  s/image
+---------------------  -----------  --------  ----------------  -----  ----  ---------  ----  -------
+real against real                -         -  -0.0008 ± 0.0021   87.1     -          -   900        -
+teacher                   50 (100)         3   0.0123 ± 0.0030  104.2  1.00       1.00   900     1.23
+student (one step)               1         1   0.0456 ± 0.0041  131.0     -          -  1000   0.0123
+no standard error yet            4       7.5            0.2000      -     -          -     -        -
+"""
 
 
 def test_table_is_golden() -> None:
@@ -31,6 +32,8 @@ def test_table_is_golden() -> None:
                 "kd": 0.01234,
                 "kd_se": 0.003,
                 "fd": 104.2,
+                "kd_ratio": 1.0,
+                "variety_ratio": 1.0,
                 "n": 900,
                 "seconds_per_image": 1.2345,
             },

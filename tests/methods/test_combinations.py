@@ -79,7 +79,7 @@ def test_adapters_that_are_off_cannot_be_computed_again(folder: Path) -> None:
 
 def test_adversarial_settings_without_images_are_refused(folder: Path) -> None:
     for more in ({"adversary__weight": 1e-3}, {"adversary__tap": "mid"}, {"adversary__data__captions": "a.txt"}):
-        with pytest.raises(UserError, match="without images in data.source"):
+        with pytest.raises(UserError, match="there is no adversarial term; name images in data.source"):
             build(DMD2, folder, **more)
 
 

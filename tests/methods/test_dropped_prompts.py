@@ -45,7 +45,7 @@ def learnt(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
         return x0.new_zeros(())
 
     monkeypatch.setattr(module, "denoising_loss", loss)
-    monkeypatch.setattr(OneStepStudent, "_x0", lambda self, network, z, cond: prompted(z, cond))
+    monkeypatch.setattr(OneStepStudent, "x0", lambda self, network, z, cond: prompted(z, cond))
     return seen
 
 
