@@ -1,6 +1,6 @@
 """Which modes a one-step student keeps: two bumps in the plane, an exact teacher, and students that learn from it.
 
-    python bench/modes.py                 # half a minute a row and seed on one core
+    python bench/modes.py                 # 20 to 60 seconds a row and seed on two cores
     python bench/modes.py --seeds 3 --rows guided "guided samples"
 
 The prompt wants two bumps with the shares .7 and .3. The empty prompt also has a broad part around them. The guided
