@@ -8,12 +8,11 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from diffdistill.evaluation.page.document import document
 from diffdistill.evaluation.page.plot import Plot, Point, Series, draw
-from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
 from diffdistill.files import write_atomic
 
 FILE = "curves.html"
@@ -69,25 +68,12 @@ def _page(name: str, found: Mapping[str, list[tuple[float, float]]], grid: Path 
             f"<section><h2>Images after {int(grid.stem):,} samples</h2>"
             f'<img alt="the last grid of images" src="data:image/png;base64,{data}"></section>'
         )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(SCRIPT)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header><h1>{escape(name)}</h1>
-<p>Each number of the run's log against the samples seen. Of a line with more than {POINTS} points, neighbours are
-averaged.</p>
-</header>
-<main><section><h2>Curves</h2><div class="plots">{"".join(plots)}</div></section>{image}</main>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+    header = (
+        "<p>Each number of the run's log against the samples seen. Of a line with more than "
+        f"{POINTS} points, neighbours are averaged.</p>"
+    )
+    main = f'<section><h2>Curves</h2><div class="plots">{"".join(plots)}</div></section>{image}'
+    return document(name, header, main, "diffdistill train")
 
 
 def _plot(

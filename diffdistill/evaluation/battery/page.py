@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from diffdistill import __version__
+from diffdistill.evaluation.page.document import document
 from diffdistill.evaluation.page.plot import Plot, Point, Series, draw
-from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
 
 SHEET_STYLE = """
 .sheets figure { margin: 0 0 1.5rem; } .sheets img { image-rendering: auto; max-width: 100%; display: block; }
@@ -26,33 +25,16 @@ def html_page(record: Mapping[str, Any], sheets: Mapping[str, bytes]) -> str:
     """
     rows, teacher = record["rows"], record["teacher"]
     title = f"{_named([row['name'] for row in rows[1:]] or [teacher])} against {teacher}"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(SCRIPT)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="diffdistill {__version__}">
-<title>{escape(title)}</title>
-<style>{STYLE}{SHEET_STYLE}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1>
-<p>{_words(record)}</p>
+    header = f"""<p>{_words(record)}</p>
 <nav><a href="#summary">Ratios</a><a href="#plot">Quality and variety</a><a href="#images">Images</a>
-<a href="#encoders">Each encoder</a><a href="#protocol">What was measured</a></nav></header>
-<main>
-<section id="summary"><h2>Ratios to the teacher</h2>{_summary(record)}</section>
+<a href="#encoders">Each encoder</a><a href="#protocol">What was measured</a></nav>"""
+    main = f"""<section id="summary"><h2>Ratios to the teacher</h2>{_summary(record)}</section>
 <section id="plot"><h2>Quality and variety</h2>{_plots(record)}</section>
 <section id="images"><h2>Images</h2>{_images(record, sheets)}</section>
 <section id="encoders"><h2>Each encoder</h2>{_encoders(record)}</section>
 <section id="protocol"><h2>What was measured</h2>{_protocol(record)}</section>
-</main>
-<footer><p class="soft">Made by <code>diffdistill eval compare</code>, version {__version__}.</p></footer>
-<script>{SCRIPT}</script>
-</body>
-</html>
 """
+    return document(title, header, main, "diffdistill eval compare", style=SHEET_STYLE)
 
 
 def written(value: Any, digits: int = 2) -> str:

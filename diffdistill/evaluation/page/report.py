@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from diffdistill import __version__
 from diffdistill.evaluation.page.columns import (
     IN_WORDS,
     Column,
@@ -32,10 +31,10 @@ from diffdistill.evaluation.page.columns import (
     rows_of,
 )
 from diffdistill.evaluation.page.curves import curves, trade_off
+from diffdistill.evaluation.page.document import document
 from diffdistill.evaluation.page.images import grids, neighbours
 from diffdistill.evaluation.page.read import read_sweep
 from diffdistill.evaluation.page.record import Sweep
-from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
 from diffdistill.evaluation.page.tables import all_rows, best_rows, generators, medians
 from diffdistill.evaluation.page.words import (
     agreement_level,
@@ -95,31 +94,13 @@ def html_report(folder: str | Path, title: str | None = None) -> str:
     record = json.dumps(sweep.raw, ensure_ascii=False).replace(
         "<", "\\u003c"
     )  # so that nothing in it ends the script element
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(SCRIPT)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="diffdistill {__version__}">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1>
-<p>{_what_was_measured(sweep, columns)}</p>
+    data = f'<script type="application/json" id="sweep">{record}</script>\n'
+    header = f"""<p>{_what_was_measured(sweep, columns)}</p>
 {_incomplete(sweep)}
 <p class="headline">{_headline(sweep, ranked_by)}</p>
 {best}
-<nav>{links}</nav></header>
-<main>
-{body}</main>
-<footer><p class="soft">Made by <code>diffdistill eval report</code>, version {__version__}.</p></footer>
-<script type="application/json" id="sweep">{record}</script>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+<nav>{links}</nav>"""
+    return document(title, header, body, "diffdistill eval report", data=data)
 
 
 def headline(sweep: Sweep, ranked_by: Column | None) -> list[tuple[str, str]]:

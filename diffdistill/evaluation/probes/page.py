@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from diffdistill import __version__
-from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
+from diffdistill.evaluation.page.document import document
 
 
 class Measure(NamedTuple):
@@ -51,33 +50,16 @@ def html_page(record: Mapping[str, Any]) -> str:
     title = f"What the features of {len(models)} network{'' if len(models) == 1 else 's'} tell"
     links = "".join(f'<a href="#{m.key}">{m.heading}</a>' for m in measures)
     sections = "".join(_section(measure, models) for measure in measures)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(SCRIPT)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="diffdistill {__version__}">
-<title>{escape(title)}</title>
-<style>{STYLE}{HEAT_STYLE}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1>
-<p>Each network gets noisy latents and the empty prompt. The output of each of its blocks is averaged over positions,
-and probes are fitted to these features. Blocks stand in the order they run in, the input on top. Noise is sigma /
+    header = f"""<p>Each network gets noisy latents and the empty prompt. The output of each of its blocks is averaged
+over positions, and probes are fitted to these features. Blocks stand in the order they run in, the input on top. Noise is sigma /
 alpha: at 1, noise and image have equal weight. In each section, a darker cell is better, or higher where neither is
 better. The best cell of a map has a frame.</p>
 <p>{_errors(about)}</p>
 {_best(measures, models)}
-<nav>{links}<a href="#settings">What was measured</a></nav></header>
-<main>
-{sections}<section id="settings"><h2>What was measured</h2>{_settings(about, models)}</section>
-</main>
-<footer><p class="soft">Made by <code>diffdistill eval probe</code>, version {__version__}.</p></footer>
-<script>{SCRIPT}</script>
-</body>
-</html>
+<nav>{links}<a href="#settings">What was measured</a></nav>"""
+    main = f"""{sections}<section id="settings"><h2>What was measured</h2>{_settings(about, models)}</section>
 """
+    return document(title, header, main, "diffdistill eval probe", style=HEAT_STYLE)
 
 
 def best_cell(cells: Sequence[Mapping[str, Any]], measure: Measure) -> Mapping[str, Any] | None:

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from diffdistill import __version__
+from diffdistill.evaluation.page.document import document
 from diffdistill.evaluation.page.report import Numbered
-from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
+from diffdistill.evaluation.page.style import SCRIPT
 from diffdistill.evaluation.page.words import listed
 from diffdistill.evaluation.rate.measures import METRICS, OURS, Metric
 from diffdistill.evaluation.rate.summary import Against, against, judge_of, worst_first
@@ -53,29 +53,12 @@ def html_page(record: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in sections)
     body = "".join(f'<section id="{key}"><h2>{name}</h2>{inside}</section>\n' for key, name, inside in sections)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(script, PICTURES)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="diffdistill {__version__}">
-<title>{escape(title)}</title>
-<style>{STYLE}{SLIDER_STYLE}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1>
-<p>Every number is of a real file of one of {photographs}: its bytes are counted, and it is decoded again.</p>
+    header = f"""<p>Every number is of a real file of one of {photographs}: its bytes are counted, and it is decoded
+again.</p>
 <p class="headline">{wins(found, rivals, judge)}</p>
 {_summary(found, rivals, metrics)}
-<nav>{links}</nav></header>
-<main>
-{body}</main>
-<footer><p class="soft">Made by <code>diffdistill codec eval</code>, version {__version__}.</p></footer>
-<script>{script}</script>
-</body>
-</html>
-"""
+<nav>{links}</nav>"""
+    return document(title, header, body, "diffdistill codec eval", style=SLIDER_STYLE, script=script, images=PICTURES)
 
 
 def _summary(found: Mapping[tuple[str, str], Against], rivals: Sequence[str], metrics: Sequence[Metric]) -> str:

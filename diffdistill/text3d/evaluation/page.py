@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from diffdistill import __version__
+from diffdistill.evaluation.page.document import document
 from diffdistill.evaluation.page.report import Numbered
-from diffdistill.evaluation.page.style import SCRIPT, STYLE, policy
 from diffdistill.text3d.evaluation.columns import COLUMNS, Column, columns_of, number, of_truth
 from diffdistill.text3d.evaluation.splits import IN_WORDS
 from diffdistill.text3d.evaluation.summary import worst_first
@@ -49,28 +48,10 @@ def html_page(record: Record, pictures: Mapping[str, str]) -> str:
     ]
     links = "".join(f'<a href="#{key}">{words}</a>' for key, words, _ in sections)
     body = "".join(f'<section id="{key}"><h2>{words}</h2>{inside}</section>\n' for key, words, inside in sections)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(SCRIPT)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="diffdistill {__version__}">
-<title>{escape(title)}</title>
-<style>{STYLE}{CARDS}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1>
-<p class="headline">{_headline(record["splits"])}</p>
+    header = f"""<p class="headline">{_headline(record["splits"])}</p>
 <p>{_judge(record)}</p>
-<nav>{links}</nav></header>
-<main>
-{body}</main>
-<footer><p class="soft">Made by <code>diffdistill text3d eval</code>, version {__version__}.</p></footer>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+<nav>{links}</nav>"""
+    return document(title, header, body, "diffdistill text3d eval", style=CARDS)
 
 
 def _headline(splits: Mapping[str, Record]) -> str:
