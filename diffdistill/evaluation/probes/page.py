@@ -51,7 +51,8 @@ def html_page(record: Mapping[str, Any]) -> str:
     links = "".join(f'<a href="#{m.key}">{m.heading}</a>' for m in measures)
     sections = "".join(_section(measure, models) for measure in measures)
     header = f"""<p>Each network gets noisy latents and the empty prompt. The output of each of its blocks is averaged
-over positions, and probes are fitted to these features. Blocks stand in the order they run in, the input on top. Noise is sigma /
+over positions, and probes are fitted to these features. Blocks stand in the order they run in, the input on top.
+Noise is sigma /
 alpha: at 1, noise and image have equal weight. In each section, a darker cell is better, or higher where neither is
 better. The best cell of a map has a frame.</p>
 <p>{_errors(about)}</p>
