@@ -13,6 +13,7 @@ and is trained by score distillation (weight dmd) with a fake score that is a ne
     guided samples   the score of the guided sampler's samples judges, without guidance
     regression       regression on pairs of noise and guided sample, alone (methods/regression.py)
     both             regression first, then guided samples with regression beside
+    recipe           regression first, then the guided teacher with regression beside, as in configs/emoji_variety.yaml
 
 Prints JSON: shares of the two bumps, the largest error of a share over the truth's, the share of points off both, and
 the deviation within bumps over the truth's (1 is right, 0 is collapse).
@@ -37,7 +38,9 @@ MEANS = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
 PROMPT = torch.tensor([[0.7, 0.3, 0.0]], dtype=torch.float64)
 EMPTY = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64)
 FIRST, LAST = (0.02, 0.98), (0.02, 0.5)  # times judged, coming down
-ROWS = ("guided", "unguided", "guided samples", "regression", "both")
+ROWS = ("guided", "unguided", "guided samples", "regression", "both", "recipe")
+REGRESSED = ("regression", "both", "recipe")
+ALONE = 0.4  # share of the run in which there is regression alone
 
 
 def teacher() -> MixtureTeacher:
@@ -82,15 +85,15 @@ def student_of(row: str, seed: int) -> Tensor:
         progress = step / STEPS
         optimiser.param_groups[0]["lr"], fakes.param_groups[0]["lr"] = 1e-3 * (1 - progress), 2e-3 * (1 - progress)
         loss = torch.zeros(())
-        if row in ("regression", "both"):
-            weight = 1.0 if row == "regression" or progress < 0.4 else 0.5
+        if row in REGRESSED:
+            weight = 1.0 if row == "regression" or progress < ALONE else 0.5
             drawn = r.integers("pair", len(noise))
             loss = weight * pseudo_huber(generator(noise[drawn], last, None).x0, pairs[drawn], 0.1)
-        if row != "regression" and not (row == "both" and progress < 0.4):
+        if row != "regression" and not (row in REGRESSED and progress < ALONE):
             x0 = generator(r.normal("z", (2,)), last, None).x0
             t = SCHEDULE.timestep(r.uniform("t"), *time_range(progress, FIRST, LAST))
             eps, cond = r.normal("eps", (2,)), PROMPT.expand(N, -1)
-            scale = SCALE if row == "guided" else 1.0
+            scale = SCALE if row in ("guided", "recipe") else 1.0
             judged, _ = score_distillation_loss("vsd", "dmd", judge, x0, t, eps, cond, EMPTY, scale, fake=fake)
             loss = loss + judged
             optimiser.zero_grad()

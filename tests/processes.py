@@ -59,13 +59,18 @@ def in_two_processes(function: Callable[..., Any], *args: Any, **environment: st
     assert codes == [0, 0], f"the processes ended with {codes}; their errors are above"
 
 
-def train_on_one_and_on_two(config: Path) -> tuple[Path, Path]:
-    """Train the recipe of a config file, here and in two processes; the folders of both runs, beside the file."""
+def train_on_one_and_on_two(config: Path, **environment: str) -> tuple[Path, Path]:
+    """Train the recipe of a config file, here and in two processes; the folders of both runs, beside the file.
+
+    Args:
+        config: the file.
+        environment: variables of the two processes.
+    """
     from diffdistill.cli.train import main
 
     one, two = config.parent / "one", config.parent / "two"
     main([str(config), "--output_dir", str(one)])
-    in_two_processes(main, [str(config), "--output_dir", str(two)])
+    in_two_processes(main, [str(config), "--output_dir", str(two)], **environment)
     for run, processes in ((one, 1), (two, 2)):
         (*_, last) = sorted(run.glob("checkpoint-*"))
         assert json.loads((last / "state.json").read_text())["processes"] == processes

@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.perf_counter()
     with as_options(n="--n"):
         ruler = Ruler(options.n, options.seed, find("assets/emoji"))
-    for name in ("report.json", "grid.png"):  # those of an earlier run do not belong to a new student
+    for name in ("report.json", "grid.png", "noises.png"):  # those of an earlier run do not belong to a new student
         (run / name).unlink(missing_ok=True)
     student = chosen or _distil(run, recipe)
     report = compare(ruler, teacher, student, options.guidance, options.full)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         f"KD/T, variety/T: over those of teacher_50, geometric means over {', '.join(ruler.encoders)}; variety is the "
         "mean distance between two images of one caption"
     )
-    print(f"images: {run / 'grid.png'}, numbers: {run / 'report.json'}")
+    print(f"images: {run / 'grid.png'}, {run / 'noises.png'}, numbers: {run / 'report.json'}")
     print(f"seconds in all: {time.perf_counter() - started:.0f}")
 
 

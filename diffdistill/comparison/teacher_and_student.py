@@ -22,7 +22,8 @@ from diffdistill.models.generate import generate, network_of
 from diffdistill.models.teacher import load_teacher
 
 STORED = "quick_numbers.json"  # beside the teacher
-GRID = 24  # images in a row of the grid
+GRID = 24  # images of a generator in the grid
+CAPTIONS, NOISES = 3, 8  # in the grid of noises
 
 
 def teacher_numbers(
@@ -102,7 +103,11 @@ def compare(
 def write_comparison(
     folder: Path, report: Mapping[str, Mapping[str, Any]], ruler: Ruler, teacher: str, student: str
 ) -> None:
-    """Write report.json, and grid.png with the same prompts drawn by the teacher and by the student."""
+    """Write report.json, and two grids of the same prompts and noises, drawn by the teacher and by the student.
+
+    grid.png has an image of each of 24 prompts. noises.png has eight images of each of three prompts, those of the
+    teacher above those of the student.
+    """
     prompts = ruler.prompts[:GRID]
     guided = report["teacher_50"]["guidance"], report["teacher_1"]["guidance"]
     rows = {
@@ -112,6 +117,14 @@ def write_comparison(
     }
     grids = {k: torch.cat(list(generate(m, prompts, steps, s, ruler.seed))) for k, (m, steps, s) in rows.items()}
     save_labelled_grids(folder / "grid.png", grids, columns=GRID // 2)
+    of = ((teacher, 50, guided[0]), (student, 1, 1.0))
+    noises = {
+        f"{prompt}: teacher, 50 steps; student, 1 step": torch.cat(
+            [image for m, steps, s in of for image in generate(m, [prompt] * NOISES, steps, s, ruler.seed)]
+        )
+        for prompt in list(dict.fromkeys(prompts))[:CAPTIONS]
+    }
+    save_labelled_grids(folder / "noises.png", noises, columns=NOISES)
     made_from = {"teacher": load_teacher(teacher).digest(), "student": load_teacher(student).digest()}
     write_json_atomic(folder / "report.json", {**report, "protocol": ruler.protocol, "made_from": made_from})
 

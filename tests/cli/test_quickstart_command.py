@@ -40,6 +40,7 @@ def test_quickstart_distils_measures_and_draws(
         assert report[name]["n"] == 8 and name in table
     assert report["teacher_50_unguided"]["nfe"] == 50 and report["student_1"]["nfe"] == 1
     assert Image.open(run / "grid.png").width > 0
+    assert Image.open(run / "noises.png").width == 8 * 8
     stored = json.loads((teacher / "quick_numbers.json").read_text())
     kept = stored["n 8, seed 0"]["report"]["teacher_1"]
     assert kept == {key: report["teacher_1"][key] for key in kept}

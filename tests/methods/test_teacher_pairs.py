@@ -1,14 +1,16 @@
 """Pairs of the teacher, regression on them, a start from a student, f-divergences and the guidance interval."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_pipeline as tiny
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DPMSolverMultistepScheduler
 from made import made
+from safetensors.torch import load_file, save_file
 
 from diffdistill.distill import SampleRandom, divergence_weights, pseudo_huber
 from diffdistill.errors import UserError
@@ -42,8 +44,8 @@ def test_a_pair_is_what_the_stock_pipeline_makes_of_the_noise(folder: Path) -> N
     pairs = method.pairs
     assert pairs is not None and pairs.samples.shape == (6, 4, 4, 4)
     pipeline = method.teacher.pipeline
-    pipeline.scheduler = DDIMScheduler.from_config(
-        pipeline.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing", final_sigmas_type="zero"
     )
     pipeline.set_progress_bar_config(disable=True)
     prompts = [method.prompts[i % 4] for i in range(6)]
@@ -112,6 +114,21 @@ def test_regression_is_alone_at_first_and_then_stands_beside(folder: Path) -> No
     torch.testing.assert_close(both, judged + 0.5 * expected)
 
 
+def test_the_weight_of_the_regression_changes_linearly_over_the_run(folder: Path) -> None:
+    method = build(folder, **PAIRS, regression__weight=0.5, regression__weight_final=0.1)
+    method.prepare("cpu")
+    random = SampleRandom(0, range(4))
+    batch = method.batch([0, 1, 2, 3], random)
+    judged, _ = method._judged(0)[0].loss(batch, random, {})
+    z, x0, cond = method.pairs.drawn(random, "pair")
+    distance = pseudo_huber(method.student.x0(method.networks["student"], z, cond), x0, 0.1)
+    for progress, weight in ((0.0, 0.5), (0.25, 0.4), (1.0, 0.1)):
+        method.progress = progress
+        method.begin_step(0)
+        both, _ = method.phases(0)[0].loss(batch, random, {})
+        torch.testing.assert_close(both, judged + weight * distance)
+
+
 def test_a_student_of_regression_alone_learns_its_pairs(folder: Path) -> None:
     method = build(folder, **PAIRS, regression__alone=150, optimizer__learning_rate=3e-3)
     (folder / "run").mkdir()
@@ -147,6 +164,12 @@ def test_a_student_starts_from_an_exported_one(folder: Path) -> None:
     assert second.content["start"] != build(folder).content.get("start")
     with pytest.raises(UserError, match=r"start .* gets noise at time .* set noise_ratio"):
         build(folder, start=str(folder / "student"), noise_ratio=1.0)
+    with pytest.raises(UserError, match="another autoencoder"):
+        other = folder / "other"
+        shutil.copytree(folder / "student", other)
+        (file,) = (other / "vae").glob("*.safetensors")
+        save_file({name: value + 0.1 for name, value in load_file(file).items()}, file, {"format": "pt"})
+        build(folder, start=str(other))
     with pytest.raises(UserError, match="nothing|no pipeline|there is no"):
         build(folder, start=str(folder / "nothing"))
 

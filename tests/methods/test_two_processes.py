@@ -7,6 +7,7 @@ import pytest
 import torch
 from made import made, nested
 from processes import train_on_one_and_on_two
+from safetensors.torch import load_file
 from tiny_pipeline import save_tiny_pipeline
 
 from diffdistill.methods import SwiftBrush
@@ -61,6 +62,27 @@ def test_two_processes_log_what_one_logs(folder: Path, tmp_path: Path, fake_scor
         # Adam does not mind a gradient that is summed where it should be averaged; its norm does
         for key in ("student/grad_norm", "fake/grad_norm"):
             assert a[key] == pytest.approx(b[key], rel=1e-4), (key, a["step"])
+
+
+def test_two_processes_share_the_work_of_pairs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {
+        "teacher__source": str(folder / "teacher"),
+        "prompts": str(folder / "prompts.txt"),
+        "optimizer__learning_rate": 1e-5,
+        "pairs__count": 5,
+        "pairs__steps": 3,
+        "regression__alone": 2,
+    }
+    method = {"class_path": "diffdistill.methods.SwiftBrush", "init_args": nested(named)}
+    config = tmp_path / "recipe.yaml"
+    config.write_text(json.dumps({"method": method, "training": {"samples": 16, "batch_size": 8, "log_every": 1}}))
+    monkeypatch.setenv("DIFFDISTILL_CACHE", str(tmp_path / "cache of one"))
+    logs = map(log_of, train_on_one_and_on_two(config, DIFFDISTILL_CACHE=str(tmp_path / "cache of two")))
+    for a, b in zip(*logs, strict=True):
+        assert a["student/regression"] == pytest.approx(b["student/regression"], rel=1e-5)
+    first, second = (load_file(next(tmp_path.glob(f"cache of {n}/pairs-*")))["x0"] for n in ("one", "two"))
+    torch.testing.assert_close(first, second)
+    assert len(first.unique(dim=0)) == 5
 
 
 @pytest.mark.parametrize("fake_score", ["lora", "full"])
