@@ -33,7 +33,8 @@ COMMON = {
 }  # fmt: skip
 ON_PICTURES = ("consistency", "self_e", "flow", "mean_flow", "shortcut", "teacher", "autoencoder")
 FROM_START = {  # so that what comes late in a run comes in its two steps
-    "swiftbrush": {"method.fake.warmup": "0"}, "quickstart": {"method.fake.warmup": "0"},
+    "swiftbrush": {"method.fake.warmup": "0"},
+    "quickstart": {"method.fake.warmup": "0", "method.pairs.count": "64", "method.regression.alone": "1"},
     "sid": {"method.fake.warmup": "0"}, "dmd2": {"method.fake.warmup": "0"},
     "diff_instruct": {"method.fake.warmup": "0"},
     "self_e": {"method.span_from": "0", "method.span_share": "0"},

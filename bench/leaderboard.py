@@ -64,8 +64,11 @@ FROM_TEACHER = {
 SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.ema_decay": "0.99"}
 SELF_E["method.sampling.finest_steps"] = "null"  # it is for more steps than are measured here
 
+NO_PAIRS = {"method.pairs.count": "0", "method.regression.alone": "0", "method.regression.weight": "0"}
+
 ENTRIES = {
-    "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0"}),
+    "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0", **NO_PAIRS}),
+    "swiftbrush-pairs": Entry("emoji_quickstart", {"training.max_minutes": "0"}),
     "dmd2": Entry("emoji_dmd2", {"method.steps": "1"}),
     "dmd2-2": Entry("emoji_dmd2", steps=(2,)),
     "diff_instruct": Entry("emoji_diff_instruct"),

@@ -1,0 +1,159 @@
+"""Remedies against lost variety, raced on one budget: each alone beside plain SwiftBrush, and the best together.
+
+    python bench/remedies.py --rows base regression     # train, measure, and print the table; resumes where it stopped
+    python bench/remedies.py --cost                     # seconds and memory of a training step, over those of the base
+
+A row is a config and options beside it. Most are configs/emoji_quickstart.yaml without its pairs. All rows see the same
+number of images (25,600). They are measured by `diffdistill eval compare`, against 50 guided steps of the teacher. A
+row trains 5 to 30 CPU minutes, and is measured in 3. The teacher is measured once, in 8 minutes. `--cost` takes half a
+minute a row: each is a process of its own, and the base is timed again beside it, so that other work on the machine
+matters less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PAIRS = {"method.pairs.count": "10000", "method.pairs.steps": "8", "method.pairs.guidance_scale": "2"}
+CRITIC = {**PAIRS, "method.adversary.of_teacher": "true", "method.adversary.weight": "3e-2"}
+ALONE = {"method.regression.alone": "200"}
+REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25"}
+QUICK = "emoji_quickstart"
+NO_PAIRS = {"method.pairs.count": "0", "method.regression.alone": "0", "method.regression.weight": "0"}
+ROWS: dict[str, tuple[str, dict[str, str]]] = {
+    "base": (QUICK, {}),
+    "guidance 1.5": (QUICK, {"method.guidance_scale": "1.5"}),
+    "guidance below t = .5": (QUICK, {"method.guidance_interval": "[0.0, 0.5]"}),
+    "noise at the last time": (QUICK, {"method.noise_ratio": "null"}),
+    "three updates of the fake score": (QUICK, {"method.fake.updates": "3"}),
+    "regression at the start": (QUICK, {**PAIRS, **ALONE}),
+    "regression": (QUICK, REGRESSION),
+    "regression, pairs of guidance 3": (QUICK, {**REGRESSION, "method.pairs.guidance_scale": "3"}),
+    "critic of the teacher's samples": (QUICK, CRITIC),
+    "Jensen-Shannon": (QUICK, {**CRITIC, "method.adversary.divergence": "jensen_shannon"}),
+    "forward KL": (QUICK, {**CRITIC, "method.adversary.divergence": "forward_kl"}),
+    "regression and critic": (QUICK, {**REGRESSION, **CRITIC}),
+    "SiD": ("emoji_sid", {}),
+    "two steps": ("emoji_dmd2", {"method.fake.updates": "1"}),
+}
+CHILD = "--one"
+
+
+def options(row: str, **more: str) -> list[str]:
+    """Arguments of `diffdistill train` for a row."""
+    config, named = ROWS[row]
+    plain = NO_PAIRS if config == QUICK else {}
+    named = {**plain, **named, "training.max_minutes": "0", **more}
+    return [f"configs/{config}.yaml", *(f"--{key}={value}" for key, value in named.items())]
+
+
+def folder(row: str, seed: int, out: Path) -> Path:
+    return out / f"{row.replace(' ', '_').replace(',', '')}-s{seed}"
+
+
+def train(row: str, seed: int, images: int, out: Path) -> Path:
+    run = folder(row, seed, out)
+    if not (run / "export").is_dir():
+        more = {"training.samples": str(images), "training.seed": str(seed), "training.validate_every": "6400"}
+        argv = options(row, **more, output_dir=str(run), overwrite="true")
+        subprocess.run([sys.executable, "-m", "diffdistill", "train", *argv], check=True, stdout=sys.stderr)
+    return run
+
+
+def measure(rows: list[str], o: argparse.Namespace) -> list[dict[str, Any]]:
+    """The ratios of each row, as `eval compare` prints them, and its CPU seconds of training."""
+    found = []
+    for row in rows:
+        run = folder(row, o.seed, o.out)
+        steps = "2" if row == "two steps" else "1"
+        argv = ["eval", "compare", "--students", f"student={run / 'export'}", "--steps", steps, "--pictures", "512"]
+        argv += ["--seeds", "0", "--judging", "st-vgg16", "--out", str(o.out / "compared")]
+        done = subprocess.run([sys.executable, "-m", "diffdistill", *argv], check=True, stdout=subprocess.PIPE)
+        numbers = next(each for each in json.loads(done.stdout)["rows"] if each["name"] == "student")
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        seconds = max(line.get("cpu_seconds", 0) for line in lines)
+        found.append({**numbers, "name": row, "cpu_seconds": round(seconds)})
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    lines = ["| | KD | variety | Vendi score | CPU seconds |", "|---|---|---|---|---|"]
+    for row in found:
+        cells = [
+            ", ".join(f"{value:.2f}".lstrip("0") for value in row[key].values()) for key in ("kd", "variety", "vendi")
+        ]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['cpu_seconds']:,} |")
+    return "\n".join(lines)
+
+
+def one(row: str, rounds: int) -> dict[str, float]:
+    """Seconds of a step late in a run, and the largest memory of this process in MiB."""
+    from diffdistill.cli.train import build_method, parse
+    from diffdistill.training.loop import Trainer
+    from diffdistill.training.settings import TrainingSettings
+
+    few = {"method.pairs.count": "64"} if "method.pairs.count" in ROWS[row][1] else {}
+    _, namespace = parse(options(row, **few))
+    settings = {**vars(namespace.training), "samples": 1000 * 32, "validate_every": 0}
+    with tempfile.TemporaryDirectory() as place:
+        trainer = Trainer(build_method(namespace), TrainingSettings(**settings), Path(place))
+    seconds = []
+    for k in range(rounds + 2):
+        trainer.clock.samples, trainer.clock.step = 900 * 32, 900
+        started = time.perf_counter()
+        trainer.train_step()
+        if k > 1:
+            seconds.append(time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1 << 20)
+    return {"seconds": statistics.median(seconds), "mib": peak}
+
+
+def cost(rows: list[str], rounds: int) -> None:
+    """Print the cost of each row and of the base beside it, a line a row."""
+    for row in rows:
+        measured = {}
+        for name in ("base", row):
+            argv = [sys.executable, __file__, CHILD, name, "--rounds", str(rounds)]
+            done = subprocess.run(argv, check=True, stdout=subprocess.PIPE)
+            measured[name] = json.loads(done.stdout.splitlines()[-1])
+        own, base = measured[row], measured["base"]
+        ratio = round(own["seconds"] / base["seconds"], 2)
+        print(
+            json.dumps({row: {"seconds": round(own["seconds"], 3), "ratio": ratio, "mib": round(own["mib"])}}),
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--seed", type=int, default=0, help="of training")
+    parser.add_argument("--images", type=int, default=25_600, help="seen by each row; default 25600")
+    parser.add_argument("--out", type=Path, default=Path("runs/remedies"))
+    parser.add_argument("--cost", action="store_true", help="measure seconds and memory of a step instead")
+    parser.add_argument("--rounds", type=int, default=15, help="steps that --cost times")
+    parser.add_argument("--train_only", action="store_true", help="measure nothing")
+    parser.add_argument(CHILD, choices=ROWS, help=argparse.SUPPRESS)
+    o = parser.parse_args()
+    if o.one:
+        print(json.dumps(one(o.one, o.rounds)))
+    elif o.cost:
+        cost(o.rows, o.rounds)
+    else:
+        for row in o.rows:
+            train(row, o.seed, o.images, o.out)
+        if not o.train_only:
+            print(table(measure(o.rows, o)))
+
+
+if __name__ == "__main__":
+    main()
