@@ -1,8 +1,14 @@
-"""The averaged weights of the best validation of a run, in a file of its folder."""
+"""The averaged weights of the best validation of a run, in a file of its folder.
+
+Each checkpoint keeps the file that was there when it was written, as a hard link where the disk can: the file is never
+changed, but replaced. A run that continues from this checkpoint finds it again, whatever came after.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,6 +54,26 @@ class Best:
         write_atomic(self.file, save({name: value.contiguous().cpu() for name, value in weights.items()}, about))
         self.score, self.samples, self.protocol = score, samples, protocol
 
+    def keep(self, checkpoint: Path) -> None:
+        """Leave the file in a checkpoint too."""
+        if self.samples >= 0:
+            _link(self.file, checkpoint / FILE)
+
+    @classmethod
+    def since(cls, run: Path, samples: int, checkpoint: Path | None) -> Best:
+        """The best of a run that continues: that of its folder or, where this is of another past, of the checkpoint.
+
+        Args:
+            run: the run's folder.
+            samples: samples that the run has seen.
+            checkpoint: the folder from which it continues; None for a run that starts.
+        """
+        found = cls(run, samples)
+        if found.samples >= 0 or checkpoint is None or cls(checkpoint, samples).samples < 0:
+            return found
+        _link(checkpoint / FILE, found.file)
+        return cls(run, samples)
+
     def weights(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The weights, or None if there are none, or if the file does not hold what it should.
 
@@ -63,3 +89,14 @@ class Best:
             return None
         whole = {name: value.shape for name, value in found.items()} == {name: v.shape for name, v in like.items()}
         return found if whole and all(bool(value.isfinite().all()) for value in found.values()) else None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name of the same file or, where there are no links, a copy of it."""
+    hidden = target.with_name(f".{target.name}.part")
+    hidden.unlink(missing_ok=True)
+    try:
+        os.link(source, hidden)
+    except OSError:
+        shutil.copyfile(source, hidden)
+    hidden.replace(target)

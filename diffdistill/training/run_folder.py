@@ -61,7 +61,7 @@ class RunFolder:
         self.tracker = Tracker(self.path, s.samples, self.state.clock.samples, s.report_to, main)
         if main and not self.state.clock.samples:  # of an earlier run in this folder
             (self.path / best.FILE).unlink(missing_ok=True)
-        self.best = best.Best(self.path, self.state.clock.samples)
+        self.best = best.Best.since(self.path, self.state.clock.samples, self.saved if main else None)
 
     def say(self, text: str) -> None:
         """One line for the user, above the bar."""
@@ -105,6 +105,7 @@ class RunFolder:
             folder = self.path.resolve() / f"checkpoint-{self.state.clock.samples:010d}"
             if self.saved != folder:
                 save_checkpoint(folder, tensors, {**values, **self.about})
+                self.best.keep(folder)
                 self.saved = folder
             remove_old_checkpoints(self.path, self.settings.checkpoints_limit)
         self.accelerator.wait_for_everyone()

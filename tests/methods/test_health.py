@@ -136,6 +136,23 @@ def test_a_file_of_later_samples_or_damaged_is_left_out(tmp_path: Path) -> None:
     assert Best(tmp_path, 16).weights(like) is None and best.weights(like) is None
 
 
+def test_a_checkpoint_keeps_the_best_of_its_past(tmp_path: Path) -> None:
+    like = {"w": torch.zeros(2)}
+    run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint-8"
+    checkpoint.mkdir(parents=True)
+    Best(run, 0).keep(checkpoint)  # there is none yet
+    assert not (checkpoint / "best.safetensors").exists()
+    best = Best(run, 0)
+    best.offer(0.5, 4, {"w": torch.ones(2)})
+    best.keep(checkpoint)
+    best.offer(0.4, 12, {"w": torch.zeros(2)})
+    assert Best(run, 8).weights(like) is None  # what came later is of a past that was given up
+    again = Best.since(run, 8, checkpoint)
+    assert (again.score, again.samples) == (0.5, 4)
+    assert torch.equal(again.weights(like)["w"], torch.ones(2))
+    assert Best.since(run, 16, checkpoint).samples == 4 and Best.since(tmp_path, 8, None).samples == -1
+
+
 def test_a_new_run_in_the_folder_forgets_the_best_of_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     Best(tmp_path / "run", 0).offer(-9.0, 4, {"w": torch.zeros(2)})
