@@ -3,7 +3,7 @@
     a few captions, some noises --student--> images --+--> features --> distance to the teacher's, variety
                                 --teacher--> images --+--> pixels ----> contrast, saturation
 
-The teacher's images are made once, before training. Features are those of the tuning encoders alone, so the judging
+The teacher's images are made once, before training. Features are those of two tuning encoders, so the judging
 encoders (`evaluation.battery`) remain for the last look.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from diffdistill.diffusion import Condition
 from diffdistill.distill import SampleRandom
 from diffdistill.errors import UserError
-from diffdistill.evaluation.battery.encoders import TUNING, build_encoder
+from diffdistill.evaluation.battery.encoders import WATCHED, build_encoder
 from diffdistill.evaluation.battery.numbers import geometric_mean
 from diffdistill.evaluation.distances.within import distance_within, spread_within
 from diffdistill.evaluation.quick import diversity
@@ -65,7 +65,7 @@ class Health:
         self.rows = [row for row in spread for _ in range(settings.per_caption)]
         self.captions = [prompts[row] for row in self.rows]
         try:
-            self.encoders: dict[str, Any] = {name: build_encoder(name) for name in TUNING}
+            self.encoders: dict[str, Any] = {name: build_encoder(name) for name in WATCHED}
         except UserError as error:
             raise UserError(f"health: {error}; or set health.captions to 0") from error
         self.theirs: dict[str, Tensor] = {}

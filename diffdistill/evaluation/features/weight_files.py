@@ -7,6 +7,7 @@ Notable:
 """
 
 import hashlib
+import importlib.util
 import os
 import urllib.request
 from collections.abc import Iterable
@@ -85,6 +86,14 @@ def find(file: WeightFile, weights: str | os.PathLike[str] | None = None, also: 
         if place.is_file():
             return place
     raise UserError(f"{file.title} weights not found: no file {' or '.join(map(str, places))}; {file.advice}")
+
+
+def packaged(package: str, name: str) -> Path | None:
+    """A file of an installed package, which is located but never imported; None where there is no such package."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))) / name
 
 
 def first_line(error: BaseException) -> str:
