@@ -64,7 +64,12 @@ FROM_TEACHER = {
 SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.ema_decay": "0.99"}
 SELF_E["method.sampling.finest_steps"] = "null"  # it is for more steps than are measured here
 
-NO_PAIRS = {"method.pairs.count": "0", "method.regression.alone": "0", "method.regression.weight": "0"}
+NO_PAIRS = {
+    "method.pairs.count": "0",
+    "method.regression.alone": "0",
+    "method.regression.weight": "0",
+    "method.times.t_max": "0.5",
+}
 
 ENTRIES = {
     "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0", **NO_PAIRS}),

@@ -13,7 +13,7 @@ and is trained by score distillation (weight dmd) with a fake score that is a ne
     guided samples   the score of the guided sampler's samples judges, without guidance
     regression       regression on pairs of noise and guided sample, alone (methods/regression.py)
     both             regression first, then guided samples with regression beside
-    recipe           regression first, then the guided teacher with regression beside, as in configs/emoji_variety.yaml
+    recipe           regression first, then the guided teacher with regression beside, like configs/emoji_variety.yaml
 
 Prints JSON: shares of the two bumps, the largest error of a share over the truth's, the share of points off both, and
 the deviation within bumps over the truth's (1 is right, 0 is collapse).

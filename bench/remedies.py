@@ -1,13 +1,13 @@
 """Remedies against lost variety, raced on one budget: each alone beside plain SwiftBrush, and the best together.
 
-    python bench/remedies.py --rows base regression     # train, measure, and print the table; resumes where it stopped
+    python bench/remedies.py --rows base regression     # train, measure, and print the table
     python bench/remedies.py --cost                     # seconds and memory of a training step, over those of the base
 
-A row is a config and options beside it. Most are configs/emoji_quickstart.yaml without its pairs. All rows see the same
-number of images (25,600). They are measured by `diffdistill eval compare`, against 50 guided steps of the teacher. A
-row trains 5 to 30 CPU minutes, and is measured in 3. The teacher is measured once, in 8 minutes. `--cost` takes half a
-minute a row: each is a process of its own, and the base is timed again beside it, so that other work on the machine
-matters less.
+A row that is done is not made again. A row is a config and options beside it. Most are configs/emoji_quickstart.yaml
+without its pairs. All rows see the same number of images (25,600). They are measured by `diffdistill eval compare`,
+against 50 guided steps of the teacher. A row trains 5 to 30 CPU minutes, and is measured in 3. The teacher is measured
+once, in 8 minutes. `--cost` takes half a minute a row: each is a process of its own, and the base is timed again beside
+it, so that other work on the machine matters less.
 """
 
 from __future__ import annotations
@@ -26,9 +26,14 @@ from typing import Any
 PAIRS = {"method.pairs.count": "10000", "method.pairs.steps": "8", "method.pairs.guidance_scale": "2"}
 CRITIC = {**PAIRS, "method.adversary.of_teacher": "true", "method.adversary.weight": "3e-2"}
 ALONE = {"method.regression.alone": "200"}
-REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25"}
+REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25", "method.times.t_max": "0.98"}
 QUICK = "emoji_quickstart"
-NO_PAIRS = {"method.pairs.count": "0", "method.regression.alone": "0", "method.regression.weight": "0"}
+NO_PAIRS = {
+    "method.pairs.count": "0",
+    "method.regression.alone": "0",
+    "method.regression.weight": "0",
+    "method.times.t_max": "0.5",
+}
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "base": (QUICK, {}),
     "guidance 1.5": (QUICK, {"method.guidance_scale": "1.5"}),
@@ -56,12 +61,12 @@ def options(row: str, **more: str) -> list[str]:
     return [f"configs/{config}.yaml", *(f"--{key}={value}" for key, value in named.items())]
 
 
-def folder(row: str, seed: int, out: Path) -> Path:
-    return out / f"{row.replace(' ', '_').replace(',', '')}-s{seed}"
+def folder(row: str, seed: int, images: int, out: Path) -> Path:
+    return out / f"{row.replace(' ', '_').replace(',', '')}-{images}-s{seed}"
 
 
 def train(row: str, seed: int, images: int, out: Path) -> Path:
-    run = folder(row, seed, out)
+    run = folder(row, seed, images, out)
     if not (run / "export").is_dir():
         more = {"training.samples": str(images), "training.seed": str(seed), "training.validate_every": "6400"}
         argv = options(row, **more, output_dir=str(run), overwrite="true")
@@ -73,10 +78,10 @@ def measure(rows: list[str], o: argparse.Namespace) -> list[dict[str, Any]]:
     """The ratios of each row, as `eval compare` prints them, and its CPU seconds of training."""
     found = []
     for row in rows:
-        run = folder(row, o.seed, o.out)
+        run = folder(row, o.seed, o.images, o.out)
         steps = "2" if row == "two steps" else "1"
         argv = ["eval", "compare", "--students", f"student={run / 'export'}", "--steps", steps, "--pictures", "512"]
-        argv += ["--seeds", "0", "--judging", "st-vgg16", "--out", str(o.out / "compared")]
+        argv += ["--seeds", "0", "--judging", "--out", str(o.out / "compared")]
         done = subprocess.run([sys.executable, "-m", "diffdistill", *argv], check=True, stdout=subprocess.PIPE)
         numbers = next(each for each in json.loads(done.stdout)["rows"] if each["name"] == "student")
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -89,7 +94,8 @@ def table(found: list[dict[str, Any]]) -> str:
     lines = ["| | KD | variety | Vendi score | CPU seconds |", "|---|---|---|---|---|"]
     for row in found:
         cells = [
-            ", ".join(f"{value:.2f}".lstrip("0") for value in row[key].values()) for key in ("kd", "variety", "vendi")
+            ", ".join("-" if value is None else f"{value:.2f}".lstrip("0") for value in row[key].values())
+            for key in ("kd", "variety", "vendi")
         ]
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['cpu_seconds']:,} |")
     return "\n".join(lines)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffdistill.errors import UserError
-from diffdistill.evaluation.battery.encoders import WATCHED
 
 FEWEST = 3  # an unbiased kernel distance and its standard error need three images on each side
 CAPTIONS, PER_CAPTION = 24, 6  # for the variety within a caption
@@ -37,7 +36,7 @@ class Ruler:
         import torch
 
         from diffdistill.data.captioned import load_split
-        from diffdistill.evaluation.battery.encoders import build_encoder
+        from diffdistill.evaluation.battery.encoders import WATCHED, build_encoder
 
         emoji = load_split(data)
         order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -49,6 +48,7 @@ class Ruler:
         self.repeated = [caption for caption in several for _ in range(PER_CAPTION)]
         self.encoders = {name: build_encoder(name) for name in WATCHED}  # the judging ones are for the last look
         self.extract = self.encoders[WATCHED[0]]
+        self._first = WATCHED[0]
         self.real = {name: encoder(emoji.images[order], progress=True) for name, encoder in self.encoders.items()}
         images = hashlib.sha256(emoji.images[order].numpy().tobytes()).hexdigest()[:16]
         encoders = {name: encoder.protocol for name, encoder in self.encoders.items()}
@@ -63,7 +63,7 @@ class Ruler:
     @property
     def n_reference(self) -> int:
         """Number of real images that generated ones are measured against."""
-        return len(self.real[WATCHED[0]]) - self.n
+        return len(self.real[self._first]) - self.n
 
     def seconds(self, model: Any, steps: int, guidance: float, n: int = 32) -> float:
         """Seconds an image, from one batch of n, after a batch of a single step to warm up."""
@@ -98,7 +98,7 @@ class Ruler:
         }
         nfe = steps * (2 if guidance > 1 else 1)
         return {
-            **encoders[WATCHED[0]],
+            **encoders[self._first],
             "steps": steps,
             "nfe": nfe,
             "guidance": guidance,
@@ -110,7 +110,7 @@ class Ruler:
         """The distances of as many real images, the prompts' own, against the reference."""
         from diffdistill.evaluation import quick_numbers
 
-        real = self.real[WATCHED[0]]
+        real = self.real[self._first]
         numbers = quick_numbers(real[: self.n], real[self.n :])
         return {**numbers, "steps": 0, "nfe": 0, "guidance": None, "seconds_per_image": None}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -271,6 +272,21 @@ def check_eta(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise UserError(f"{name} is {value}; it must be a number from 0, because the later time is not before t")
+
+
+@contextmanager
+def without_autocast(network: nn.Module) -> Iterator[None]:
+    """Within it, a network that accelerate has prepared computes in its weights' own precision."""
+    wrapped, own = vars(network).get("forward"), vars(network).get("_original_forward")
+    device = next(network.parameters()).device.type
+    if wrapped is not None and own is not None:
+        network.forward = own
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        if wrapped is not None and own is not None:
+            network.forward = wrapped
 
 
 def unwrap(module: nn.Module) -> Any:

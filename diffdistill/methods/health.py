@@ -37,6 +37,7 @@ from .teacher_sampler import check_sampler, sampled
 LIMITS = {"variety": (0.6, 1.4), "contrast": (0.8, 1.25), "saturation": (0.75, 1.33)}
 STEP = 0.05  # a change of a ratio that counts
 BATCH = 32
+SAMPLED = "DPM-Solver++, both in their weights' own precision"  # a part of the protocol
 ELEMENTS = 1 << 18  # of the latents that are sampled at a time
 
 Sampler = Callable[[SampleRandom, Condition], Tensor]
@@ -121,7 +122,9 @@ class Health:
         ratios |= {name: value / max(self.pixels[name], 1e-12) for name, value in pixel_numbers(images).items()}
         score = statistics.fmean(distances.values())
         numbers = {**ratios, "distance": score, **{f"distance_{name}": value for name, value in distances.items()}}
-        protocol = json.dumps([dataclasses.asdict(self.settings), [e.protocol for e in self.encoders.values()]])
+        protocol = json.dumps(
+            [SAMPLED, dataclasses.asdict(self.settings), [e.protocol for e in self.encoders.values()]]
+        )
         return Validation(numbers=numbers, score=score, remarks=self._drifting(ratios), protocol=protocol)
 
     def _drifting(self, ratios: dict[str, float]) -> tuple[str, ...]:
@@ -146,12 +149,11 @@ class Health:
         assert self._table is not None, "`prepare` comes first"
         parts = []
         batch = max(1, min(BATCH, ELEMENTS // math.prod(self.teacher.latent_shape)))
-        with torch.autocast(self._device.type, enabled=False):  # as the exported pipeline, and alike for both
-            for start in range(0, len(self.rows), batch):
-                rows = self.rows[start : start + batch]
-                random = SampleRandom(0, range(start, start + len(rows)), self._device)
-                latents = sample(random, self._table.rows(rows))
-                parts.append(self.teacher.latents.images(latents).float().clamp(0, 1).cpu())
+        for start in range(0, len(self.rows), batch):
+            rows = self.rows[start : start + batch]
+            random = SampleRandom(0, range(start, start + len(rows)), self._device)
+            latents = sample(random, self._table.rows(rows))
+            parts.append(self.teacher.latents.images(latents).float().clamp(0, 1).cpu())
         return torch.cat(parts)
 
 

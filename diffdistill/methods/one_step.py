@@ -25,7 +25,7 @@ from diffdistill.models.prompt_table import PromptTable, embed_prompts
 from diffdistill.models.teacher import Teacher, load_teacher
 
 from .adversary import Adversary
-from .base import FREE_ARGUMENTS, Batch, Method, OptimizerSettings, Validation, unwrap
+from .base import FREE_ARGUMENTS, Batch, Method, OptimizerSettings, Validation, unwrap, without_autocast
 from .content import digest, of_teacher
 from .health import Health
 from .judge import Judge
@@ -159,7 +159,8 @@ class OneStep(Method):
         if self.health is None:
             return Validation(images)
         network = unwrap(self.networks["student"])
-        found = self.health.measure(lambda random, cond: self.student.sample(network, random, cond))
+        with without_autocast(network):  # as the exported pipeline computes, and as the teacher did
+            found = self.health.measure(lambda random, cond: self.student.sample(network, random, cond))
         return replace(found, images=images)
 
     def export(self, folder: Path) -> None:
@@ -201,8 +202,7 @@ def start_from(network: Any, source: str, student: Student, teacher: Teacher) ->
             another time.
     """
     other = load_teacher(source)
-    theirs, ours = (model.parts().get("vae") for model in (other, teacher))
-    if theirs is not None and ours is not None and not _same_weights(theirs, ours):
+    if not _same_latents(other, teacher):
         raise UserError(f"start {source} has another autoencoder than the teacher {teacher.source}")
     try:
         network.inner.load_state_dict(other.backbone.inner.state_dict())
@@ -219,11 +219,18 @@ def start_from(network: Any, source: str, student: Student, teacher: Teacher) ->
     return other.digest()
 
 
-def _same_weights(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two networks have the same weights, up to the rounding of a half-precision file."""
-    one, two = a.state_dict(), b.state_dict()
-    return one.keys() == two.keys() and all(
-        one[name].shape == two[name].shape
-        and torch.allclose(one[name].float().cpu(), two[name].float().cpu(), rtol=1e-2, atol=1e-3)
-        for name in one
-    )
+def _same_latents(a: Teacher, b: Teacher) -> bool:
+    """Whether two models encode images alike, up to the rounding of a half-precision file. Decoders may differ."""
+    one, two = a.latents, b.latents
+    if (one.scale, one.shift) != (two.scale, two.shift) or (one.statistics is None) != (two.statistics is None):
+        return False
+    pairs = list(zip(one.statistics or (), two.statistics or (), strict=True))
+    first, second = (_encoder(each.autoencoder) for each in (one, two))
+    if first.keys() != second.keys() or any(first[name].shape != second[name].shape for name in first):
+        return False
+    pairs += [(first[name], second[name]) for name in first]
+    return all(torch.allclose(x.float().cpu(), y.float().cpu(), rtol=1e-2, atol=1e-3) for x, y in pairs)
+
+
+def _encoder(autoencoder: nn.Module) -> dict[str, Tensor]:
+    return {name: v for name, v in autoencoder.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}

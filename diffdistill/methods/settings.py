@@ -324,8 +324,8 @@ class HealthSettings:
     """Numbers of the student on a fixed small set, at each validation, against those of the teacher.
 
     They are in the log as "validation/variety", "contrast", "saturation" (ratios to the teacher's) and "distance": the
-    kernel distance to the teacher's images of the same caption, over the spread of these, as a mean over the tuning
-    encoders. The weights of the least distance are exported with `training.export_best`.
+    kernel distance to the teacher's images of the same caption, over the spread of these, as a mean over MobileNetV2
+    and AlexNet. The weights of the least distance are exported with `training.export_best`.
 
     Args:
         captions: number of captions, spread over the prompts; 0 for no such numbers.

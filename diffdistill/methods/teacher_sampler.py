@@ -39,6 +39,8 @@ def check_sampler(teacher: Teacher, steps: int, name: str) -> None:
         times = timesteps(schedule, steps)
     except ValueError as error:
         raise UserError(f"{name} is {steps}: {error}") from error
+    if times[-1] < 0:  # of a few numbers, such as 61 of 1000, the grid has one time too many
+        raise UserError(f"{name} is {steps}, whose grid ends below time 0; take one step more or less")
     if isinstance(schedule, VPSchedule) and teacher.prediction_type == "eps" and not schedule.alpha(times[0]) > 0:
         raise UserError(
             f"{name}: the teacher predicts noise, and there is no signal at its last time, so it cannot be sampled "

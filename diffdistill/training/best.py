@@ -61,18 +61,21 @@ class Best:
 
     @classmethod
     def since(cls, run: Path, samples: int, checkpoint: Path | None) -> Best:
-        """The best of a run that continues: that of its folder or, where this is of another past, of the checkpoint.
+        """The best of a run that continues: that of the checkpoint or, where it has none, of the run's own folder.
 
         Args:
             run: the run's folder.
             samples: samples that the run has seen.
             checkpoint: the folder from which it continues; None for a run that starts.
         """
+        if checkpoint is not None and cls(checkpoint, samples).samples >= 0:
+            _link(checkpoint / FILE, run / FILE)
+        elif checkpoint is not None and checkpoint.resolve().parent != run.resolve():
+            (run / FILE).unlink(missing_ok=True)  # of another run
         found = cls(run, samples)
-        if found.samples >= 0 or checkpoint is None or cls(checkpoint, samples).samples < 0:
-            return found
-        _link(checkpoint / FILE, found.file)
-        return cls(run, samples)
+        if checkpoint is not None and found.samples < 0:
+            (run / FILE).unlink(missing_ok=True)  # of an end that was given up
+        return found
 
     def weights(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The weights, or None if there are none, or if the file does not hold what it should.

@@ -2,8 +2,9 @@
 
     checkpoint-0000012800/
       state.json            the format's number; the values of `state.TrainingState`; what the run is (`continuation`);
-                            the size and the CRC of every other file
+                            the size and the CRC of every group's file
       GROUP.safetensors     each group of tensors of `state.TrainingState`
+      best.safetensors      the best weights up to then (`best`), where there are some; state.json does not name it
 
 A checkpoint is made in a hidden folder, flushed to disk and renamed. A folder whose files do not agree with its
 state.json (a torn copy, say) is passed over when the latest checkpoint is looked for.

@@ -105,8 +105,8 @@ class RunFolder:
             folder = self.path.resolve() / f"checkpoint-{self.state.clock.samples:010d}"
             if self.saved != folder:
                 save_checkpoint(folder, tensors, {**values, **self.about})
-                self.best.keep(folder)
                 self.saved = folder
+            self.best.keep(folder)  # also where a validation came after the checkpoint
             remove_old_checkpoints(self.path, self.settings.checkpoints_limit)
         self.accelerator.wait_for_everyone()
 

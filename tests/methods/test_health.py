@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from made import made
 
 from diffdistill.diffusion import Condition
@@ -136,6 +137,24 @@ def test_a_file_of_later_samples_or_damaged_is_left_out(tmp_path: Path) -> None:
     assert Best(tmp_path, 16).weights(like) is None and best.weights(like) is None
 
 
+def test_the_student_is_measured_without_autocast(tmp_path: Path) -> None:
+    method = build(tmp_path)
+    (tmp_path / "run").mkdir()
+    settings = TrainingSettings(8, 4, cpu=True, mixed_precision="bf16", validate_every=4)
+    AcceleratorState._reset_state(reset_partial_state=True)  # each may have its own precision
+    trainer = Trainer(method, settings, tmp_path / "run")
+    seen: list[torch.dtype] = []
+    layer = method.networks["student"].inner.conv_in
+    layer.register_forward_hook(lambda _module, _inputs, out: seen.append(out.dtype))
+    with torch.no_grad(), trainer.accelerator.autocast():
+        method.validate()
+    assert seen[0] == torch.bfloat16 and seen[-1] == torch.float32  # the preview, then the numbers
+    with trainer.accelerator.autocast():
+        trainer.train_step()
+    assert seen[-1] == torch.bfloat16  # the network is as it was
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def test_a_checkpoint_keeps_the_best_of_its_past(tmp_path: Path) -> None:
     like = {"w": torch.zeros(2)}
     run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint-8"
@@ -151,6 +170,9 @@ def test_a_checkpoint_keeps_the_best_of_its_past(tmp_path: Path) -> None:
     assert (again.score, again.samples) == (0.5, 4)
     assert torch.equal(again.weights(like)["w"], torch.ones(2))
     assert Best.since(run, 16, checkpoint).samples == 4 and Best.since(tmp_path, 8, None).samples == -1
+    again.offer(0.3, 12, {"w": torch.zeros(2)})
+    assert Best.since(run, 8, tmp_path / "checkpoint-8").samples == -1  # of another run, which has none
+    assert not (run / "best.safetensors").exists()
 
 
 def test_a_new_run_in_the_folder_forgets_the_best_of_an_earlier_one(tmp_path: Path) -> None:

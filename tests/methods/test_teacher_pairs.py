@@ -164,6 +164,8 @@ def test_a_student_starts_from_an_exported_one(folder: Path) -> None:
     assert second.content["start"] != build(folder).content.get("start")
     with pytest.raises(UserError, match=r"start .* gets noise at time .* set noise_ratio"):
         build(folder, start=str(folder / "student"), noise_ratio=1.0)
+    with pytest.raises(UserError, match="pairs.steps is 61, whose grid ends below time 0"):
+        build(folder, **{**PAIRS, "pairs__steps": 61}, regression__weight=1.0)
     with pytest.raises(UserError, match="another autoencoder"):
         other = folder / "other"
         shutil.copytree(folder / "student", other)

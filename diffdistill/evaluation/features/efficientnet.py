@@ -92,6 +92,7 @@ class SamePadding(nn.Conv2d):
     """A convolution that pads as TensorFlow's "SAME" does."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', ceil(H / stride), ceil(W / stride))."""
         size, stride = self.kernel_size, self.stride
         pads = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(x.shape[-2:], size, stride, strict=True)]
         (top, bottom), (left, right) = ((pad // 2, pad - pad // 2) for pad in pads)
@@ -124,6 +125,7 @@ class Block(nn.Module):
         self._widens, self._adds = expansion > 1, stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, channels, H, W) to (N, out, ceil(H / stride), ceil(W / stride))."""
         h = F.relu6(self._bn0(self._expand_conv(x))) if self._widens else x
         h = F.relu6(self._bn1(self._depthwise_conv(h)))
         h = self._bn2(self._project_conv(h))
@@ -146,6 +148,7 @@ class EfficientNetLite0(nn.Module):
         self._conv_head, self._bn1 = SamePadding(channels, HEAD, 1, bias=False), _norm(HEAD)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to the last maps."""
         x = self._blocks(F.relu6(self._bn0(self._conv_stem(x))))
         return F.relu6(self._bn1(self._conv_head(x)))
 
