@@ -31,7 +31,6 @@ class Regression:
 
     def __init__(self, settings: RegressionSettings, pairs: TeacherPairs, student: OneStepStudent) -> None:
         self.settings, self.pairs, self.student = settings, pairs, student
-        self.progress = 0.0  # the share of the run that is done
 
     def loss(self, network: Any, random: SampleRandom) -> Loss:
         """The distance of the student's samples from the teacher's, for a pair that is drawn for each sample."""
@@ -56,7 +55,7 @@ class Regression:
             return [Phase("student", "student", alone)]
         return [
             Phase(phase.name, phase.trains, self._beside(phase.loss, networks), phase.whole_batch)
-            if phase.name == "student" and max(s.weight, s.last) > 0
+            if phase.name == "student" and s.weight
             else phase
             for phase in judged(step - s.alone)
         ]
@@ -65,6 +64,6 @@ class Regression:
         def both(batch: Batch, random: SampleRandom, carry: dict[str, Any]) -> Loss:
             value, logs = loss(batch, random, carry)
             term, more = self.loss(networks["student"], random)
-            return value + self.settings.at(self.progress) * term, {**logs, **more}
+            return value + self.settings.weight * term, {**logs, **more}
 
         return both

@@ -282,7 +282,6 @@ class RegressionSettings:
 
     Args:
         weight: weight of the term beside score distillation; 0 for none.
-        weight_final: its weight at the end of the run; the change is linear. null for no change.
         alone: number of steps at the start in which the student is trained by this term alone.
         huber: c of the pseudo-Huber distance.
 
@@ -291,7 +290,6 @@ class RegressionSettings:
     """
 
     weight: float = 0.0
-    weight_final: float | None = None
     alone: int = 0
     huber: float = 0.1
 
@@ -301,22 +299,11 @@ class RegressionSettings:
                 f"weight is {self.weight}, alone {self.alone} and huber {self.huber}; weight and alone must be from 0, "
                 "and huber above 0"
             )
-        if not 0 <= self.last < math.inf:
-            raise UserError(f"weight_final is {self.last}; it must be a number from 0")
 
     @property
     def used(self) -> bool:
         """Whether there is such a term at any time of the run."""
-        return self.weight > 0 or self.last > 0 or self.alone > 0
-
-    @property
-    def last(self) -> float:
-        """The weight at the end of the run."""
-        return self.weight if self.weight_final is None else self.weight_final
-
-    def at(self, progress: float) -> float:
-        """The weight when the share `progress` of the run is done."""
-        return self.weight + (self.last - self.weight) * progress
+        return self.weight > 0 or self.alone > 0
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,6 @@ class SwiftBrush(OneStep):
             self.regression = Regression(regression, made, student)
         super().__init__(loaded, texts, student, optimizer, export, judge, made, start, health)
 
-    def begin_step(self, step: int) -> None:
-        super().begin_step(step)
-        if self.regression is not None and self.regression.settings.last != self.regression.settings.weight:
-            self.regression.progress = self.progress
-
     def phases(self, step: int) -> list[Phase]:
         if self.regression is None:
             return self._judged(step)

@@ -114,21 +114,6 @@ def test_regression_is_alone_at_first_and_then_stands_beside(folder: Path) -> No
     torch.testing.assert_close(both, judged + 0.5 * expected)
 
 
-def test_the_weight_of_the_regression_changes_linearly_over_the_run(folder: Path) -> None:
-    method = build(folder, **PAIRS, regression__weight=0.5, regression__weight_final=0.1)
-    method.prepare("cpu")
-    random = SampleRandom(0, range(4))
-    batch = method.batch([0, 1, 2, 3], random)
-    judged, _ = method._judged(0)[0].loss(batch, random, {})
-    z, x0, cond = method.pairs.drawn(random, "pair")
-    distance = pseudo_huber(method.student.x0(method.networks["student"], z, cond), x0, 0.1)
-    for progress, weight in ((0.0, 0.5), (0.25, 0.4), (1.0, 0.1)):
-        method.progress = progress
-        method.begin_step(0)
-        both, _ = method.phases(0)[0].loss(batch, random, {})
-        torch.testing.assert_close(both, judged + weight * distance)
-
-
 def test_a_student_of_regression_alone_learns_its_pairs(folder: Path) -> None:
     method = build(folder, **PAIRS, regression__alone=150, optimizer__learning_rate=3e-3)
     (folder / "run").mkdir()
