@@ -64,7 +64,7 @@ FROM_TEACHER = {
 SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.ema_decay": "0.99"}
 SELF_E["method.sampling.finest_steps"] = "null"  # it is for more steps than are measured here
 
-NO_PAIRS = {
+NO_PAIRS = {  # SwiftBrush alone, of a config that has pairs
     "method.pairs.count": "0",
     "method.regression.alone": "0",
     "method.regression.weight": "0",

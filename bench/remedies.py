@@ -23,17 +23,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from leaderboard import NO_PAIRS
+
 PAIRS = {"method.pairs.count": "10000", "method.pairs.steps": "8", "method.pairs.guidance_scale": "2"}
 CRITIC = {**PAIRS, "method.adversary.of_teacher": "true", "method.adversary.weight": "3e-2"}
 ALONE = {"method.regression.alone": "200"}
 REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25", "method.times.t_max": "0.98"}
 QUICK = "emoji_quickstart"
-NO_PAIRS = {
-    "method.pairs.count": "0",
-    "method.regression.alone": "0",
-    "method.regression.weight": "0",
-    "method.times.t_max": "0.5",
-}
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "base": (QUICK, {}),
     "guidance 1.5": (QUICK, {"method.guidance_scale": "1.5"}),

@@ -99,6 +99,8 @@ class OneStep(Method):
             parts.pop(teacher.family.network)
         self.frozen = parts
         self.content = {"teacher.source": of_teacher(teacher), "prompts": digest(prompts)}
+        if pairs is not None:  # a run does not go on with pairs that are made in another way
+            self.content |= {"pairs": pairs.content}
         if start is not None:
             self.content |= {"start": start_from(self.networks["student"], start, student, teacher)}
         if judge is not None:

@@ -48,6 +48,7 @@ class TeacherPairs:
             that are spread evenly over the list.
 
     Attributes:
+        content: a digest of all that pairs are made from, and of how they are made.
         samples: x0 of all pairs, Tensor of shape (N, C, h, w), on the CPU, after `prepare`.
     """
 
@@ -63,6 +64,7 @@ class TeacherPairs:
         # before anything is added to the teacher's network, such as adapters
         made_from = [FORMAT, teacher.digest(), digest(prompts), settings.count, settings.steps, settings.guidance_scale]
         self._key = made_from
+        self.content = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
         self.samples = torch.empty(0)
         self._device = torch.device("cpu")
         self._table: PromptTable | None = None

@@ -127,6 +127,8 @@ def test_a_student_of_regression_alone_learns_its_pairs(folder: Path) -> None:
 def test_a_run_with_pairs_continues_to_the_bit(folder: Path) -> None:
     options = {**PAIRS, "regression__weight": 0.5, "regression__alone": 1, "adversary__of_teacher": True,
                "adversary__divergence": "jensen_shannon", "guidance_interval": (0.1, 0.8)}  # fmt: skip
+    contents = [build(folder, **{**options, "pairs__steps": n}).content["pairs"] for n in (4, 4, 3)]
+    assert contents[0] == contents[1] != contents[2]
     settings = TrainingSettings(32, 4, cpu=True, checkpoint_every=16, checkpoints_limit=9)
     run, last = folder / "run", "checkpoint-0000000032/fake.safetensors"
     run.mkdir()
