@@ -61,6 +61,8 @@ def _curve(run: Path) -> list[dict[str, Any]]:
 
 
 def _over_runs(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
     text = f"{statistics.fmean(values):.{digits}f}"
     text = text.removeprefix("0") if digits else text
     if len(values) < 2:
@@ -86,9 +88,19 @@ def _at(curve: list[dict[str, Any]], minutes: float) -> str:
     return ""
 
 
+def _shares(row: dict[str, Any], teacher: dict[str, Any] | None) -> tuple[list[float], list[float]]:
+    """Variety and Vendi score beyond the first image, over the teacher's; empty where one of both was not measured."""
+    own, other = row["mean"], teacher["mean"] if teacher else {}
+    if any(numbers.get(key) is None for numbers in (own, other) for key in ("variety", "vendi")):
+        return [], []
+    return [own["variety"] / other["variety"]], [(own["vendi"] - 1) / (other["vendi"] - 1)]
+
+
 def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     """Markdown; methods in order of their best KD, the teacher's rows last."""
     names = list(dict.fromkeys(record["name"] for record in found))
+    best_teacher = best_by_steps(teacher)
+    finest = best_teacher[max(best_teacher)] if best_teacher else None
     runs = {name: [record for record in found if record["name"] == name] for name in names}
     steps = sorted({n for record in found for n in record["best"]})
     reach = {
@@ -96,6 +108,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     }
     equal = math.floor(10 * min(record["cpu_minutes"] for record in found)) / 10  # the shortest run has it
     head = ["", "runs", "images", "CPU min", "MiB", *(f"KD, {n}" for n in steps), "at", "FD", "align", "recall"]
+    head += ["variety", "Vendi"]
     head.append(f"KD after {equal:g} min")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in sorted(names, key=reach.__getitem__):
@@ -115,15 +128,16 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             _over_runs([row["mean"]["fd"] for row in best], 0),
             _over_runs([row["mean"]["align_score"] for row in best], 3),
             _over_runs([row["mean"]["recall"] for row in best], 2),
+            *(_over_runs(sum(values, []), 2) for values in zip(*(_shares(row, finest) for row in best), strict=True)),
             next((_at(r["curve"], equal) for r in own if r["curve"]), ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     if teacher:
-        best = best_by_steps(teacher)
-        for at in (n for n in (8, 50) if n in best):
-            row = best[at]
-            kds = [_over_runs([best[n]["mean"]["kd"]], 3) if at == 8 else "" for n in steps]
+        for at in (n for n in (8, 50) if n in best_teacher):
+            row = best_teacher[at]
+            kds = [_over_runs([best_teacher[n]["mean"]["kd"]], 3) if at == 8 else "" for n in steps]
             last = [_over_runs([row["mean"][key]], n) for key, n in (("fd", 0), ("align_score", 3), ("recall", 2))]
+            last += [_over_runs(values, 2) for values in _shares(row, finest)]
             where = f"{at}, guidance {row['guidance']:g}: {_over_runs([row['mean']['kd']], 3)}"
             lines.append("| " + " | ".join(["teacher", "", "", "", "", *kds, where, *last, ""]) + " |")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ Losses here are functions of tensors and score models. They hold no networks and
 - `few_step_times`, `few_step_sample`, `backward_simulation`: generators of several steps (DMD2)
 - `generator_loss`, `discriminator_loss`, `DiscriminatorHead`: an adversarial term
 - `divergence_weights`: f-divergences by the discriminator's density ratio (f-distill)
+- `feature_distance`: a perceptual distance in a network's inner features
 - `info_nce`: contrastive self-distillation (DDAE++)
 - `teacher_signal`, `bootstrap_loss`, `boundary_loss`: BOOT
 - `two_step_target`, `progressive_loss`, `ddim_path`: progressive distillation
@@ -40,6 +41,7 @@ from .consistency import (
 from .contrast import info_nce
 from .denoising import DENOISING_WEIGHTS, DenoisingError, denoising_loss
 from .divergence import DIVERGENCES, divergence_weights
+from .features import feature_distance
 from .flow_matching import check_two_times, flow_matching_loss, logit_normal_times
 from .inversion import Inversion, ddim_invert
 from .judging import JudgingOptions, judge
@@ -115,6 +117,7 @@ __all__ = [
     "earlier",
     "earlier_times",
     "fake_branch_loss",
+    "feature_distance",
     "few_step_sample",
     "few_step_times",
     "flow_matching_loss",

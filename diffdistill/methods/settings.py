@@ -277,13 +277,41 @@ class PairSettings:
 
 
 @dataclass(frozen=True)
+class FeatureSettings:
+    """The distance of samples in the frozen teacher's own features, at times with little noise.
+
+    Args:
+        weight: weight of this distance beside that of the latents; 0 for none.
+        t_min, t_max: the range of times, as fractions of the schedule; the upper end is not included.
+        taps: names of the features ("down.0", "mid", ...); null for all that the network has.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    weight: float = 0.0
+    t_min: float = 0.02
+    t_max: float = 0.2
+    taps: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise UserError(f"weight is {self.weight}; it must be a number from 0")
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise UserError(f"t_min {self.t_min} and t_max {self.t_max} must be in order and in [0, 1]")
+        if self.taps is not None and not self.taps:
+            raise UserError("taps is an empty list; name features, or set it to null for all")
+
+
+@dataclass(frozen=True)
 class RegressionSettings:
     """Regression on pairs of the teacher, as in DMD (arXiv 2311.18828). It needs `pairs.count`.
 
     Args:
         weight: weight of the term beside score distillation; 0 for none.
         alone: number of steps at the start in which the student is trained by this term alone.
-        huber: c of the pseudo-Huber distance.
+        huber: c of the pseudo-Huber distance of latents.
+        features: the distance in the teacher's features, which is added to that of latents.
 
     Raises:
         UserError: a number is out of its range.
@@ -292,6 +320,7 @@ class RegressionSettings:
     weight: float = 0.0
     alone: int = 0
     huber: float = 0.1
+    features: FeatureSettings = FeatureSettings()
 
     def __post_init__(self) -> None:
         if not (0 <= self.weight < math.inf and 0 < self.huber < math.inf and self.alone >= 0):

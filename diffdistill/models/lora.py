@@ -48,8 +48,11 @@ def add_lora(backbone: Backbone, rank: int, alpha: float, targets: Sequence[str]
 
 @contextmanager
 def adapters_off(backbone: Backbone) -> Iterator[None]:
-    """Within the block the network is the teacher again."""
+    """Within the block the network is the teacher again. One without adapters stays as it is."""
     inner: Any = backbone.inner
+    if not getattr(inner, "peft_config", None):
+        yield
+        return
     inner.disable_adapters()
     try:
         yield

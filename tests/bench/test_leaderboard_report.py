@@ -39,6 +39,25 @@ def test_methods_are_in_order_and_runs_are_averaged() -> None:
     assert slow[0] == "slow" and slow[5] == ".400" and slow[-1].endswith("at 4")
 
 
+def test_variety_is_over_that_of_the_teacher_at_its_most_steps() -> None:
+    numbers = {"kd": 0.2, "fd": 1.0, "recall": 0.5, "align_score": 0.2, "vendi": 2.0}
+    teacher = [
+        {"generator": "teacher", "steps": n, "guidance": 3.0, "mean": {**numbers, "variety": variety}}
+        for n, variety in ((1, 6.0), (4, 7.0), (8, 8.0), (50, 10.0))
+    ]
+    runs = [record("good", seed, 0.2, []) for seed in (0, 1)]
+    for run, variety, vendi in zip(runs, (5.0, 7.0), (1.5, 1.5), strict=True):
+        for best in run["best"].values():
+            best["mean"] |= {"variety": variety, "vendi": vendi}
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in report.table(runs, teacher).splitlines()
+    )
+    at = head.index("variety")
+    assert [row[at] for row in rows] == [".60 ± .14", ".80", "1.00"]
+    assert [row[at + 1] for row in rows] == [".50 ± .00", "1.00", "1.00"]
+    assert report.table([record("old", 0, 0.2, [])], teacher).splitlines()[2].split("|")[at + 1].strip() == ""
+
+
 def test_each_line_of_the_plot_has_its_name_beside_it(tmp_path: Path) -> None:
     pyplot = pytest.importorskip("matplotlib.pyplot")
     names = [f"method {k}" for k in range(12)]

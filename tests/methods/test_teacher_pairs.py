@@ -124,6 +124,58 @@ def test_a_student_of_regression_alone_learns_its_pairs(folder: Path) -> None:
     assert left < 0.3 * before
 
 
+def test_the_distance_of_features_is_added_to_that_of_latents(folder: Path) -> None:
+    more = {"regression__weight": 1.0, "regression__alone": 1, "regression__features__weight": 0.5}
+    method = build(folder, **PAIRS, **more, regression__features__taps=["mid"])
+    method.prepare("cpu")
+    random = SampleRandom(0, range(4))
+    (alone,) = method.phases(0)
+    value, logs = alone.loss(method.batch([0, 1, 2, 3], random), random, {})
+    z, x0, cond = method.pairs.drawn(random, "pair")
+    x, teacher = method.student.x0(method.networks["student"], z, cond), method.teacher
+    t = teacher.schedule.timestep(random.uniform("feature_time"), 0.02, 0.2)
+    eps = random.normal("feature_noise", x.shape[1:])
+    seen: list[torch.Tensor] = []
+    handle = teacher.backbone.inner.mid_block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    for sample in (x, x0):
+        a, s = (each(t).float().view(-1, 1, 1, 1) for each in (teacher.schedule.alpha, teacher.schedule.sigma))
+        teacher.backbone.inner(a * sample + s * eps, t, encoder_hidden_states=cond)
+    handle.remove()
+    u, v = (each / each.norm(dim=1, keepdim=True) for each in seen)
+    expected = (u - v).square().sum(1).mean()
+    torch.testing.assert_close(logs["features"], expected.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(value, pseudo_huber(x, x0, 0.1) + 0.5 * expected, rtol=1e-4, atol=1e-6)
+    value.backward()
+    assert all(parameter.grad is None for parameter in teacher.backbone.parameters())
+
+
+def test_features_are_those_of_the_teacher_without_its_adapters(folder: Path) -> None:
+    more = {"regression__weight": 1.0, "regression__alone": 1, "regression__features__weight": 1.0}
+    random, found = SampleRandom(0, range(4)), []
+    for fake in ({}, {"fake__network": "lora", "fake__lora__rank": 2}):
+        method = build(folder, **PAIRS, **more, **fake)
+        method.prepare("cpu")
+        for name, parameter in method.teacher.backbone.named_parameters():
+            if "lora_" in name:
+                parameter.data += 1.0
+        (alone,) = method.phases(0)
+        found.append(alone.loss(method.batch([0, 1, 2, 3], random), random, {})[1]["features"])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"regression__features__taps": ["middle"]}, "no tap 'middle'; it has down.0"),
+        ({"regression__features__t_max": 0.0}, "in order"),
+        ({"regression__features__t_min": 0.0, "regression__features__t_max": 1e-5}, "no time between"),
+    ],
+)
+def test_features_that_are_not_there_are_refused(folder: Path, more: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        build(folder, **PAIRS, regression__weight=1.0, regression__features__weight=1.0, **more)
+
+
 def test_a_run_with_pairs_continues_to_the_bit(folder: Path) -> None:
     options = {**PAIRS, "regression__weight": 0.5, "regression__alone": 1, "adversary__of_teacher": True,
                "adversary__divergence": "jensen_shannon", "guidance_interval": (0.1, 0.8)}  # fmt: skip
