@@ -4,7 +4,7 @@
     python bench/remedies.py --cost                     # seconds and memory of a training step, over those of the base
 
 A row that is done is not made again. A row is a config and options beside it. Most are configs/emoji_quickstart.yaml
-without its pairs. All rows see the same number of images (25,600). They are measured by `diffdistill eval compare`,
+without its pairs. All rows see the same number of images (12,800). They are measured by `diffdistill eval compare`,
 against 50 guided steps of the teacher. A row trains 5 to 30 CPU minutes, and is measured in 3. The teacher is measured
 once, in 8 minutes. `--cost` takes half a minute a row: each is a process of its own, and the base is timed again beside
 it, so that other work on the machine matters less.
@@ -38,6 +38,10 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "three updates of the fake score": (QUICK, {"method.fake.updates": "3"}),
     "regression at the start": (QUICK, {**PAIRS, **ALONE}),
     "regression": (QUICK, REGRESSION),
+    "regression on latents and features": (
+        QUICK,
+        {**REGRESSION, "method.regression.weight": "0.125", "method.regression.features.weight": "1"},
+    ),
     "regression, pairs of guidance 3": (QUICK, {**REGRESSION, "method.pairs.guidance_scale": "3"}),
     "critic of the teacher's samples": (QUICK, CRITIC),
     "Jensen-Shannon": (QUICK, {**CRITIC, "method.adversary.divergence": "jensen_shannon"}),
@@ -139,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--seed", type=int, default=0, help="of training")
-    parser.add_argument("--images", type=int, default=25_600, help="seen by each row; default 25600")
+    parser.add_argument("--images", type=int, default=12_800, help="seen by each row; default 12800")
     parser.add_argument("--out", type=Path, default=Path("runs/remedies"))
     parser.add_argument("--cost", action="store_true", help="measure seconds and memory of a step instead")
     parser.add_argument("--rounds", type=int, default=15, help="steps that --cost times")
