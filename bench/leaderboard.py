@@ -149,19 +149,8 @@ def measure(name: str, seed: int, o: argparse.Namespace) -> None:
     others = (other for other in o.out.glob(f"{name}-s[0-9]*") if other != run)
     if parts and not any(read_rows(other / "curve" / "sweep.json") for other in others):
         seeds, products = seeds[:2], {**parts, "export": run / "export"}
-        sweep(
-            o.out,
-            run / "curve",
-            products,
-            entry.steps,
-            entry.guidance,
-            *pictures,
-            *seeds,
-            "--agreement",
-            "none",
-            "--variety_captions",
-            "0",
-        )
+        more = (*pictures, *seeds, "--agreement", "none", "--variety_captions", "0")
+        sweep(o.out, run / "curve", products, entry.steps, entry.guidance, *more)
 
 
 def measure_teacher(o: argparse.Namespace) -> None:

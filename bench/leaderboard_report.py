@@ -61,8 +61,6 @@ def _curve(run: Path) -> list[dict[str, Any]]:
 
 
 def _over_runs(values: list[float], digits: int) -> str:
-    if not values:
-        return ""
     text = f"{statistics.fmean(values):.{digits}f}"
     text = text.removeprefix("0") if digits else text
     if len(values) < 2:
@@ -88,12 +86,16 @@ def _at(curve: list[dict[str, Any]], minutes: float) -> str:
     return ""
 
 
-def _shares(row: dict[str, Any], teacher: dict[str, Any] | None) -> tuple[list[float], list[float]]:
-    """Variety and Vendi score beyond the first image, over the teacher's; empty where one of both was not measured."""
-    own, other = row["mean"], teacher["mean"] if teacher else {}
-    if any(numbers.get(key) is None for numbers in (own, other) for key in ("variety", "vendi")):
-        return [], []
-    return [own["variety"] / other["variety"]], [(own["vendi"] - 1) / (other["vendi"] - 1)]
+def _variety(rows: list[dict[str, Any]], teacher: dict[str, Any] | None) -> list[str]:
+    """Variety, and Vendi score beyond the first image, over the teacher's; two empty cells where one is missing."""
+    means = [row["mean"] for row in ([] if teacher is None else [teacher, *rows])]
+    if not means or any(mean.get(key) is None for mean in means for key in ("variety", "vendi")):
+        return ["", ""]
+    other, *own = means
+    return [
+        _over_runs([mean["variety"] / other["variety"] for mean in own], 2),
+        _over_runs([(mean["vendi"] - 1) / (other["vendi"] - 1) for mean in own], 2),
+    ]
 
 
 def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
@@ -128,7 +130,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             _over_runs([row["mean"]["fd"] for row in best], 0),
             _over_runs([row["mean"]["align_score"] for row in best], 3),
             _over_runs([row["mean"]["recall"] for row in best], 2),
-            *(_over_runs(sum(values, []), 2) for values in zip(*(_shares(row, finest) for row in best), strict=True)),
+            *_variety(best, finest),
             next((_at(r["curve"], equal) for r in own if r["curve"]), ""),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -137,7 +139,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             row = best_teacher[at]
             kds = [_over_runs([best_teacher[n]["mean"]["kd"]], 3) if at == 8 else "" for n in steps]
             last = [_over_runs([row["mean"][key]], n) for key, n in (("fd", 0), ("align_score", 3), ("recall", 2))]
-            last += [_over_runs(values, 2) for values in _shares(row, finest)]
+            last += _variety([row], finest)
             where = f"{at}, guidance {row['guidance']:g}: {_over_runs([row['mean']['kd']], 3)}"
             lines.append("| " + " | ".join(["teacher", "", "", "", "", *kds, where, *last, ""]) + " |")
     return "\n".join(lines)

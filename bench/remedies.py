@@ -5,7 +5,7 @@
 
 A row that is done is not made again. A row is a config and options beside it. Most are configs/emoji_quickstart.yaml
 without its pairs. All rows see the same number of images (12,800). They are measured by `diffdistill eval compare`,
-against 50 guided steps of the teacher. A row trains 5 to 30 CPU minutes, and is measured in 3. The teacher is measured
+against 50 guided steps of the teacher. A row trains 4 to 15 CPU minutes, and is measured in 3. The teacher is measured
 once, in 8 minutes. `--cost` takes half a minute a row: each is a process of its own, and the base is timed again beside
 it, so that other work on the machine matters less.
 """

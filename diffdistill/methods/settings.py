@@ -301,6 +301,8 @@ class FeatureSettings:
             raise UserError(f"t_min {self.t_min} and t_max {self.t_max} must be in order and in [0, 1]")
         if self.taps is not None and not self.taps:
             raise UserError("taps is an empty list; name features, or set it to null for all")
+        if self.weight == 0 and (self.t_min, self.t_max, self.taps) != (0.02, 0.2, None):
+            raise UserError("t_min, t_max or taps is set, but features are not compared; set weight above 0")
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,8 @@ class RegressionSettings:
                 f"weight is {self.weight}, alone {self.alone} and huber {self.huber}; weight and alone must be from 0, "
                 "and huber above 0"
             )
+        if self.features.weight and not self.used:
+            raise UserError("features.weight is set, but there is no regression; set weight or alone above 0")
 
     @property
     def used(self) -> bool:

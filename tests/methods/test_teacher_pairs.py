@@ -168,12 +168,14 @@ def test_features_are_those_of_the_teacher_without_its_adapters(folder: Path) ->
     [
         ({"regression__features__taps": ["middle"]}, "no tap 'middle'; it has down.0"),
         ({"regression__features__t_max": 0.0}, "in order"),
+        ({"regression__features__weight": 0.0, "regression__features__taps": ["mid"]}, "features are not compared"),
+        ({"regression__weight": 0.0}, "there is no regression"),
         ({"regression__features__t_min": 0.0, "regression__features__t_max": 1e-5}, "no time between"),
     ],
 )
 def test_features_that_are_not_there_are_refused(folder: Path, more: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        build(folder, **PAIRS, regression__weight=1.0, regression__features__weight=1.0, **more)
+        build(folder, **{**PAIRS, "regression__weight": 1.0, "regression__features__weight": 1.0, **more})
 
 
 def test_a_run_with_pairs_continues_to_the_bit(folder: Path) -> None:
