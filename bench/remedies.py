@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from leaderboard import NO_PAIRS
+from recipe_runs import COLUMNS, cells, compared, train
 
 PAIRS = {"method.pairs.count": "10000", "method.pairs.steps": "8", "method.pairs.guidance_scale": "2"}
 CRITIC = {**PAIRS, "method.adversary.of_teacher": "true", "method.adversary.weight": "3e-2"}
@@ -53,25 +54,21 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
 CHILD = "--one"
 
 
-def options(row: str, **more: str) -> list[str]:
-    """Arguments of `diffdistill train` for a row."""
+def recipe(row: str) -> tuple[str, dict[str, str]]:
+    """The config of a row, and its options of `diffdistill train`."""
     config, named = ROWS[row]
     plain = NO_PAIRS if config == QUICK else {}
-    named = {**plain, **named, "training.max_minutes": "0", **more}
-    return [f"configs/{config}.yaml", *(f"--{key}={value}" for key, value in named.items())]
+    return f"configs/{config}.yaml", {**plain, **named, "training.max_minutes": "0"}
 
 
 def folder(row: str, seed: int, images: int, out: Path) -> Path:
     return out / f"{row.replace(' ', '_').replace(',', '')}-{images}-s{seed}"
 
 
-def train(row: str, seed: int, images: int, out: Path) -> Path:
-    run = folder(row, seed, images, out)
-    if not (run / "export").is_dir():
-        more = {"training.samples": str(images), "training.seed": str(seed), "training.validate_every": "6400"}
-        argv = options(row, **more, output_dir=str(run), overwrite="true")
-        subprocess.run([sys.executable, "-m", "diffdistill", "train", *argv], check=True, stdout=sys.stderr)
-    return run
+def train_row(row: str, o: argparse.Namespace) -> None:
+    config, options = recipe(row)
+    more = {"training.samples": str(o.images), "training.seed": str(o.seed), "training.validate_every": "6400"}
+    train(folder(row, o.seed, o.images, o.out), config, {**options, **more})
 
 
 def measure(rows: list[str], o: argparse.Namespace) -> list[dict[str, Any]]:
@@ -80,10 +77,7 @@ def measure(rows: list[str], o: argparse.Namespace) -> list[dict[str, Any]]:
     for row in rows:
         run = folder(row, o.seed, o.images, o.out)
         steps = "2" if row == "two steps" else "1"
-        argv = ["eval", "compare", "--students", f"student={run / 'export'}", "--steps", steps, "--pictures", "512"]
-        argv += ["--seeds", "0", "--judging", "--out", str(o.out / "compared")]
-        done = subprocess.run([sys.executable, "-m", "diffdistill", *argv], check=True, stdout=subprocess.PIPE)
-        numbers = next(each for each in json.loads(done.stdout)["rows"] if each["name"] == "student")
+        [numbers] = compared({"student": run}, o.out / "compared", "--steps", steps, "--pictures", "512")
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         seconds = max(line.get("cpu_seconds", 0) for line in lines)
         found.append({**numbers, "name": row, "cpu_seconds": round(seconds)})
@@ -91,13 +85,8 @@ def measure(rows: list[str], o: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    lines = ["| | KD | variety | Vendi score | CPU seconds |", "|---|---|---|---|---|"]
-    for row in found:
-        cells = [
-            ", ".join("-" if value is None else f"{value:.2f}".lstrip("0") for value in row[key].values())
-            for key in ("kd", "variety", "vendi")
-        ]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['cpu_seconds']:,} |")
+    lines = [f"| | {COLUMNS} | CPU seconds |", "|---|---|---|---|---|"]
+    lines += [f"| {row['name']} | {' | '.join(cells(row))} | {row['cpu_seconds']:,} |" for row in found]
     return "\n".join(lines)
 
 
@@ -108,7 +97,8 @@ def one(row: str, rounds: int) -> dict[str, float]:
     from diffdistill.training.settings import TrainingSettings
 
     few = {"method.pairs.count": "64"} if "method.pairs.count" in ROWS[row][1] else {}
-    _, namespace = parse(options(row, **few))
+    config, options = recipe(row)
+    _, namespace = parse([config, *(f"--{key}={value}" for key, value in {**options, **few}.items())])
     settings = {**vars(namespace.training), "samples": 1000 * 32, "validate_every": 0}
     with tempfile.TemporaryDirectory() as place:
         trainer = Trainer(build_method(namespace), TrainingSettings(**settings), Path(place))
@@ -156,7 +146,7 @@ def main() -> None:
         cost(o.rows, o.rounds)
     else:
         for row in o.rows:
-            train(row, o.seed, o.images, o.out)
+            train_row(row, o)
         if not o.train_only:
             print(table(measure(o.rows, o)))
 
