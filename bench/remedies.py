@@ -4,10 +4,10 @@
     python bench/remedies.py --cost                     # seconds and memory of a training step, over those of the base
 
 A row that is done is not made again. A row is a config and options beside it. Most are configs/emoji_quickstart.yaml
-without its pairs. All rows see the same number of images (12,800). They are measured by `diffdistill eval compare`,
-against 50 guided steps of the teacher. A row trains 4 to 15 CPU minutes, and is measured in 3. The teacher is measured
-once, in 8 minutes. `--cost` takes half a minute a row: each is a process of its own, and the base is timed again beside
-it, so that other work on the machine matters less.
+without its pairs. All rows see the same number of images (12,800); rows that start from another student spend half of
+them on that one. They are measured by `diffdistill eval compare`, against 50 guided steps of the teacher. A row trains
+4 to 15 CPU minutes, and is measured in 3. The teacher is measured once, in 8 minutes. `--cost` takes half a minute a
+row: each is a process of its own, and the base is timed again beside it, so that other work matters less.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ from recipe_runs import COLUMNS, cells, compared, train
 
 PAIRS = {"method.pairs.count": "10000", "method.pairs.steps": "8", "method.pairs.guidance_scale": "2"}
 CRITIC = {**PAIRS, "method.adversary.of_teacher": "true", "method.adversary.weight": "3e-2"}
+REAL = {
+    "method.adversary.data.source": "assets/emoji",
+    "method.adversary.weight": "0.1",
+    "method.adversary.critic_weight": "0.03",
+}
 ALONE = {"method.regression.alone": "200"}
 REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25", "method.times.t_max": "0.98"}
 QUICK = "emoji_quickstart"
@@ -48,8 +53,16 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "Jensen-Shannon": (QUICK, {**CRITIC, "method.adversary.divergence": "jensen_shannon"}),
     "forward KL": (QUICK, {**CRITIC, "method.adversary.divergence": "forward_kl"}),
     "regression and critic": (QUICK, {**REGRESSION, **CRITIC}),
+    "critic of real images": (QUICK, REAL),
+    "regression and critic of real images": (QUICK, {**REGRESSION, **REAL}),
+    "start from BOOT": (QUICK, {}),
+    "start from progressive": (QUICK, {}),
     "SiD": ("emoji_sid", {}),
     "two steps": ("emoji_dmd2", {"method.fake.updates": "1"}),
+}
+FIRST = {  # what half of the images of a row are spent on
+    "start from BOOT": ("emoji_boot", {"method.noise_ratio": "2.5"}),
+    "start from progressive": ("emoji_progressive", {}),
 }
 CHILD = "--one"
 
@@ -65,10 +78,26 @@ def folder(row: str, seed: int, images: int, out: Path) -> Path:
     return out / f"{row.replace(' ', '_').replace(',', '')}-{images}-s{seed}"
 
 
+def first_run(row: str, o: argparse.Namespace) -> Path:
+    """The folder of the run from which a row of `FIRST` starts."""
+    return folder(f"{row}, first", o.seed, o.images // 2, o.out)
+
+
 def train_row(row: str, o: argparse.Namespace) -> None:
     config, options = recipe(row)
     more = {"training.samples": str(o.images), "training.seed": str(o.seed), "training.validate_every": "6400"}
+    if row in FIRST:
+        more["training.samples"] = str(o.images // 2)
+        name, before = FIRST[row]
+        train(first_run(row, o), f"configs/{name}.yaml", {**before, **more})
+        options["method.start"] = str(first_run(row, o) / "export")
     train(folder(row, o.seed, o.images, o.out), config, {**options, **more})
+
+
+def cpu_seconds(run: Path) -> float:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    seconds: float = max(line.get("cpu_seconds", 0) for line in lines)
+    return seconds
 
 
 def measure(rows: list[str], o: argparse.Namespace) -> list[dict[str, Any]]:
@@ -78,8 +107,7 @@ def measure(rows: list[str], o: argparse.Namespace) -> list[dict[str, Any]]:
         run = folder(row, o.seed, o.images, o.out)
         steps = "2" if row == "two steps" else "1"
         [numbers] = compared({"student": run}, o.out / "compared", "--steps", steps, "--pictures", "512")
-        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        seconds = max(line.get("cpu_seconds", 0) for line in lines)
+        seconds = cpu_seconds(run) + (cpu_seconds(first_run(row, o)) if row in FIRST else 0)
         found.append({**numbers, "name": row, "cpu_seconds": round(seconds)})
     return found
 
