@@ -24,7 +24,9 @@ def train(run: Path, config: str, options: Mapping[str, str]) -> None:
     Raises:
         SystemExit: the folder holds a run of other settings.
     """
-    made_from = {"config": yaml.safe_load(Path(config).read_text()), "options": dict(options)}
+    made_from: dict[str, Any] = {"config": yaml.safe_load(Path(config).read_text()), "options": dict(options)}
+    if start := options.get("method.start"):  # the settings of the run from which this one starts
+        made_from["start"] = json.loads((Path(start).parent / MADE_FROM).read_text())
     if (run / "export").is_dir():
         record = run / MADE_FROM
         if not record.is_file() or json.loads(record.read_text()) != made_from:

@@ -7,7 +7,8 @@ A row that is done is not made again. A row is a config and options beside it. M
 without its pairs. All rows see the same number of images (12,800); rows that start from another student spend half of
 them on that one. They are measured by `diffdistill eval compare`, against 50 guided steps of the teacher. A row trains
 4 to 15 CPU minutes, and is measured in 3. The teacher is measured once, in 8 minutes. `--cost` takes half a minute a
-row: each is a process of its own, and the base is timed again beside it, so that other work matters less.
+row: each is a process of its own, and the base is timed again beside it, so that other work matters less. For rows that
+start from another student it is the cost of a step after that start.
 """
 
 from __future__ import annotations
