@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diffdistill.data.captioned import load_captioned
-from diffdistill.diffusion import Condition, Schedule, concatenate
+from diffdistill.diffusion import Condition, Schedule, concatenate, expand
 from diffdistill.distill import SampleRandom, discriminator_loss, divergence_weights, generator_loss, surrogate_loss
 from diffdistill.distill.residual import rms
 from diffdistill.errors import UserError
@@ -63,6 +63,7 @@ class Adversary:
         self.rows: list[list[int]] | None = None
         self.latents, self._images = torch.empty(0), None
         self._device = torch.device("cpu")
+        self._null: Condition = None  # where the discriminator sees no prompt, the empty one
         self._table: PromptTable | None = None
         if settings.of_teacher:
             if self.pairs is None:
@@ -70,7 +71,8 @@ class Adversary:
                     "adversary.of_teacher needs samples of the teacher; set pairs.count, for example to 10000"
                 )
             return
-        data = load_captioned(settings.data, teacher.image_size)
+        captioned = settings.matched or settings.conditional
+        data = load_captioned(settings.data, teacher.image_size, captioned=captioned)
         images = data.images
         self._captions = data.captions
         if settings.matched:
@@ -90,18 +92,18 @@ class Adversary:
             counts = [len(rows) for rows in self.rows]
             used = digest(images) if max(counts, default=1) == 1 else digest(images, counts)
         else:
-            used = digest(images, data.captions)
+            used = digest(images, data.captions) if captioned else digest(images)
         self.content = {"adversary.data.source": used}
         if settings.data.captions is not None:  # the digest already depends on which image has which caption
             self.content["adversary.data.captions"] = used
         self._images = images
 
-    def prepare(self, teacher: Teacher, device: torch.device) -> None:
-        """Encode the images and embed the captions that are needed, on the device."""
-        self._device = device
+    def prepare(self, teacher: Teacher, null: Condition, device: torch.device) -> None:
+        """Encode the images and embed the captions that are needed, on the device, where `null` is already."""
+        self._device, self._null = device, None if self.settings.conditional else null
         if self._images is not None:
             self.latents, self._images = encoded(teacher.latents, self._images), None
-        if self.pairs is None and not self.settings.matched:
+        if self.pairs is None and not self.settings.matched and self.settings.conditional:
             self._table = embed_prompts(teacher, self._captions, device)
 
     def with_critic(self, network: Any) -> ScoreWithCritic:
@@ -122,9 +124,9 @@ class Adversary:
             drawn = random.uniform("real").tolist() if several else [0.0] * len(choices)
             picked = [choice[int(u * len(choice))] for choice, u in zip(choices, drawn, strict=True)]
             return {"real": self.latents[picked].to(self._device)}
-        assert self._table is not None, "`prepare` comes first"
         rows = random.integers("real", len(self.latents)).tolist()
-        return {"real": self.latents[rows].to(self._device), "real_cond": self._table.rows(rows)}
+        real = {"real": self.latents[rows].to(self._device)}
+        return real if self._table is None else {**real, "real_cond": self._table.rows(rows)}
 
     def loss(
         self,
@@ -151,7 +153,7 @@ class Adversary:
         made = x0.detach().requires_grad_()
         x_t = schedule.add_noise(made, random.normal("critic_noise", made.shape[1:]), t)
         critic: Any = unwrap(networks["fake"])
-        logits = critic.logits(x_t, schedule.network_time(t), cond)
+        logits = critic.logits(x_t, schedule.network_time(t), self._judging(cond, len(x_t)))
         (gradient,) = torch.autograd.grad(generator_loss(logits), made)  # at x0 alone; the fake score gets no gradient
         push = gradient * made.numel()
         return surrogate_loss(x0, self.settings.weight * push), {"adversarial_rms": rms(push)}
@@ -174,7 +176,8 @@ class Adversary:
         critic: Any = unwrap(networks["fake"])
         with torch.no_grad():
             x_t = schedule.add_noise(x0.detach(), noise, t)
-            return divergence_weights(critic.logits(x_t, schedule.network_time(t), cond), self.settings.divergence)
+            logits = critic.logits(x_t, schedule.network_time(t), self._judging(cond, len(x_t)))
+            return divergence_weights(logits, self.settings.divergence)
 
     def seen(
         self,
@@ -187,7 +190,12 @@ class Adversary:
     ) -> SeenByBoth:
         """The fake score's network for its k-th update; it also judges the real latents, noised to the times t."""
         noise = random.normal(f"real_noise/{k}", batch["real"].shape[1:])
-        return SeenByBoth(networks["fake"], schedule.add_noise(batch["real"], noise, t), batch.get("real_cond"))
+        real = schedule.add_noise(batch["real"], noise, t)
+        return SeenByBoth(networks["fake"], real, self._judging(batch.get("real_cond"), len(real)), self._null)
+
+    def _judging(self, cond: Condition, size: int) -> Condition:
+        """The condition under which samples of the condition `cond` are judged."""
+        return cond if self._null is None else expand(self._null, size)
 
 
 class SeenByBoth:
@@ -197,10 +205,11 @@ class SeenByBoth:
         network: a `ScoreWithCritic`.
         real: real latents (B, C, h, w), noised.
         real_cond: their condition; None for that of the samples.
+        made_cond: the one condition, of one row, under which samples are judged; None for their own.
     """
 
-    def __init__(self, network: Any, real: Tensor, real_cond: Condition) -> None:
-        self._network, self._real, self._real_cond = network, real, real_cond
+    def __init__(self, network: Any, real: Tensor, real_cond: Condition, made_cond: Condition = None) -> None:
+        self._network, self._real, self._real_cond, self._made_cond = network, real, real_cond, made_cond
         self._logits: list[Tensor] = []
 
     def __call__(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
@@ -211,7 +220,8 @@ class SeenByBoth:
         real_cond = self._real_cond
         if real_cond is not None:
             real_cond = concatenate({f"pass {i}": real_cond for i in range(times)}, n)
-        value, *both = self._network(x_t, time, cond, real, real_cond)
+        made_cond = None if self._made_cond is None else expand(self._made_cond, len(x_t))
+        value, *both = self._network(x_t, time, cond, real, real_cond, made_cond)
         self._logits.extend(each[-n:] for each in both)
         prediction: Tensor = value
         return prediction

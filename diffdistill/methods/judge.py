@@ -129,7 +129,7 @@ class Judge:
         """Keep the condition of the empty prompt, which is on the device, and prepare the adversarial term."""
         self.null = null
         if self.adversary is not None:
-            self.adversary.prepare(self.teacher, device)
+            self.adversary.prepare(self.teacher, null, device)
 
     @property
     def warmup(self) -> int:

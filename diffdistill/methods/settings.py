@@ -203,6 +203,9 @@ class AdversarySettings:
             needed.
         matched: whether the image of each prompt is used, which must be in the data. Otherwise an image is drawn for
             each sample, and is judged with its own caption.
+        conditional: whether the discriminator sees prompts. Otherwise it judges under the empty prompt: whether a
+            sample is like real images, and not whether it is like the few images of its prompt. Without `matched`,
+            images then need no captions.
         weight: weight of the term in the student's loss.
         critic_weight: weight of the discriminator's loss in that of the fake score.
         tap: the inner feature of the fake score that the discriminator reads; null for its bottleneck.
@@ -216,6 +219,7 @@ class AdversarySettings:
     data: CaptionedData = CaptionedData(None)
     of_teacher: bool = False
     matched: bool = True
+    conditional: bool = True
     weight: float = 3e-3
     critic_weight: float = 1e-2
     tap: str | None = None
@@ -230,12 +234,20 @@ class AdversarySettings:
             raise UserError(
                 "of_teacher is true and data.source names images; the discriminator takes one of them for real"
             )
-        default = {"weight": 3e-3, "critic_weight": 1e-2, "tap": None, "divergence": "reverse_kl"}
+        default = {
+            "weight": 3e-3,
+            "critic_weight": 1e-2,
+            "tap": None,
+            "divergence": "reverse_kl",
+            "conditional": True,
+        }
         captions = [name for name in ("captions", "size") if getattr(self.data, name) is not None]
         if self.of_teacher and captions:
             raise UserError(
                 f"data.{captions[0]} is of images, and of_teacher takes the teacher's samples in their place"
             )
+        if self.data.captions is not None and not (self.matched or self.conditional):
+            raise UserError("data.captions is set, and the discriminator reads no caption; set conditional to true")
         if self.divergence != "reverse_kl" and self.used and self.critic_weight == 0:
             raise UserError(
                 f"divergence {self.divergence} needs a discriminator that learns; set critic_weight above 0"

@@ -39,7 +39,13 @@ class ScoreWithCritic(nn.Module):
         return self.network.inner
 
     def forward(
-        self, x_t: Tensor, time: Tensor, cond: Condition, real: Tensor | None = None, real_cond: Condition = None
+        self,
+        x_t: Tensor,
+        time: Tensor,
+        cond: Condition,
+        real: Tensor | None = None,
+        real_cond: Condition = None,
+        made_cond: Condition = None,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Predict as the fake score does and, where `real` is given, judge as well.
 
@@ -49,6 +55,7 @@ class ScoreWithCritic(nn.Module):
             cond: condition of B rows.
             real: real samples, noised to the same times.
             real_cond: their condition; None for `cond`.
+            made_cond: the condition under which x_t is judged, in a pass of its own; None for `cond`.
 
         Returns:
             The prediction. With `real` also the logits (B, 1) of x_t and those of `real`.
@@ -56,8 +63,12 @@ class ScoreWithCritic(nn.Module):
         if real is None:
             value: Tensor = self.network(x_t, time, cond)
             return value
-        value, features = read(self.network, [self.tap], x_t, time, cond)
-        return value, self._head(features[self.tap]), self.logits(real, time, cond if real_cond is None else real_cond)
+        if made_cond is None:
+            value, features = read(self.network, [self.tap], x_t, time, cond)
+            of_made = self._head(features[self.tap])
+        else:
+            value, of_made = self.network(x_t, time, cond), self.logits(x_t, time, made_cond)
+        return value, of_made, self.logits(real, time, cond if real_cond is None else real_cond)
 
     def logits(self, x_t: Tensor, time: Tensor, cond: Condition) -> Tensor:
         """The logits (B, 1) alone; the pass of the network ends at the tap."""

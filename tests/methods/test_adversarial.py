@@ -4,13 +4,17 @@ import json
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 import tiny_pipeline as tiny
 import torch
 from made import made
+from PIL import Image
 
-from diffdistill.distill import SampleRandom, generator_loss
+from diffdistill.diffusion import expand
+from diffdistill.distill import SampleRandom, discriminator_loss, generator_loss
 from diffdistill.errors import UserError
 from diffdistill.methods import SwiftBrush, adversary
 from diffdistill.training.loop import Trainer
@@ -71,6 +75,32 @@ def test_the_students_push_is_the_gradient_through_the_noised_sample(folder: Pat
 
 
 @pytest.mark.parametrize("fake_score", ["lora", "full"])
+def test_without_a_condition_samples_and_images_are_judged_under_the_empty_prompt(
+    folder: Path, monkeypatch, fake_score: str
+) -> None:
+    method = build(folder, monkeypatch, fake_score, adversary__conditional=False)
+    method.prepare(torch.device("cpu"))
+    random, fake, term = SampleRandom(0, range(2)), method.networks["fake"], method.judge.adversary
+    batch, cond, null = method.batch([0, 1], random), method.embedded([0, 1]), expand(method.judge.null, 2)
+    x, t, noise = torch.randn(2, 4, 4, 4), torch.tensor([5, 700]), random.normal("real_noise/0", (4, 4, 4))
+    seen = term.seen(batch, t, random, 0, method.schedule, method.networks)
+    torch.testing.assert_close(seen(x, t, cond), fake(x, t, cond))  # the score itself keeps the prompts
+    real = method.schedule.add_noise(batch["real"], noise, t)
+    torch.testing.assert_close(seen.loss(), discriminator_loss(fake.logits(real, t, null), fake.logits(x, t, null)))
+
+    def push(cond) -> torch.Tensor:
+        x0 = x.clone().requires_grad_()
+        loss, _ = term.loss(x0, cond, random, method.schedule, method.judge.times.first, method.networks)
+        return torch.autograd.grad(loss, x0)[0]
+
+    assert torch.equal(push(cond), push(cond.flip(0)))
+    told = build(folder, monkeypatch, fake_score)
+    told.prepare(torch.device("cpu"))
+    term, method = told.judge.adversary, told
+    assert not torch.equal(push(cond), push(cond.flip(0)))
+
+
+@pytest.mark.parametrize("fake_score", ["lora", "full"])
 def test_the_critic_learns_to_tell_real_from_generated(folder: Path, monkeypatch, fake_score: str, tmp_path) -> None:
     method = build(folder, monkeypatch, fake_score, adversary__critic_weight=1.0, optimizer__learning_rate=1e-9)
     method.judge.adversary.latents = torch.full((2, 4, 4, 4), 2.0)
@@ -94,6 +124,26 @@ def test_the_term_adds_nothing_at_weight_zero(folder: Path, monkeypatch) -> None
         loss, _ = each.phases(0)[0].loss(each.batch([0, 1], random), random, {})
         losses.append(loss)
     torch.testing.assert_close(*losses)
+
+
+def test_images_without_captions_do_where_no_caption_is_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(numpy.full((8, 8, 3), 80 * i, numpy.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    data: dict[str, Any] = {
+        "teacher__source": str(folder / "teacher"),
+        "prompts": str(folder / "prompts.txt"),
+        "fake__network": "full",
+        "adversary__data__source": str(tmp_path / "photos"),
+        "adversary__matched": False,
+    }
+    with pytest.raises(UserError, match="no captions"):
+        made(SwiftBrush, **data)
+    method = made(SwiftBrush, **data, adversary__conditional=False)
+    Trainer(method, TrainingSettings(4, batch_size=2, cpu=True, validate_every=0), tmp_path).fit()
+    assert len(method.judge.adversary.latents) == 3
+    with pytest.raises(UserError, match="the discriminator reads no caption"):
+        made(SwiftBrush, **data, adversary__conditional=False, adversary__data__captions="captions.txt")
 
 
 def test_what_it_cannot_use_is_refused(folder: Path, tmp_path: Path) -> None:
