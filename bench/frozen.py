@@ -32,9 +32,10 @@ COMMON = {
     "training.warmup_samples": "0", "training.cpu": "true",
 }  # fmt: skip
 ON_PICTURES = ("consistency", "self_e", "flow", "mean_flow", "shortcut", "teacher", "autoencoder")
+AT_ONCE = {"method.fake.warmup": "0", "method.pairs.count": "64", "method.regression.alone": "1"}
 FROM_START = {  # so that what comes late in a run comes in its two steps
     "swiftbrush": {"method.fake.warmup": "0"},
-    "quickstart": {"method.fake.warmup": "0", "method.pairs.count": "64", "method.regression.alone": "1"},
+    "quickstart": AT_ONCE, "variety": AT_ONCE, "variety_images": AT_ONCE,
     "sid": {"method.fake.warmup": "0"}, "dmd2": {"method.fake.warmup": "0"},
     "diff_instruct": {"method.fake.warmup": "0"},
     "self_e": {"method.span_from": "0", "method.span_share": "0"},

@@ -64,7 +64,13 @@ FROM_TEACHER = {
 SELF_E = {"method.span_from": "0", "method.span_share": "0", "method.ema_decay": "0.99"}
 SELF_E["method.sampling.finest_steps"] = "null"  # it is for more steps than are measured here
 
-NO_PAIRS = {  # SwiftBrush alone, of a config that has pairs
+NO_IMAGES = {  # of a config that has a critic of real images
+    "method.adversary.data.source": "null",
+    "method.adversary.weight": "0.003",
+    "method.adversary.critic_weight": "0.01",
+}
+PLAIN = {  # SwiftBrush alone, of a config that has pairs too
+    **NO_IMAGES,
     "method.pairs.count": "0",
     "method.regression.alone": "0",
     "method.regression.weight": "0",
@@ -72,8 +78,9 @@ NO_PAIRS = {  # SwiftBrush alone, of a config that has pairs
 }
 
 ENTRIES = {
-    "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0", **NO_PAIRS}),
-    "swiftbrush-pairs": Entry("emoji_quickstart", {"training.max_minutes": "0"}),
+    "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0", **PLAIN}),
+    "swiftbrush-pairs": Entry("emoji_quickstart", {"training.max_minutes": "0", **NO_IMAGES}),
+    "swiftbrush-images": Entry("emoji_quickstart", {"training.max_minutes": "0"}),
     "dmd2": Entry("emoji_dmd2", {"method.steps": "1"}),
     "dmd2-2": Entry("emoji_dmd2", steps=(2,)),
     "diff_instruct": Entry("emoji_diff_instruct"),

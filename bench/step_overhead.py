@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
-from leaderboard import NO_PAIRS
+from leaderboard import PLAIN
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -137,7 +137,7 @@ def in_turn(rounds: int, ours: Callable[[], object], bare: Callable[[], object])
 
 def training(config: str, batch: int | None, rounds: int) -> dict[str, Any]:
     """A step late in a run, where all that a method does has begun; the config's own batch size where there is none."""
-    plain = [f"--{key}={value}" for key, value in NO_PAIRS.items()] if config == "emoji_quickstart" else []
+    plain = [f"--{key}={value}" for key, value in PLAIN.items()] if config == "emoji_quickstart" else []
     _, namespace = parse([f"configs/{config}.yaml", *plain])
     batch = batch or namespace.training.batch_size
     method: Method = build_method(namespace)

@@ -30,6 +30,7 @@ def test_quickstart_distils_measures_and_draws(
     recipe = yaml.safe_load((ROOT / "configs" / "emoji_quickstart.yaml").read_text())
     recipe["method"]["init_args"]["prompts"] = str(ROOT / recipe["method"]["init_args"]["prompts"])
     recipe["method"]["init_args"]["pairs"] = {"count": 4, "steps": 2}
+    recipe["method"]["init_args"]["adversary"]["matched"] = False  # most prompts have no image here
     recipe["training"] = {"samples": 8, "batch_size": 4, "cpu": True}
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(recipe))
     options = ["--teacher", str(teacher), "--n", "8", "--guidance", "2", "--full", "--output_dir", str(run)]
