@@ -125,8 +125,8 @@ class Adversary:
             picked = [choice[int(u * len(choice))] for choice, u in zip(choices, drawn, strict=True)]
             return {"real": self.latents[picked].to(self._device)}
         rows = random.integers("real", len(self.latents)).tolist()
-        real = {"real": self.latents[rows].to(self._device)}
-        return real if self._table is None else {**real, "real_cond": self._table.rows(rows)}
+        latents = self.latents[rows].to(self._device)
+        return {"real": latents} if self._table is None else {"real": latents, "real_cond": self._table.rows(rows)}
 
     def loss(
         self,
