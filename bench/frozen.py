@@ -35,7 +35,7 @@ ON_PICTURES = ("consistency", "self_e", "flow", "mean_flow", "shortcut", "teache
 AT_ONCE = {"method.fake.warmup": "0", "method.pairs.count": "64", "method.regression.alone": "1"}
 FROM_START = {  # so that what comes late in a run comes in its two steps
     "swiftbrush": {"method.fake.warmup": "0"},
-    "quickstart": AT_ONCE, "variety": AT_ONCE, "variety_images": AT_ONCE,
+    "quickstart": AT_ONCE, "variety": AT_ONCE, "variety_images": AT_ONCE | {"method.regression.alone": "0"},
     "sid": {"method.fake.warmup": "0"}, "dmd2": {"method.fake.warmup": "0"},
     "diff_instruct": {"method.fake.warmup": "0"},
     "self_e": {"method.span_from": "0", "method.span_share": "0"},
@@ -89,6 +89,8 @@ def train(code: Path, folder: Path) -> dict[str, Any]:
         options = {**COMMON, **FROM_START.get(name, {}), "output_dir": str(folder / "runs" / name)}
         if name == "teacher":  # whose recipe starts from runs of its own
             options |= {"method.network.autoencoder": str(code / "assets" / "teacher" / "vae")}
+        if name == "variety_images":
+            options |= {"method.start": str(code / "assets" / "student")}
         if name in ON_PICTURES:
             options["method.data.source"] = str(folder / "set")
         run(code, folder, "train", str(config), *(f"--{key}={value}" for key, value in options.items()))

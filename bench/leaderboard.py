@@ -27,6 +27,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+from recipe_runs import MADE_FROM, check_made_from
 from sweep_rows import read_rows
 
 from diffdistill.errors import UserError
@@ -99,10 +101,12 @@ ENTRIES = {
 
 
 def train(name: str, seed: int, images: int, out: Path) -> Path:
-    """The run's folder, trained to its end; `memory.json` in it has the largest resident set, in MiB."""
+    """The run's folder, trained to its end; `memory.json` in it has the largest resident set, in MiB.
+
+    Raises:
+        SystemExit: the folder holds a run of other settings.
+    """
     run, entry = out / f"{name}-s{seed}", ENTRIES[name]
-    if (run / "export").is_dir():
-        return run
     batch = 32
     part = images // 4 // batch * batch
     options = {
@@ -114,10 +118,18 @@ def train(name: str, seed: int, images: int, out: Path) -> Path:
         **entry.options,
         "output_dir": str(run),
     }
+    config = yaml.safe_load(Path(f"configs/{entry.config}.yaml").read_text())
+    made_from = {"config": config, "options": {key: value for key, value in options.items() if key != "output_dir"}}
+    if run.is_dir():
+        check_made_from(run, made_from)
+    if (run / "export").is_dir():
+        return run
+    run.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(run / MADE_FROM, made_from)
     argv = ["--config", f"configs/{entry.config}.yaml", *(f"--{key}={value}" for key, value in options.items())]
-    if run.is_dir() and any(run.glob("checkpoint-*")):
+    if any(run.glob("checkpoint-*")):
         argv = ["--resume", "latest", "--output_dir", str(run)]
-    elif run.is_dir():
+    else:
         argv.append("--overwrite=true")
     process = subprocess.Popen([sys.executable, "train/distill.py", *argv], stdout=sys.stderr)
     _, status, used = os.wait4(process.pid, 0)

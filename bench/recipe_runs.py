@@ -28,16 +28,19 @@ def train(run: Path, config: str, options: Mapping[str, str]) -> None:
     if start := options.get("method.start"):  # the settings of the run from which this one starts
         made_from["start"] = json.loads((Path(start).parent / MADE_FROM).read_text())
     if (run / "export").is_dir():
-        record = run / MADE_FROM
-        if not record.is_file() or json.loads(record.read_text()) != made_from:
-            raise SystemExit(
-                f"{run} holds a run of other settings, or has no {MADE_FROM}; remove it or name another --out"
-            )
+        check_made_from(run, made_from)
         return
     settings = {**options, "output_dir": str(run), "overwrite": "true"}
     argv = [config, *(f"--{key}={value}" for key, value in settings.items())]
     subprocess.run([sys.executable, "-m", "diffdistill", "train", *argv], check=True, stdout=sys.stderr)
     write_json_atomic(run / MADE_FROM, made_from)
+
+
+def check_made_from(run: Path, made_from: Mapping[str, Any]) -> None:
+    """Raise SystemExit unless the run in this folder was made from these settings."""
+    record = run / MADE_FROM
+    if not record.is_file() or json.loads(record.read_text()) != made_from:
+        raise SystemExit(f"{run} holds a run of other settings, or has no {MADE_FROM}; remove it or name another --out")
 
 
 def compared(students: Mapping[str, Path], out: Path, *more: str) -> list[dict[str, Any]]:

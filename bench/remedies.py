@@ -8,7 +8,7 @@ without its pairs and critic. All rows see the same number of images (12,800); r
 spend half of them on that one. They are measured by `diffdistill eval compare`, against 50 guided steps of the teacher.
 A row trains 4 to 15 CPU minutes, and is measured in 3. The teacher is measured once, in 8 minutes. `--cost` takes half
 a minute a row: each is a process of its own, and the base is timed again beside it, so that other work matters less.
-For rows that start from another student it is the cost of a step after that start.
+It is the cost of a judged step, after the start from another student or from regression alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REAL = {
     "method.adversary.critic_weight": "0.03",
 }
 ALONE = {"method.regression.alone": "200"}
-REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25", "method.times.t_max": "0.98"}
+REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25"}
 QUICK = "emoji_quickstart"
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "base": (QUICK, {}),

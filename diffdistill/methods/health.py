@@ -35,7 +35,7 @@ from .settings import HealthSettings
 from .teacher_sampler import check_sampler, sampled
 
 LIMITS = {"variety": (0.6, 1.4), "contrast": (0.8, 1.25), "saturation": (0.75, 1.33)}
-STEP = 0.05  # a change of a ratio that counts
+STEP = 0.05  # further away than this, a ratio that is outside is told again
 BATCH = 32
 SAMPLED = "DPM-Solver++, both in their weights' own precision"  # a part of the protocol
 ELEMENTS = 1 << 18  # of the latents that are sampled at a time
@@ -74,7 +74,7 @@ class Health:
         self.pixels: dict[str, float] = {}
         self._table: PromptTable | None = None
         self._device = torch.device("cpu")
-        self._reference: dict[str, float] = {}  # the ratio from which a drift is counted
+        self._worst: dict[str, float] = {}  # how far outside its limits a ratio was when last told; 0 inside
 
     def prepare(self, table: PromptTable, null: Condition, device: torch.device) -> None:
         """Make the teacher's images, in the main process, which alone measures.
@@ -128,19 +128,20 @@ class Health:
         return Validation(numbers=numbers, score=score, remarks=self._drifting(ratios), protocol=protocol)
 
     def _drifting(self, ratios: dict[str, float]) -> tuple[str, ...]:
-        """A line for each ratio outside its limits that is further away than the last time that a line said so.
+        """A line for each ratio that has left its limits, or is further outside than when a line last said so.
 
         A ratio that starts outside, as those of an untrained student do, is compared with its start.
         """
         found = []
         for name, value in ratios.items():
             low, high = LIMITS[name]
-            reference = self._reference.setdefault(name, value)
-            if low <= value <= high:
-                self._reference[name] = low if value < 1 else high
-            elif abs(value - 1) > abs(reference - 1) + STEP:
+            away = max(low - value, value - high)
+            worst = self._worst.setdefault(name, max(away, 0.0))
+            if away <= 0:
+                self._worst[name] = 0.0
+            elif worst == 0 or away > worst + STEP:
                 found.append(f"warning: the student's {name} drifts: it is {value:.2f} of the teacher's")
-                self._reference[name] = value
+                self._worst[name] = away
         return tuple(found)
 
     @torch.no_grad()

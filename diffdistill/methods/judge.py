@@ -273,6 +273,8 @@ class Judge:
             if self.adversary is None:
                 total = denoising_loss(self._trained(networks["fake"]), x0, t, eps, cond, fake.weight)
             else:
+                if (own := batch.get("real_cond")) is not None:  # the prompt must not tell which is real
+                    batch = {**batch, "real_cond": drop_condition(own, batch.get("null", self.null), dropped)}
                 both = self.adversary.seen(batch, t, random, k, self.teacher.schedule, networks)
                 total = denoising_loss(self._trained(both), x0, t, eps, cond, fake.weight)
                 critic = both.loss()

@@ -210,7 +210,8 @@ class AdversarySettings:
         critic_weight: weight of the discriminator's loss in that of the fake score.
         tap: the inner feature of the fake score that the discriminator reads; null for its bottleneck.
         divergence: the divergence that score distillation minimises, a name in `distill.DIVERGENCES`. Any but
-            reverse_kl weighs samples by the discriminator's density ratio (arXiv 2502.15681).
+            reverse_kl weighs samples by the discriminator's density ratio (arXiv 2502.15681): that of what it takes for
+            real, the teacher's samples or images, to the student's.
 
     Raises:
         UserError: a weight is negative or not finite, or two settings do not fit each other.
@@ -239,12 +240,19 @@ class AdversarySettings:
             "critic_weight": 1e-2,
             "tap": None,
             "divergence": "reverse_kl",
+            "matched": True,
             "conditional": True,
         }
         captions = [name for name in ("captions", "size") if getattr(self.data, name) is not None]
         if self.of_teacher and captions:
             raise UserError(
                 f"data.{captions[0]} is of images, and of_teacher takes the teacher's samples in their place"
+            )
+        if self.of_teacher and not self.matched:
+            raise UserError("matched is of images, and of_teacher takes samples of each prompt; leave it true")
+        if self.divergence != "reverse_kl" and not self.conditional:
+            raise UserError(
+                f"divergence {self.divergence} weighs samples by a density ratio given the prompt; set conditional to true"
             )
         if self.data.captions is not None and not (self.matched or self.conditional):
             raise UserError("data.captions is set, and the discriminator reads no caption; set conditional to true")

@@ -121,6 +121,14 @@ class SwiftBrush(OneStep):
             self.regression = Regression(regression, made, student)
         super().__init__(loaded, texts, student, optimizer, export, judge, made, start, health)
 
+    def enable_gradient_checkpointing(self) -> None:
+        if self.judge.shared and self.regression is not None and self.regression.features is not None:
+            raise UserError(
+                "training.gradient_checkpointing: regression.features reads the teacher with its adapters off, which "
+                "cannot be computed again; set fake.network to full, or this to false"
+            )
+        super().enable_gradient_checkpointing()
+
     def phases(self, step: int) -> list[Phase]:
         if self.regression is None:
             return self._judged(step)

@@ -63,6 +63,8 @@ def test_it_builds(config: Path, stand_ins: Path, tmp_path: Path, capsys: pytest
         overrides += [f"--method.{part}.source={stand_ins / 'sana32'}" for part in ("autoencoder", "transformer")]
     if config.stem == "emoji_teacher":  # its recipe starts from a run of its own
         overrides += ["--method.network.autoencoder", "assets/teacher/vae"]
+    if config.stem == "emoji_variety_images":  # the same
+        overrides += ["--method.start", "assets/student"]
     if config.stem in ("fashion_autoencoder", "fashion_teacher", "cifar_ddae"):  # images that are made or one's own
         overrides += ["--method.data.source", str(stand_ins / "clothes.npz")]
     if config.stem in ("fashion_teacher", "cifar_ddae"):

@@ -58,7 +58,7 @@ def test_ratios_of_the_teachers_own_images_are_one(health: Health) -> None:
 
 
 def test_a_collapsed_student_is_seen_and_said_once(health: Health) -> None:
-    health._reference = {}
+    health._worst = {}
     health.measure(lambda random, cond: random.normal("z", health.teacher.latent_shape))
     one = torch.randn(1, *health.teacher.latent_shape)
     collapsed = health.measure(lambda random, cond: one.expand(len(random), -1, -1, -1))
@@ -70,11 +70,15 @@ def test_a_collapsed_student_is_seen_and_said_once(health: Health) -> None:
 
 
 def test_a_slow_drift_is_said_too(health: Health) -> None:
-    health._reference, said = {}, []
+    health._worst, said = {}, []
     for value in (0.95, 0.8, 0.65, 0.58, 0.54, 0.5, 0.46):
         said += health._drifting({"variety": value})
-    assert said == [f"warning: the student's variety drifts: it is {v} of the teacher's" for v in ("0.54", "0.46")]
-    health._reference, said = {}, []
+    named = ("0.58", "0.50")  # at once, and then for each .05 further away
+    assert said == [f"warning: the student's variety drifts: it is {v} of the teacher's" for v in named]
+    for before in (0.95, 1.05):  # on whichever side of 1 it was
+        health._worst = {}
+        assert not health._drifting({"saturation": before}) and len(health._drifting({"saturation": 0.64})) == 1
+    health._worst, said = {}, []
     for value in (0.5, 0.52, 0.47, 0.44):  # it starts outside, as contrast does before training
         said += health._drifting({"contrast": value})
     assert len(said) == 1 and "0.44" in said[0]

@@ -16,6 +16,7 @@ from diffdistill.distill import SampleRandom, divergence_weights, pseudo_huber
 from diffdistill.errors import UserError
 from diffdistill.methods import SwiftBrush, teacher_pairs
 from diffdistill.methods.settings import PairSettings
+from diffdistill.models.critic import ScoreWithCritic
 from diffdistill.training.loop import Trainer
 from diffdistill.training.settings import TrainingSettings
 
@@ -184,13 +185,13 @@ def test_a_run_with_pairs_continues_to_the_bit(folder: Path) -> None:
     contents = [build(folder, **{**options, "pairs__steps": n}).content["pairs"] for n in (4, 4, 3)]
     assert contents[0] == contents[1] != contents[2]
     settings = TrainingSettings(32, 4, cpu=True, checkpoint_every=16, checkpoints_limit=9)
-    run, last = folder / "run", "checkpoint-0000000032/fake.safetensors"
+    run, last = folder / "run", "checkpoint-0000000032/*.safetensors"
     run.mkdir()
     Trainer(build(folder, **options), settings, run).fit()
-    (kept,) = run.glob(last)
-    whole = kept.read_bytes()
+    whole = {file.name: file.read_bytes() for file in run.glob(last)}
+    assert {"student.safetensors", "fake.safetensors"} <= set(whole)
     Trainer(build(folder, **options), settings, run, resume=str(run / "checkpoint-0000000016")).fit()
-    assert (run / last).read_bytes() == whole
+    assert {file.name: file.read_bytes() for file in run.glob(last)} == whole
 
 
 def test_a_student_starts_from_an_exported_one(folder: Path) -> None:
@@ -231,6 +232,14 @@ def test_the_critic_takes_the_teachers_samples_for_real(folder: Path) -> None:
     assert {sum(torch.equal(each[0], method.pairs.samples[row]) for each in drawn) > 0 for row in (1, 5)} == {True}
     with pytest.raises(UserError, match=r"set pairs.count"):
         build(folder, adversary__of_teacher=True)
+    with pytest.raises(UserError, match=r"leave it true"):
+        build(folder, **PAIRS, adversary__of_teacher=True, adversary__matched=False)
+    with pytest.raises(UserError, match=r"set conditional to true"):
+        build(
+            folder, **PAIRS, adversary__of_teacher=True, adversary__conditional=False, adversary__divergence="hellinger"
+        )
+    with pytest.raises(UserError, match=r"matched is set, but there is no adversarial term"):
+        build(folder, adversary__matched=False)
     with pytest.raises(UserError, match="one of them"):
         build(folder, **PAIRS, adversary__of_teacher=True, adversary__data__source="assets/emoji")
     with pytest.raises(UserError, match=r"set pairs.count"):
@@ -243,6 +252,25 @@ def test_the_critic_takes_the_teachers_samples_for_real(folder: Path) -> None:
         build(
             folder, **PAIRS, adversary__of_teacher=True, adversary__divergence="hellinger", adversary__critic_weight=0
         )
+
+
+def test_a_dropped_prompt_does_not_tell_the_critic_what_is_real(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build(folder, **PAIRS, adversary__of_teacher=True, fake__drop_text=0.5)
+    method.prepare("cpu")
+    random, seen = SampleRandom(0, range(4)), {}
+    forward = ScoreWithCritic.forward
+
+    def watched(network: ScoreWithCritic, x_t: Any, time: Any, cond: Any, real: Any, real_cond: Any, *more: Any) -> Any:
+        seen["made"], seen["real"] = cond, real_cond
+        return forward(network, x_t, time, cond, real, real_cond, *more)
+
+    monkeypatch.setattr(ScoreWithCritic, "forward", watched)
+    phase = next(phase for phase in method.phases(10_000) if phase.name == "fake")
+    phase.loss(method.batch([0, 1, 2, 3], random), random, {})
+    dropped = random.bernoulli("fake_drop/0", 0.5)
+    assert 0 < dropped.sum() < 4
+    for cond in seen.values():
+        assert [torch.equal(row, method.judge.null[0]) for row in cond] == dropped.tolist()
 
 
 def test_a_divergence_weighs_samples_by_the_critics_logits(folder: Path) -> None:
