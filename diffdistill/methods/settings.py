@@ -252,7 +252,7 @@ class AdversarySettings:
             raise UserError("matched is of images, and of_teacher takes samples of each prompt; leave it true")
         if self.divergence != "reverse_kl" and not self.conditional:
             raise UserError(
-                f"divergence {self.divergence} weighs samples by a density ratio given the prompt; set conditional to true"
+                f"divergence {self.divergence} needs a density ratio given the prompt; set conditional to true"
             )
         if self.data.captions is not None and not (self.matched or self.conditional):
             raise UserError("data.captions is set, and the discriminator reads no caption; set conditional to true")
