@@ -32,7 +32,10 @@ COMMON = {
     "training.warmup_samples": "0", "training.cpu": "true",
 }  # fmt: skip
 ON_PICTURES = ("consistency", "self_e", "flow", "mean_flow", "shortcut", "teacher", "autoencoder")
-AT_ONCE = {"method.fake.warmup": "0", "method.pairs.count": "64", "method.regression.alone": "1"}
+AT_ONCE = {
+    "method.fake.warmup": "0", "method.pairs.count": "64", "method.regression.alone": "1",
+    "method.health.captions": "0",
+}  # fmt: skip
 FROM_START = {  # so that what comes late in a run comes in its two steps
     "swiftbrush": {"method.fake.warmup": "0"},
     "quickstart": AT_ONCE, "variety": AT_ONCE, "variety_images": AT_ONCE | {"method.regression.alone": "0"},

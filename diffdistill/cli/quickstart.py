@@ -18,6 +18,7 @@ from diffdistill.cli.paths import check_writable, find
 from diffdistill.comparison.ruler import FEWEST, Ruler
 from diffdistill.errors import UserError
 
+CONFIG = "configs/emoji_quickstart.yaml"
 GUIDANCE = (2.0, 3.0)  # scales of the teacher that are tried beside 1
 
 
@@ -29,11 +30,12 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = OneLineParser(prog="diffdistill quickstart", description=(main.__doc__ or "").splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"), help="folder of the run")
-    parser.add_argument("--config", default="configs/emoji_quickstart.yaml", help="config file of the student")
+    parser.add_argument("--config", help=f"config file of the student; default {CONFIG}")
     parser.add_argument("--teacher", default="assets/teacher", help="the teacher's pipeline folder")
     parser.add_argument("--student", help="a student's pipeline folder, to measure it instead of distilling one")
     parser.add_argument("--n", type=int, default=512, help="number of images that each number is measured on")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts, the noise and the training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts and the noise that are measured")
+    parser.add_argument("--training_seed", type=int, help="seed of the training; default that of the config")
     parser.add_argument("--full", action="store_true", help="measure the teacher's stored numbers again")
     parser.add_argument(
         "--guidance", type=float, nargs="+", default=GUIDANCE, help="the teacher's guidance scales to choose from"
@@ -57,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--guidance must be numbers from 1, which is unguided")
     if options.n < FEWEST:
         raise UserError(f"--n is {options.n}; at least {FEWEST} images are needed")
+    if options.student and (options.config or options.training_seed is not None):
+        raise UserError("--student measures a student; --config and --training_seed are for one that is distilled")
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed is {options.seed}; it must be in [0, 2^63)")
     check_writable(run, "--output_dir")
@@ -64,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         from diffdistill.comparison.teacher_and_student import STORED
 
         check_writable(Path(teacher) / STORED, "--teacher")
-    recipe = _recipe(run, options.config, teacher, options.seed, options.overwrite)
+    recipe = _recipe(run, options.config or CONFIG, teacher, options.training_seed, options.overwrite)
     _refuse_early(recipe, teacher, chosen)
 
     from diffdistill.comparison.teacher_and_student import compare, write_comparison
@@ -88,10 +92,11 @@ def main(argv: Sequence[str]) -> None:
     print(f"seconds in all: {time.perf_counter() - started:.0f}")
 
 
-def _recipe(run: Path, config: str, teacher: str, seed: int, overwrite: bool) -> list[str]:
+def _recipe(run: Path, config: str, teacher: str, seed: int | None, overwrite: bool) -> list[str]:
     """Arguments of `diffdistill train` for the student."""
     return [
-        *("--config", config, "--method.teacher.source", teacher, "--training.seed", str(seed)),
+        *("--config", config, "--method.teacher.source", teacher),
+        *(() if seed is None else ("--training.seed", str(seed))),
         *("--output_dir", str(run / "student"), "--overwrite", str(overwrite).lower()),
     ]
 

@@ -72,7 +72,12 @@ class Adversary:
                 )
             return
         captioned = settings.matched or settings.conditional
-        data = load_captioned(settings.data, teacher.image_size, captioned=captioned)
+        try:
+            data = load_captioned(settings.data, teacher.image_size, captioned=captioned)
+        except UserError as error:
+            if settings.matched or not settings.conditional or "has no captions" not in str(error):
+                raise
+            raise UserError(f"{error}; or set adversary.conditional to false") from error
         images = data.images
         self._captions = data.captions
         if settings.matched:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 from diffdistill.data.captioned import CaptionedData
@@ -235,14 +235,7 @@ class AdversarySettings:
             raise UserError(
                 "of_teacher is true and data.source names images; the discriminator takes one of them for real"
             )
-        default = {
-            "weight": 3e-3,
-            "critic_weight": 1e-2,
-            "tap": None,
-            "divergence": "reverse_kl",
-            "matched": True,
-            "conditional": True,
-        }
+        default = {each.name: each.default for each in fields(self) if each.name not in ("data", "of_teacher")}
         captions = [name for name in ("captions", "size") if getattr(self.data, name) is not None]
         if self.of_teacher and captions:
             raise UserError(

@@ -22,7 +22,7 @@ from diffdistill.files import user_cache, write_atomic
 from diffdistill.models.digests import network_settings, weights_digest
 from diffdistill.models.latents import LatentSpace
 
-WORTH_KEEPING = 5000  # images, which take about a minute on a CPU
+WORTH_KEEPING = 1000  # images, which take about ten seconds on a CPU
 
 
 def encoded(latents: LatentSpace, images: Tensor) -> Tensor:

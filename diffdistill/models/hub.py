@@ -44,7 +44,9 @@ def _index(source: str, folder: Path, where: str = "") -> dict[str, Any]:
     """The content of model_index.json."""
     file, refusal = folder / "model_index.json", f"there is no diffusers pipeline at {source}: model_index.json"
     if not file.is_file():
-        raise UserError(f"{refusal} is missing{where}")
+        product = source.rstrip("/") + "/export"
+        run = f"; this is a run, whose product is {product}" if (folder / "export" / file.name).is_file() else ""
+        raise UserError(f"{refusal} is missing{where}{run}")
     return read_object(file, refusal)
 
 

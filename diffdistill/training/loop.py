@@ -80,6 +80,11 @@ class Trainer:
         self.remarks = (*launch.remarks, *auto, *start.remarks)
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
+        if method.scores and not settings.validate_every:
+            raise UserError(
+                "health.captions measures at validations, and there are none; set training.validate_every above 0, or "
+                "method.health.captions to 0"
+            )
         if settings.export_best and not method.scores:
             raise UserError(
                 "training.export_best is set, but the validations of this method have no score; a one-step student has "
