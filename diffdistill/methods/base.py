@@ -172,6 +172,7 @@ class Method(ABC):
     # settings that a continuation may change, because they change no number of training; each with the reason
     free: Mapping[str, str] = MappingProxyType({})
     scores = False  # whether validations have a score
+    steps_before = 0  # steps at the start in which not all that the method trains is trained
     _progress = 0.0
     progress_was_read = False  # whether it was read after it was last set
 

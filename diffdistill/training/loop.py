@@ -77,7 +77,16 @@ class Trainer:
             if settings.mixed_precision == "auto"
             else ()
         )
-        self.remarks = (*launch.remarks, *auto, *start.remarks)
+        steps = settings.samples // settings.batch_size
+        early = (
+            (
+                f"warning: this run has {steps} steps, and the method trains all of its networks only after "
+                f"{method.steps_before} (regression.alone, fake.warmup): the rest of it takes no part",
+            )
+            if 0 < method.steps_before >= steps
+            else ()
+        )
+        self.remarks = (*launch.remarks, *auto, *early, *start.remarks)
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
         if method.scores and not settings.validate_every:

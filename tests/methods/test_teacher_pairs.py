@@ -102,6 +102,10 @@ def test_regression_is_alone_at_first_and_then_stands_beside(folder: Path) -> No
     method.prepare("cpu")
     names = [[phase.name for phase in method.phases(step)] for step in range(5)]
     assert names == [["student"], ["student"], ["fake"], ["student", "fake"], ["student", "fake"]]
+    (folder / "run").mkdir()
+    remarks = {n: Trainer(method, TrainingSettings(4 * n, 4, cpu=True), folder / "run").remarks for n in (3, 4)}
+    assert any("has 3 steps, and the method trains all of its networks only after 3" in line for line in remarks[3])
+    assert not any("takes no part" in line for line in remarks[4])
     random = SampleRandom(0, range(4))
     batch = method.batch([0, 1, 2, 3], random)
     (alone,) = method.phases(0)
