@@ -77,28 +77,9 @@ class Trainer:
             if settings.mixed_precision == "auto"
             else ()
         )
-        steps = settings.samples // settings.batch_size
-        early = (
-            (
-                f"warning: this run has {steps} steps, and the method trains all of its networks only after "
-                f"{method.steps_before} (regression.alone, fake.warmup): the rest of it takes no part",
-            )
-            if 0 < method.steps_before >= steps
-            else ()
-        )
-        self.remarks = (*launch.remarks, *auto, *early, *start.remarks)
+        self.remarks = (*launch.remarks, *auto, *settings.fits(method.scores, method.steps_before), *start.remarks)
         self.accelerator = make_accelerator(self.precision, launch.cpu)
         settings.check(self.accelerator.num_processes)
-        if method.scores and not settings.validate_every:
-            raise UserError(
-                "health.captions measures at validations, and there are none; set training.validate_every above 0, or "
-                "method.health.captions to 0"
-            )
-        if settings.export_best and not method.scores:
-            raise UserError(
-                "training.export_best is set, but the validations of this method have no score; a one-step student has "
-                "one where method.health.captions is above 0"
-            )
         if settings.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
         if settings.gradient_checkpointing:

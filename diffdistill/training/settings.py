@@ -105,3 +105,31 @@ class TrainingSettings:
         for name in ("ema_decay", "lr_final"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be in [0, 1]")
+
+    def fits(self, scores: bool, steps_before: int) -> tuple[str, ...]:
+        """Lines for the user on what a method makes of these settings.
+
+        Args:
+            scores: whether the method's validations have a score.
+            steps_before: steps at the start in which not all that the method trains is trained.
+
+        Raises:
+            UserError: the settings ask for validations or scores that there are not.
+        """
+        if self.export_best and not scores:
+            raise UserError(
+                "training.export_best is set, but the validations of this method have no score; a one-step student has "
+                "one where method.health.captions is above 0"
+            )
+        if scores and not self.validate_every:
+            raise UserError(
+                "health.captions measures at validations, and there are none; set training.validate_every above 0, or "
+                "method.health.captions to 0"
+            )
+        steps = self.samples // self.batch_size
+        if not 0 < steps <= steps_before:
+            return ()
+        return (
+            f"warning: this run has {steps} steps, and the method trains all of its networks only after {steps_before} "
+            "(regression.alone, fake.warmup): the rest of it takes no part",
+        )
