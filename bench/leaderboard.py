@@ -27,8 +27,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-from recipe_runs import MADE_FROM, check_made_from
+from recipe_runs import MADE_FROM, check_made_from, made_from
 from sweep_rows import read_rows
 
 from diffdistill.errors import UserError
@@ -116,17 +115,16 @@ def train(name: str, seed: int, images: int, out: Path) -> Path:
         "training.validate_every": str(part),
         "training.checkpoint_every": str(part),
         **entry.options,
-        "output_dir": str(run),
     }
-    config = yaml.safe_load(Path(f"configs/{entry.config}.yaml").read_text())
-    made_from = {"config": config, "options": {key: value for key, value in options.items() if key != "output_dir"}}
+    config = f"configs/{entry.config}.yaml"
+    record = made_from(config, options)
     if run.is_dir():
-        check_made_from(run, made_from)
+        check_made_from(run, record)
     if (run / "export").is_dir():
         return run
     run.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(run / MADE_FROM, made_from)
-    argv = ["--config", f"configs/{entry.config}.yaml", *(f"--{key}={value}" for key, value in options.items())]
+    write_json_atomic(run / MADE_FROM, record)
+    argv = ["--config", config, *(f"--{key}={value}" for key, value in {**options, "output_dir": str(run)}.items())]
     if any(run.glob("checkpoint-*")):
         argv = ["--resume", "latest", "--output_dir", str(run)]
     else:

@@ -24,22 +24,28 @@ def train(run: Path, config: str, options: Mapping[str, str]) -> None:
     Raises:
         SystemExit: the folder holds a run of other settings.
     """
-    made_from: dict[str, Any] = {"config": yaml.safe_load(Path(config).read_text()), "options": dict(options)}
-    if start := options.get("method.start"):  # the settings of the run from which this one starts
-        made_from["start"] = json.loads((Path(start).parent / MADE_FROM).read_text())
+    record = made_from(config, options)
     if (run / "export").is_dir():
-        check_made_from(run, made_from)
+        check_made_from(run, record)
         return
     settings = {**options, "output_dir": str(run), "overwrite": "true"}
     argv = [config, *(f"--{key}={value}" for key, value in settings.items())]
     subprocess.run([sys.executable, "-m", "diffdistill", "train", *argv], check=True, stdout=sys.stderr)
-    write_json_atomic(run / MADE_FROM, made_from)
+    write_json_atomic(run / MADE_FROM, record)
 
 
-def check_made_from(run: Path, made_from: Mapping[str, Any]) -> None:
+def made_from(config: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """All settings of a run, and of the run from which it starts, if there is one."""
+    record: dict[str, Any] = {"config": yaml.safe_load(Path(config).read_text()), "options": dict(options)}
+    if start := options.get("method.start"):
+        record["start"] = json.loads((Path(start).parent / MADE_FROM).read_text())
+    return record
+
+
+def check_made_from(run: Path, record: Mapping[str, Any]) -> None:
     """Raise SystemExit unless the run in this folder was made from these settings."""
-    record = run / MADE_FROM
-    if not record.is_file() or json.loads(record.read_text()) != made_from:
+    kept = run / MADE_FROM
+    if not kept.is_file() or json.loads(kept.read_text()) != record:
         raise SystemExit(f"{run} holds a run of other settings, or has no {MADE_FROM}; remove it or name another --out")
 
 

@@ -48,6 +48,10 @@ class CaptionedData:
             raise UserError(f"size is {self.size}; it must be a number of pixels from 1, or null")
 
 
+class NoCaptionsError(UserError):
+    """Images have no captions, where captions are needed."""
+
+
 @dataclass(frozen=True)
 class CaptionedImages:
     """Captioned images in memory.
@@ -137,7 +141,7 @@ def _captions(source: Source, data: CaptionedData) -> list[str]:
         return texts
     found = source.captions()
     if found is None:
-        raise UserError(
+        raise NoCaptionsError(
             f"{data.source} has no captions; put a NAME.txt beside each image, or name a file of captions in `captions`"
         )
     return found

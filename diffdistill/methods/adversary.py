@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffdistill.data.captioned import load_captioned
+from diffdistill.data.captioned import NoCaptionsError, load_captioned
 from diffdistill.diffusion import Condition, Schedule, concatenate, expand
 from diffdistill.distill import SampleRandom, discriminator_loss, divergence_weights, generator_loss, surrogate_loss
 from diffdistill.distill.residual import rms
@@ -74,8 +74,8 @@ class Adversary:
         captioned = settings.matched or settings.conditional
         try:
             data = load_captioned(settings.data, teacher.image_size, captioned=captioned)
-        except UserError as error:
-            if settings.matched or not settings.conditional or "has no captions" not in str(error):
+        except NoCaptionsError as error:
+            if settings.matched:
                 raise
             raise UserError(f"{error}; or set adversary.conditional to false") from error
         images = data.images

@@ -89,6 +89,7 @@ class OneStep(Method):
         self.pairs = pairs
         self.health = Health(health, teacher, prompts) if health is not None and health.captions else None
         self.scores = self.health is not None
+        self.steps_before = 0 if judge is None else judge.warmup
         self.teacher, self.prompts, self.student, self.judge = teacher, prompts, student, judge
         self.schedule, self.half = teacher.schedule, export.half
         teacher.report_cut(prompts)

@@ -120,7 +120,7 @@ class SwiftBrush(OneStep):
                 raise UserError("regression needs pairs of the teacher; set pairs.count, for example to 10000")
             self.regression = Regression(regression, made, student)
         super().__init__(loaded, texts, student, optimizer, export, judge, made, start, health)
-        self.steps_before = judge.warmup + regression.alone
+        self.steps_before += regression.alone
 
     def enable_gradient_checkpointing(self) -> None:
         if self.judge.shared and self.regression is not None and self.regression.features is not None:
