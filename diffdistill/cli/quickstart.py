@@ -68,7 +68,11 @@ def main(argv: Sequence[str]) -> None:
         from diffdistill.comparison.teacher_and_student import STORED
 
         check_writable(Path(teacher) / STORED, "--teacher")
-    recipe = _recipe(run, options.config or CONFIG, teacher, options.training_seed, options.overwrite)
+    from diffdistill.cli.train import check_has_teacher
+
+    config = options.config or CONFIG
+    check_has_teacher(config)
+    recipe = _recipe(run, config, teacher, options.training_seed, options.overwrite)
     _refuse_early(recipe, teacher, chosen)
 
     from diffdistill.comparison.teacher_and_student import compare, write_comparison

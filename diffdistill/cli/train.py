@@ -155,8 +155,9 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     parser, namespace = parse(argv, default_config)  # with --help the program ends here, without the imports below
     import torch
 
-    from diffdistill.training.continuation import Recipe
+    from diffdistill.training.continuation import Identity, Recipe
     from diffdistill.training.launcher import read_launch
+    from diffdistill.training.resume import Start
     from diffdistill.training.settings import TrainingSettings
 
     plain = json.loads(parser.dump(namespace, format="json", skip_unset=False))
@@ -169,13 +170,20 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     settings.check(rank_and_processes()[1])
     read_launch(settings)
     method = _build(namespace, run)
+    kind = f"{type(method).__module__}.{type(method).__qualname__}"
+    made_from = Recipe(kind, flattened(plain["method"].get("init_args") or {}), _paths(namespace))
     if namespace.dry_run:
+        start = Start.of(run, namespace.resume, Identity.of(method, settings, made_from, run), settings)
         print(yaml.safe_dump(recipe, sort_keys=False))
         for name, network in method.networks.items():
             total = sum(p.numel() for p in network.parameters())
             trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
             print(f"{name}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M of them trained")
         print(f"{settings.samples // settings.batch_size} steps of {settings.batch_size} samples")
+        if start.folder is not None:
+            print(f"the run would continue from {start.folder}")
+        for remark in start.remarks:
+            print(remark)
         return
 
     from diffdistill.training.loop import Trainer
@@ -183,8 +191,6 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     # Nothing is written before the trainer has accepted the checkpoint that it continues from. The trainer also joins
     # the processes, so none of them can take the file that is written here for that of an earlier run.
     try:
-        kind = f"{type(method).__module__}.{type(method).__qualname__}"
-        made_from = Recipe(kind, flattened(plain["method"].get("init_args") or {}), _paths(namespace))
         trainer = Trainer(method, settings, run, namespace.resume, made_from)
     except ValueError as error:  # an optimiser that refuses its settings
         raise UserError(f"method {type(method).__name__}: {error}") from error
@@ -258,6 +264,13 @@ def _method_names() -> list[str]:
     from diffdistill import methods
 
     return [name for module, names in methods._MODULES.items() if module != "base" for name in names]
+
+
+def check_has_teacher(config: str) -> None:
+    """Raise UserError unless the method of this config file distils a teacher."""
+    method = _chosen_method(config_first([config], None))
+    if method is not None and "teacher" not in inspect.signature(method).parameters:
+        raise UserError(f"{config} trains {method.__name__}, which has no teacher; name a config that distils one")
 
 
 # ---- after parsing --------------------------------------------------------------------------------------------

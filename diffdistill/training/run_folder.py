@@ -123,7 +123,8 @@ class RunFolder:
             if values is not None:
                 self.say(f"exported are the weights after {self.best.samples} samples, the best of all validations")
             elif choose_best:
-                self.say("no validation has weights to choose from: exported are those of the end")
+                why = "no validation has weights to choose from" if self.best.samples < 0 else f"{best.FILE} is damaged"
+                self.say(f"{why}: exported are the weights of the end")
             new = self.path / ".export.new"
             shutil.rmtree(new, ignore_errors=True)
             with self.state.ema.applied(values):

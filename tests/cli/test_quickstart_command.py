@@ -65,6 +65,7 @@ def test_bad_options_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--teacher", str(tmp_path)], "no teacher at"),
         (["--n", "1", "--teacher", str(save_tiny_pipeline(tmp_path / "t"))], "--n is 1"),
         (["--student", str(tmp_path / "t"), "--training_seed", "1"], "--student measures a student"),
+        (["--config", "configs/emoji_autoencoder.yaml"], "trains Autoencoder, which has no teacher"),
     ):
         capsys.readouterr()
         assert main(["quickstart", *options, "--output_dir", str(tmp_path / "run")]) == 2

@@ -243,8 +243,12 @@ def test_a_run_its_config_its_resume_and_its_overwrite(capsys: pytest.CaptureFix
     assert "already holds a run" in refusal(capsys, "train", stub, "--method.target", "3")
     assert "give only one of them" in refusal(capsys, "train", stub, "--resume", "latest", "--overwrite", "true")
     # a continuation with other settings is refused, and the run's own config is still there
-    assert "other settings" in refusal(capsys, "train", stub, "--resume", "latest", "--method.target", "3")
+    other = ("train", stub, "--resume", "latest", "--method.target", "3")
+    assert "other settings" in refusal(capsys, *other)
+    assert "other settings" in refusal(capsys, *other, "--dry_run")
     assert config.read_text() == saved
+    assert main(["train", stub, "--resume", "latest", "--dry_run"]) == 0
+    assert "the run would continue from run/checkpoint-" in capsys.readouterr().out
     # with no config file, a continuation takes the run's own
     assert "no run to resume in nothing" in refusal(capsys, "train", "--resume", "latest", "--output_dir", "nothing")
     assert "--resume needs --output_dir" in refusal(capsys, "train", "--resume", "latest")
