@@ -14,7 +14,7 @@ import yaml
 from diffdistill.files import write_json_atomic
 
 KEYS = ("kd", "variety", "vendi")
-COLUMNS = "KD | variety | Vendi score"
+COLUMNS = "KD | variety | effective images"
 MADE_FROM = "made_from.json"
 
 
@@ -58,7 +58,7 @@ def compared(students: Mapping[str, Path], out: Path, *more: str) -> list[dict[s
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """KD, variety and Vendi score on each encoder, in the order of `COLUMNS`."""
+    """KD, variety and effective images on each encoder, in the order of `COLUMNS`."""
     return [
         ", ".join("-" if value is None else f"{value:.2f}".removeprefix("0") for value in row[key].values())
         for key in KEYS

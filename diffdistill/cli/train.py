@@ -174,6 +174,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
     made_from = Recipe(kind, flattened(plain["method"].get("init_args") or {}), _paths(namespace))
     if namespace.dry_run:
         start = Start.of(run, namespace.resume, Identity.of(method, settings, made_from, run), settings)
+        remarks = (*settings.fits(method.scores, method.steps_before), *start.remarks)
         print(yaml.safe_dump(recipe, sort_keys=False))
         for name, network in method.networks.items():
             total = sum(p.numel() for p in network.parameters())
@@ -182,8 +183,7 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
         print(f"{settings.samples // settings.batch_size} steps of {settings.batch_size} samples")
         if start.folder is not None:
             print(f"the run would continue from {start.folder}")
-        for remark in start.remarks:
-            print(remark)
+        print("\n".join(remarks))
         return
 
     from diffdistill.training.loop import Trainer

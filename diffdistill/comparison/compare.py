@@ -218,9 +218,10 @@ class Comparison:
         shown = min(SHOWN * plan.per_caption, len(repeated)) if seed == plan.seeds[0] else 0
         passes = [Pass(encoder) for encoder in self.encoders.values()]
         features, sources = [], []
+        cell = plan.seeds.index(seed) * len(plan.rows) + plan.rows.index(row) + 1
         for prompts, first, kept in ((drawn.prompts, 0, 0), (repeated, REPEATED, shown)):
             made = Generated(model, prompts, len(prompts), row.steps, row.guidance, seed * NOISE + first)
-            made.name = f"{row.name}, seed {seed}"
+            made.name = f"cell {cell} of {len(plan.seeds) * len(plan.rows)}: {row.name}, seed {seed}"
             sources.append(Watched(made, kept, CHUNK, network_of(model)))
             features.append(collect_several(sources[-1], PROTOCOL, passes, len(prompts), self.reading))
         reference = {name: self._real(name) for name in self.encoders}

@@ -90,6 +90,12 @@ class Judge:
         if guidance_interval != (0.0, 1.0):
             if guidance_scale == 1:
                 raise UserError("guidance_interval is set, but guidance_scale is 1: there is no guidance at any time")
+            first, last = min(times.first[0], times.last[0]), max(times.first[1], times.last[1])
+            if guidance_interval[0] <= first and last <= guidance_interval[1]:
+                raise UserError(
+                    f"guidance_interval holds all times that are judged, {first:g} to {last:g}, and changes nothing; "
+                    "leave it out, or set it within them"
+                )
             schedule, ends = teacher.schedule, torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)
             try:
                 self._guided_times = schedule.timestep(ends, *guidance_interval)

@@ -204,6 +204,8 @@ def start_from(network: Any, source: str, student: Student, teacher: Teacher) ->
         UserError: there is no pipeline, its network or autoencoder is another one, or it was trained to get noise at
             another time.
     """
+    if not Path(source).is_dir():
+        raise UserError(f"start {source}: there is no such folder; name the export of a run that has ended")
     other = load_teacher(source)
     if not _same_latents(other, teacher):
         raise UserError(f"start {source} has another autoencoder than the teacher {teacher.source}")

@@ -73,6 +73,8 @@ def _checkpoint(run: Path, resume: str | None) -> Path | None:
             )
         return folder
     folder = Path(resume)
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint folder {folder}; --resume takes one, or the word latest")
     if own and folder.resolve().parent != run.resolve():
         raise UserError(f"{folder} is another run's, and {run} holds checkpoints of its own; name another output_dir")
     return folder

@@ -96,6 +96,7 @@ def test_a_comparison_goes_on_and_makes_a_damaged_cell_again(
         (("--pictures", "24"), "--pictures is 24; the set has 24 images"),
         (("--judging", "mobilenet_v2"), "named twice"),
         (("--judging", "mobilnet"), "did you mean 'mobilenet_v2'"),
+        (("--judging", "clip-vitb16"), "did you mean 'clip-vit-b16'"),
         (("--teacher_guidance", "0.5"), "--teacher_guidance is 0.5"),
         (("--reference", "nothing"), "no emoji set"),
         (("--split", "heldout", "--prompts", "p.txt"), "--split"),

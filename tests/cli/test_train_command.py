@@ -246,6 +246,9 @@ def test_a_run_its_config_its_resume_and_its_overwrite(capsys: pytest.CaptureFix
     other = ("train", stub, "--resume", "latest", "--method.target", "3")
     assert "other settings" in refusal(capsys, *other)
     assert "other settings" in refusal(capsys, *other, "--dry_run")
+    assert "no checkpoint folder nope" in refusal(capsys, "train", stub, "--resume", "nope")
+    best = ("--training.export_best", "true", "--training.validate_every", "4")
+    assert "have no score" in refusal(capsys, "train", stub, *best, "--dry_run")
     assert config.read_text() == saved
     assert main(["train", stub, "--resume", "latest", "--dry_run"]) == 0
     assert "the run would continue from run/checkpoint-" in capsys.readouterr().out

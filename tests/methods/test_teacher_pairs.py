@@ -312,6 +312,8 @@ def test_guidance_is_within_its_interval_alone(folder: Path) -> None:
         build(folder, guidance_interval=(0.2, 0.6), guidance_scale=1.0)
     with pytest.raises(UserError, match="residual sds reads|residual csd reads"):
         build(folder, guidance_interval=(0.2, 0.6), residual="csd")
+    with pytest.raises(UserError, match=r"holds all times that are judged, 0.02 to 0.981"):
+        build(folder, guidance_interval=(0.0, 0.99))
     with pytest.raises(UserError, match="guidance_interval is 0.6 to 0.2"):
         build(folder, guidance_interval=(0.6, 0.2))
 

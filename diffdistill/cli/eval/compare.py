@@ -48,7 +48,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--teacher", default="assets/teacher", help=f"{where} (default: assets/teacher)")
     parser.add_argument("--teacher_steps", type=int, default=50, help="the teacher's number of steps (default: 50)")
     parser.add_argument("--teacher_guidance", type=float, default=3.0, help="its guidance scale (default: 3)")
-    parser.add_argument("--students", nargs="+", default=[], metavar="STUDENT", help=where)
+    parser.add_argument("--students", nargs="+", required=True, metavar="STUDENT", help=where)
     parser.add_argument(
         "--steps", dest="step_counts", type=int, nargs="+", default=[1], metavar="N",
         help="numbers of steps of the students (default: 1)",
@@ -73,7 +73,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--judging", nargs="*", default=list(JUDGING), metavar="ENCODER",
         help=f"encoders for the last look alone (default: {' '.join(JUDGING)}); inception-tf and dinov2-vitl14 where "
-        "their weights are",
+        "their weights are; none after it leaves these out",
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=64, help="images in a batch; it changes no number")
     parser.add_argument("--device", default=None, help="cpu or cuda; by default cuda where there is a GPU")

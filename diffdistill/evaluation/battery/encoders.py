@@ -6,6 +6,7 @@ good on it by chance or by choice. A *judging* encoder is for the last look alon
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from diffdistill.errors import UserError
 from diffdistill.evaluation.agreement.align import TowerFeatures
-from diffdistill.evaluation.features.base import Extractor, build_extractor
+from diffdistill.evaluation.features.base import EXTRACTORS, Extractor, build_extractor
 
 WATCHED = ("mobilenet_v2", "st-alexnet")  # of the tuning encoders, the fast ones: while training, and in quickstart
 TUNING = (*WATCHED, "st-vgg16")
@@ -77,4 +78,8 @@ def build_encoder(name: str, device: str | torch.device = "cpu", weights: str | 
     Raises:
         UserError: as `build_extractor`.
     """
-    return ClipTower(weights, device) if name == CLIP else build_extractor(name, weights, device)
+    if name == CLIP:
+        return ClipTower(weights, device)
+    if name not in EXTRACTORS and CLIP in difflib.get_close_matches(name, [CLIP, *EXTRACTORS], 1, 0.4):
+        raise UserError(f"no encoder {name!r}, did you mean {CLIP!r}?")
+    return build_extractor(name, weights, device)

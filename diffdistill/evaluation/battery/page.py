@@ -56,7 +56,8 @@ def _words(record: Mapping[str, Any]) -> str:
         f"Each number is a ratio to that of {escape(record['teacher'])}, with the same prompts and noise. KD is the "
         "kernel distance to real images: lower is better, and 1 is as good as the teacher. Variety is the mean "
         "distance between two images of one caption, and effective images is the Vendi score of the images of a "
-        "caption, both over the teacher's: 1 is as varied as the teacher, 0 is one image a caption. "
+        "caption beyond the first one, both over the teacher's: 1 is as varied as the teacher, 0 is one image a "
+        "caption. Read them beside KD, because noise in the images is variety too. "
         f"{several}"
     )
 
