@@ -39,7 +39,6 @@ REGRESSION = {**PAIRS, **ALONE, "method.regression.weight": "0.25"}
 QUICK = "emoji_quickstart"
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "base": (QUICK, {}),
-    "guidance below t = .25": (QUICK, {"method.guidance_interval": "[0.0, 0.25]"}),
     "noise at the last time": (QUICK, {"method.noise_ratio": "null"}),
     "three updates of the fake score": (QUICK, {"method.fake.updates": "3"}),
     "regression at the start": (QUICK, {**PAIRS, **ALONE}),

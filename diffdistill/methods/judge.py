@@ -55,8 +55,6 @@ class Judge:
         guidance_scale: the teacher's guidance; 1 is none.
         fake: settings of the fake score; None for a loss without one.
         adversary: the adversarial term; None for none.
-        guidance_interval: the times at which the teacher is guided, as fractions of the schedule; so is a fake score
-            without a scale of its own.
 
     Attributes:
         networks: the method's own networks, after `add_networks`.
@@ -73,11 +71,7 @@ class Judge:
         guidance_scale: float,
         fake: FakeScore | None = None,
         adversary: Adversary | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        low, high = guidance_interval = (guidance_interval[0], guidance_interval[1])  # a YAML list becomes a tuple
-        if not 0 <= low < high <= 1:
-            raise UserError(f"guidance_interval is {low} to {high}; the ends must be in order and in [0, 1]")
         for low, high in (times.first, times.last):
             try:
                 teacher.schedule.timestep(torch.zeros(1), low, high)
@@ -86,21 +80,7 @@ class Judge:
         if adversary is not None and fake is None:
             raise UserError("adversary: the discriminator needs the features of a fake score; this loss has none")
         self.teacher, self.times, self.guidance_scale = teacher, times, guidance_scale
-        self.fake, self.adversary, self.guidance_interval = fake, adversary, guidance_interval
-        if guidance_interval != (0.0, 1.0):
-            if guidance_scale == 1:
-                raise UserError("guidance_interval is set, but guidance_scale is 1: there is no guidance at any time")
-            first, last = min(times.first[0], times.last[0]), max(times.first[1], times.last[1])
-            if guidance_interval[0] <= first and last <= guidance_interval[1]:
-                raise UserError(
-                    f"guidance_interval holds all times that are judged, {first:g} to {last:g}, and changes nothing; "
-                    "leave it out, or set it within them"
-                )
-            schedule, ends = teacher.schedule, torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)
-            try:
-                self._guided_times = schedule.timestep(ends, *guidance_interval)
-            except ValueError as error:
-                raise UserError(f"guidance_interval: {error}") from error
+        self.fake, self.adversary = fake, adversary
         self.shared = fake is not None and fake.network == "lora"
         self.null: Condition = None  # set by `prepare`
         self.progress = 0.0
@@ -212,24 +192,13 @@ class Judge:
             noise,
             cond,
             self.null if null is None else null,
-            self._guidance(t),
+            self.guidance_scale,
             fake=None if fake is None else self.fake_score,
-            fake_guidance_scale=1.0 if fake is None else self._fake_guidance(fake, t),
+            fake_guidance_scale=1.0 if fake is None else fake.judging_scale(self.guidance_scale),
             options=JudgingOptions(later_t=later, perp_neg=perp_neg),
             reduction=reduction,
             sample_weights=weights,
         )
-
-    def _guidance(self, t: Tensor) -> float | Tensor:
-        """The teacher's guidance at times t of shape (B,): its scale within the interval, and 1 outside."""
-        if self.guidance_interval == (0.0, 1.0):
-            return self.guidance_scale
-        first, last = (end.to(t.device) for end in self._guided_times)
-        return torch.where((t >= first) & (t <= last), self.guidance_scale, 1.0)
-
-    def _fake_guidance(self, fake: FakeScore, t: Tensor) -> float | Tensor:
-        """That of the fake score: its own scale or, where it has none, that of the teacher at each time."""
-        return self._guidance(t) if fake.guidance_scale is None else fake.guidance_scale
 
     # ---- the phases of a step ---------------------------------------------------------------------------------
 

@@ -61,7 +61,6 @@ class SwiftBrush(OneStep):
         adversary: the adversarial term.
         pairs: pairs of the teacher, for `regression` and for `adversary.of_teacher`.
         regression: regression on these pairs, alone at first or beside score distillation.
-        guidance_interval: the times at which the teacher is guided, as fractions of the schedule.
         start: folder of an exported one-step student of the same teacher, from which the student starts; null for the
             teacher's weights.
         health: numbers of the student against the teacher's, at each validation.
@@ -89,7 +88,6 @@ class SwiftBrush(OneStep):
         adversary: AdversarySettings = AdversarySettings(),
         pairs: PairSettings = PairSettings(),
         regression: RegressionSettings = RegressionSettings(),
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
         start: str | None = None,
         health: HealthSettings = HealthSettings(),
         export: ExportSettings = ExportSettings(),
@@ -101,8 +99,6 @@ class SwiftBrush(OneStep):
         if not row.needs <= AT_HAND:
             raise UserError(f"residual {residual}: SwiftBrush has no {', '.join(sorted(row.needs - AT_HAND))}")
         needs_fake = "fake" in row.needs
-        if guidance_interval != (0.0, 1.0) and "guided" not in row.needs:
-            raise UserError(f"guidance_interval is set, but the residual {residual} reads no guided prediction")
         if adversary.used and not needs_fake:
             raise UserError(
                 f"adversary: the discriminator needs the features of a fake score, and {residual} has none; "
@@ -112,7 +108,7 @@ class SwiftBrush(OneStep):
         texts, loaded = read_prompts(prompts), open_teacher(teacher)
         made = pairs_of(pairs, loaded, texts, regression.used or adversary.of_teacher)
         real = adversary_of(adversary, loaded, texts, made)
-        judge = Judge(loaded, times, guidance_scale, fake if needs_fake else None, real, guidance_interval)
+        judge = Judge(loaded, times, guidance_scale, fake if needs_fake else None, real)
         student = OneStepStudent(loaded, noise_ratio)
         self.regression: Regression | None = None
         if regression.used:

@@ -185,7 +185,7 @@ def test_features_that_are_not_there_are_refused(folder: Path, more: dict[str, A
 
 def test_a_run_with_pairs_continues_to_the_bit(folder: Path) -> None:
     options = {**PAIRS, "regression__weight": 0.5, "regression__alone": 1, "adversary__of_teacher": True,
-               "adversary__divergence": "jensen_shannon", "guidance_interval": (0.1, 0.8)}  # fmt: skip
+               "adversary__divergence": "jensen_shannon"}  # fmt: skip
     contents = [build(folder, **{**options, "pairs__steps": n}).content["pairs"] for n in (4, 4, 3)]
     assert contents[0] == contents[1] != contents[2]
     settings = TrainingSettings(32, 4, cpu=True, checkpoint_every=16, checkpoints_limit=9)
@@ -297,25 +297,6 @@ def test_a_divergence_weighs_samples_by_the_critics_logits(folder: Path) -> None
     weights = divergence_weights(logits, "forward_kl")
     assert (weights - 1).abs().max() > 0.01
     torch.testing.assert_close(gradients[1], weights[:, None, None, None] * gradients[0])
-
-
-def test_guidance_is_within_its_interval_alone(folder: Path) -> None:
-    method = build(folder, guidance_interval=[0.2, 0.6], guidance_scale=3.0)
-    t = torch.tensor([199, 200, 599, 600])
-    assert method.judge._guidance(t).tolist() == [1.0, 3.0, 3.0, 1.0]
-    assert build(folder).judge._guidance(t) == 4.5
-    method.prepare("cpu")  # the fake score is the teacher, and is guided as the teacher is: nothing is left to learn
-    x0 = torch.randn(4, 4, 4, 4, requires_grad=True)
-    loss, logs = method.loss(x0, method.embedded([0, 1, 2, 3]), SampleRandom(0, range(4)))
-    assert logs["grad_rms"] < 1e-5
-    with pytest.raises(UserError, match="there is no guidance at any time"):
-        build(folder, guidance_interval=(0.2, 0.6), guidance_scale=1.0)
-    with pytest.raises(UserError, match="residual sds reads|residual csd reads"):
-        build(folder, guidance_interval=(0.2, 0.6), residual="csd")
-    with pytest.raises(UserError, match=r"holds all times that are judged, 0.02 to 0.981"):
-        build(folder, guidance_interval=(0.0, 0.99))
-    with pytest.raises(UserError, match="guidance_interval is 0.6 to 0.2"):
-        build(folder, guidance_interval=(0.6, 0.2))
 
 
 @pytest.mark.parametrize("wrong", [{"count": -1}, {"steps": 0}, {"guidance_scale": -1.0}])
