@@ -1,4 +1,4 @@
-"""What models draw of the same captions and noises: a sheet in which each column is a caption and each row a noise.
+"""What models draw of the same captions and noises: a sheet in which each column is a caption.
 
     python bench/noises.py --out sheet.jpg "teacher=assets/teacher:50:3" "student, 1 step=assets/student:1:1"
 
@@ -31,6 +31,8 @@ def main() -> None:
     sheet = {}
     for model in o.models:
         name, _, rest = model.partition("=")
+        if rest.count(":") < 2:
+            parser.error(f"{model!r} is no NAME=PATH:STEPS:GUIDANCE, such as student=assets/student:1:1")
         path, steps, guidance = rest.rsplit(":", 2)
         rows = [
             torch.cat(list(generate(find(path), captions, int(steps), float(guidance), seed=o.captions * noise)))

@@ -183,7 +183,8 @@ def main(argv: Sequence[str], default_config: str | None = None) -> None:
         print(f"{settings.samples // settings.batch_size} steps of {settings.batch_size} samples")
         if start.folder is not None:
             print(f"the run would continue from {start.folder}")
-        print("\n".join(remarks))
+        for remark in remarks:
+            print(remark)
         return
 
     from diffdistill.training.loop import Trainer
