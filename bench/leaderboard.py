@@ -7,7 +7,7 @@
 
     train      each method by its config, cut to --images, product exported at every quarter     OUT/NAME-sSEED/
     measure    `diffdistill eval sweep` of the products at 1, 2, 4, 8 steps                      OUT/NAME-sSEED/final/
-               and of what was exported on the way, at the steps a method is meant for           OUT/NAME-sSEED/curve/
+    --curve    and of what was exported on the way, at the steps a method is meant for           OUT/NAME-sSEED/curve/
     write      table and plot; with --write a row of images a method too
 
 Notable:
@@ -78,10 +78,12 @@ PLAIN = {  # SwiftBrush alone, of a config that has pairs too
     "method.times.t_max": "0.5",
 }
 
+PAIRS = {"training.max_minutes": "0", "method.regression.alone": "200"}  # steps; fits short races too
+
 ENTRIES = {
     "swiftbrush": Entry("emoji_quickstart", {"training.max_minutes": "0", **PLAIN}),
-    "swiftbrush-pairs": Entry("emoji_quickstart", {"training.max_minutes": "0", **NO_IMAGES}),
-    "swiftbrush-images": Entry("emoji_quickstart", {"training.max_minutes": "0"}),
+    "swiftbrush-pairs": Entry("emoji_quickstart", {**PAIRS, **NO_IMAGES}),
+    "swiftbrush-images": Entry("emoji_quickstart", PAIRS),
     "dmd2": Entry("emoji_dmd2", {"method.steps": "1"}),
     "dmd2-2": Entry("emoji_dmd2", steps=(2,)),
     "diff_instruct": Entry("emoji_diff_instruct"),
@@ -157,11 +159,13 @@ def sweep(
 
 
 def measure(name: str, seed: int, o: argparse.Namespace) -> None:
-    """The product at all steps, and its curve unless another seed has one."""
+    """The product at all steps; with --curve what was exported on the way too, unless another seed has that."""
     entry, run = ENTRIES[name], o.out / f"{name}-s{seed}"
     pictures = ("--pictures", str(o.pictures))
     seeds = ("--seeds", *map(str, o.measured_seeds))
     sweep(o.out, run / "final", {name: run / "export"}, STEPS, entry.guidance, *pictures, *seeds, *AGREEMENT)
+    if not o.curve:
+        return
     parts = {folder.name: folder for folder in sorted(run.glob("export-*"))}
     others = (other for other in o.out.glob(f"{name}-s[0-9]*") if other != run)
     if parts and not any(read_rows(other / "curve" / "sweep.json") for other in others):
@@ -189,6 +193,7 @@ def main() -> None:
         default=[0, 1, 2],
         help="of prompts, reference and noise; default 0 1 2",
     )
+    parser.add_argument("--curve", action="store_true", help="measure what was exported on the way too")
     parser.add_argument("--train_only", action="store_true", help="measure nothing")
     parser.add_argument("--write", action="store_true", help="only table, plot and images, in docs/")
     parser.add_argument("--redraw", action="store_true", help="only the plot of KD against steps, from the table")

@@ -111,7 +111,9 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     equal = math.floor(10 * min(record["cpu_minutes"] for record in found)) / 10  # the shortest run has it
     head = ["", "runs", "images", "CPU min", "MiB", *(f"KD, {n}" for n in steps), "at", "FD", "align", "recall"]
     head += ["variety", "Vendi"]
-    head.append(f"KD after {equal:g} min")
+    curves = any(record["curve"] for record in found)
+    if curves:
+        head.append(f"KD after {equal:g} min")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in sorted(names, key=reach.__getitem__):
         own = runs[name]
@@ -131,8 +133,9 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             _over_runs([row["mean"]["align_score"] for row in best], 3),
             _over_runs([row["mean"]["recall"] for row in best], 2),
             *_variety(best, finest),
-            next((_at(r["curve"], equal) for r in own if r["curve"]), ""),
         ]
+        if curves:
+            cells.append(next((_at(r["curve"], equal) for r in own if r["curve"]), ""))
         lines.append("| " + " | ".join(cells) + " |")
     if teacher:
         for at in (n for n in (8, 50) if n in best_teacher):
@@ -141,7 +144,8 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             last = [_over_runs([row["mean"][key]], n) for key, n in (("fd", 0), ("align_score", 3), ("recall", 2))]
             last += _variety([row], finest)
             where = f"{at}, guidance {row['guidance']:g}: {_over_runs([row['mean']['kd']], 3)}"
-            lines.append("| " + " | ".join(["teacher", "", "", "", "", *kds, where, *last, ""]) + " |")
+            cells = ["teacher", "", "", "", "", *kds, where, *last]
+            lines.append("| " + " | ".join([*cells, ""] if curves else cells) + " |")
     return "\n".join(lines)
 
 
