@@ -110,7 +110,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
     }
     equal = math.floor(10 * min(record["cpu_minutes"] for record in found)) / 10  # the shortest run has it
     head = ["", "runs", "images", "CPU min", "MiB", *(f"KD, {n}" for n in steps), "at", "FD", "align", "recall"]
-    head += ["variety", "Vendi"]
+    head += ["variety", "Vendi", f"variety, {steps[0]}"]
     curves = any(record["curve"] for record in found)
     if curves:
         head.append(f"KD after {equal:g} min")
@@ -133,6 +133,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             _over_runs([row["mean"]["align_score"] for row in best], 3),
             _over_runs([row["mean"]["recall"] for row in best], 2),
             *_variety(best, finest),
+            _variety([record["best"][steps[0]] for record in own], finest)[0],
         ]
         if curves:
             cells.append(next((_at(r["curve"], equal) for r in own if r["curve"]), ""))
@@ -142,7 +143,7 @@ def table(found: list[dict[str, Any]], teacher: list[dict[str, Any]]) -> str:
             row = best_teacher[at]
             kds = [_over_runs([best_teacher[n]["mean"]["kd"]], 3) if at == 8 else "" for n in steps]
             last = [_over_runs([row["mean"][key]], n) for key, n in (("fd", 0), ("align_score", 3), ("recall", 2))]
-            last += _variety([row], finest)
+            last += [*_variety([row], finest), _variety([best_teacher[steps[0]]], finest)[0] if at == 8 else ""]
             where = f"{at}, guidance {row['guidance']:g}: {_over_runs([row['mean']['kd']], 3)}"
             cells = ["teacher", "", "", "", "", *kds, where, *last]
             lines.append("| " + " | ".join([*cells, ""] if curves else cells) + " |")

@@ -53,9 +53,10 @@ def test_variety_is_over_that_of_the_teacher_at_its_most_steps() -> None:
         [cell.strip() for cell in line.strip("|").split("|")] for line in report.table(runs, teacher).splitlines()
     )
     at = head.index("variety")
-    assert head[at:] == ["variety", "Vendi"]  # no KD after equal minutes, because no run has a curve
+    assert head[at:] == ["variety", "Vendi", "variety, 1"]  # no KD after equal minutes, because no run has a curve
     assert [row[at] for row in rows] == [".60 ± .14", ".80", "1.00"]
     assert [row[at + 1] for row in rows] == [".50 ± .00", "1.00", "1.00"]
+    assert [row[at + 2] for row in rows] == [".60 ± .14", ".60", ""]
     assert report.table([record("old", 0, 0.2, [])], teacher).splitlines()[2].split("|")[at + 1].strip() == ""
 
 
