@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sweep_rows import best_by_steps, read_rows
 
+from diffdistill.errors import UserError
 from diffdistill.evaluation.page.axes import spread
 from diffdistill.files import write_atomic
 
@@ -39,6 +40,29 @@ def collect(out: Path, entries: Mapping[str, Any]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def check_one_race(found: list[dict[str, Any]], sweeps: Sequence[Path]) -> None:
+    """Rows of other numbers of images, in training or in measuring, or of other draws cannot be compared.
+
+    Raises:
+        UserError: the runs differ in them; the message names two that do.
+    """
+    seen: dict[str, str] = {}
+    for record in found:
+        seen.setdefault(f"trained on {record['images']:,} images", f"{record['name']}, seed {record['seed']}")
+    _refuse_two(seen)
+    seen = {}
+    for path in sweeps:
+        sweep = json.loads(path.read_text())
+        seen.setdefault(f"measured on {sweep['pictures']} images for each of the seeds {sweep['seeds']}", str(path))
+    _refuse_two(seen)
+
+
+def _refuse_two(seen: Mapping[str, str]) -> None:
+    if len(seen) > 1:
+        (how, one), (other_how, other) = list(seen.items())[:2]
+        raise UserError(f"{one} is {how}, but {other} is {other_how}; make them alike, or use another --out")
 
 
 def _last(log: Path) -> dict[str, Any] | None:
@@ -246,6 +270,8 @@ def write(out: Path, entries: Mapping[str, Any], results: Path, picture: Path) -
     if not found:
         return []
     teacher = read_rows(out / "teacher" / "sweep.json")
+    sweeps = [out / f"{record['name']}-s{record['seed']}" / "final" / "sweep.json" for record in found]
+    check_one_race(found, [*sweeps, *([out / "teacher" / "sweep.json"] if teacher else [])])
     before, _, rest = results.read_text().partition(START)
     _, marked, after = rest.partition(END)
     if not marked:

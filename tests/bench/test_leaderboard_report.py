@@ -1,5 +1,6 @@
 """The leaderboard's table and plot: methods in order, KD between the points of a curve, a name at each line."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import leaderboard_report as report
 import pytest
+
+from diffdistill.errors import UserError
 
 CURVE = [
     {"images": 100, "cpu_minutes": 1.0, "steps": 1, "kd": 0.5},
@@ -58,6 +61,22 @@ def test_variety_is_over_that_of_the_teacher_at_its_most_steps() -> None:
     assert [row[at + 1] for row in rows] == [".50 ± .00", "1.00", "1.00"]
     assert [row[at + 2] for row in rows] == [".60 ± .14", ".60", ""]
     assert report.table([record("old", 0, 0.2, [])], teacher).splitlines()[2].split("|")[at + 1].strip() == ""
+
+
+def test_runs_that_are_no_race_are_refused(tmp_path: Path) -> None:
+    paths = []
+    for name, pictures, seeds in (("a", 256, [0]), ("b", 256, [0]), ("c", 256, [0, 1]), ("d", 128, [0])):
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps({"pictures": pictures, "seeds": seeds}))
+    runs = [record("one", 0, 0.2, []), record("two", 0, 0.3, [])]
+    report.check_one_race(runs, paths[:2])
+    for other in paths[2:]:
+        with pytest.raises(UserError, match="measured on .* but .* use another --out"):
+            report.check_one_race(runs, [*paths[:2], other])
+    with pytest.raises(
+        UserError, match="one, seed 0 is trained on 200 images, but two, seed 0 is trained on 100 images"
+    ):
+        report.check_one_race([runs[0], {**runs[1], "images": 100}], paths[:2])
 
 
 def test_each_line_of_the_plot_has_its_name_beside_it(tmp_path: Path) -> None:
